@@ -1,0 +1,64 @@
+"""ChestMNIST: the NIH images at 28, 64, 128 or 224 px, through the `medmnist` package (Yang et al. 2023, arXiv 2110.14795)."""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from deepchest_utils.datasets.base import ChestXrays, DataError, Splits
+from deepchest_utils.datasets.splits import limit_images
+from deepchest_utils.findings import FINDINGS
+
+SIZES = (28, 64, 128, 224)
+
+
+def load_chestmnist(
+    root: str | Path | None,
+    image_size: int = 64,
+    download: bool = True,
+    max_images: int | None = None,
+    seed: int = 0,
+) -> Splits:
+    """MedMNIST's own split of the NIH images; `chestmnist_<size>.npz` is taken from `root`, or downloaded there and checked by MD5.
+
+    root: default `data/raw` in the repository. The package does not say which images belong to one patient, so each image counts as a patient of its
+    own: bootstrap intervals are then by image, and too narrow. Raises DataError for another size, or a file that is missing or damaged.
+    """
+    import medmnist  # slow to import, and needed here only
+
+    from deepchest_utils.datasets.cache import PROJECT
+
+    if image_size not in SIZES:
+        raise DataError(f"image_size should be one of {SIZES} for chestmnist. Found {image_size}.")
+    root = Path(root).expanduser() if root is not None else PROJECT / "data" / "raw"
+    path = root / f"chestmnist{'' if image_size == 28 else f'_{image_size}'}.npz"
+    if not path.is_file():
+        if not download:
+            raise DataError(f"{path}: no such file, and download=False.")
+        root.mkdir(parents=True, exist_ok=True)
+    parts, offset = [], 0
+    for name in ("train", "val", "test"):
+        try:
+            part = medmnist.ChestMNIST(
+                split=name, root=str(root), size=image_size, download=not path.is_file()
+            )
+        except RuntimeError as error:
+            raise DataError(f"{path}: {' '.join(str(error).split())}") from None
+        except (zipfile.BadZipFile, KeyError, ValueError, OSError, EOFError) as error:
+            raise DataError(f"{path}: not a readable ChestMNIST file ({error}). Delete it and run again.") from None
+        if part.imgs.ndim != 3 or part.imgs.shape[1:] != (image_size, image_size) or part.labels.shape[1:] != (14,):
+            raise DataError(
+                f"{path}: {name} should hold images (N, {image_size}, {image_size}) and labels (N, 14). Found {part.imgs.shape} and {part.labels.shape}."
+            )
+        rows = limit_images(np.arange(len(part.imgs)), max_images, seed)
+        parts.append(
+            ChestXrays(
+                part.imgs[rows],
+                part.labels[rows].astype(np.float32),
+                np.arange(offset, offset + len(rows)),
+                FINDINGS,
+                np.array([f"{name}/{i}" for i in rows]),
+            )
+        )
+        offset += len(rows)
+    return Splits(*parts, name="chestmnist", split="official", patients_known=False)

@@ -1,0 +1,65 @@
+"""Radiograph files to one uint8 array: checked, greyscale, resized, in parallel, once."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from joblib import Parallel, delayed
+from PIL import Image
+from tqdm import tqdm
+
+from deepchest_utils.datasets.base import DataError
+from deepchest_utils.datasets.cache import cache_key, cached_images
+
+MAX_PIXELS = 50_000_000  # the largest NIH original has 13 million; more is refused before it is decoded
+BLOCK = 64  # images a job
+
+
+def decode(path: Path, size: int) -> UInt8[np.ndarray, "{size} {size}"]:
+    """One file as (size, size) uint8, whatever its own size and mode; not square becomes square.
+
+    Alpha is ignored; 16-bit files keep their upper 8 bits. Raises DataError naming the file.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise DataError(
+                    f"{path}: an image should have at most {MAX_PIXELS:,} pixels. Found {image.width} x {image.height}."
+                )
+            if image.mode.startswith("I"):
+                image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+            grey = image.convert("L")
+        return np.asarray(grey.resize((size, size), Image.Resampling.BILINEAR))  # averages when it shrinks
+    except DataError:
+        raise
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such image file.") from None
+    except Exception as error:  # Pillow raises some ten types for damaged files
+        raise DataError(f"{path}: not a readable image ({type(error).__name__}: {error}).") from error
+
+
+def decode_all(
+    name: str, paths: list[Path], size: int, cache_dir: str | Path | None = None
+) -> UInt8[np.ndarray, "n {size} {size}"]:
+    """All files as one memory-mapped array, from the cache if it has them: same paths, sizes in bytes and times of change."""
+    stats = [path.stat() for path in paths]
+    files = [
+        (str(path), stat.st_size, stat.st_mtime_ns) for path, stat in zip(paths, stats, strict=True)
+    ]
+
+    def block(start: int) -> tuple[int, np.ndarray]:
+        return start, np.stack([decode(path, size) for path in paths[start : start + BLOCK]])
+
+    def make() -> Iterator[tuple[int, np.ndarray]]:
+        jobs = (delayed(block)(start) for start in range(0, len(paths), BLOCK))
+        # threads: Pillow decodes and resizes outside Python's lock
+        pool = Parallel(n_jobs=os.cpu_count(), prefer="threads", return_as="generator_unordered")
+        with tqdm(total=len(paths), desc=f"decoding {name}", unit="image", disable=None) as bar:
+            for start, rows in pool(jobs):
+                bar.update(len(rows))
+                yield start, rows
+
+    key = cache_key(decoder=1, size=size, files=files)
+    return cached_images(f"{name}-{size}", key, (len(paths), size, size), make, cache_dir)

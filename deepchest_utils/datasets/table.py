@@ -1,0 +1,104 @@
+"""From a checked table of image files to `Splits`: what nih and csv have in common."""
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from deepchest_utils.datasets.base import ChestXrays, DataError, DataWarning, Splits
+from deepchest_utils.datasets.decode import decode_all
+from deepchest_utils.datasets.splits import image_split, limit_images, patient_split
+
+SPLITS = ("official", "patient", "image")
+
+
+@dataclass
+class Table:
+    """Images on disk and what is said of them; `official` is 0 for train_val, 1 for test, where the lists are there."""
+
+    name: str
+    paths: list[Path]
+    ids: np.ndarray
+    labels: Float[np.ndarray, "n k"]
+    patients: Int[np.ndarray, " n"]
+    findings: tuple[str, ...]
+    official: Int[np.ndarray, " n"] | None = None
+
+
+def inside(root: Path, name: str, table: Path) -> Path:
+    """`root / name`; DataError if the name is absolute, climbs out with `..`, or a link leads out."""
+    path = root / name
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise DataError(f"{table}: image name {name!r} points outside {root}; names should be relative to it.")
+    return path
+
+
+def keep_existing(table_path: Path, names: list[str], exists: np.ndarray) -> np.ndarray:
+    """Rows whose image is there: one warning with the count of the others, DataError if none is left."""
+    missing = np.flatnonzero(~exists)
+    if len(missing) == len(names):
+        example = f", e.g. {names[0]}" if names else ""
+        raise DataError(f"{table_path}: none of its {len(names)} images is on disk{example}. Check data_root.")
+    if len(missing):
+        warnings.warn(
+            f"{table_path}: {len(missing)} of {len(names)} images are not on disk and left out, e.g. {names[missing[0]]}.",
+            DataWarning,
+            stacklevel=4,
+        )
+    return np.flatnonzero(exists)
+
+
+def assign(table: Table, split: str | None, seed: int) -> tuple[str, np.ndarray]:
+    """The split's name and, for each image, 0 train, 1 val, 2 test."""
+    split = split or ("official" if table.official is not None else "patient")
+    if split == "official":
+        if table.official is None:
+            raise DataError(
+                f'{table.name}: split="official" needs train_val_list.txt and test_list.txt beside the table. Add them, or use split="patient".'
+            )
+        number = np.full(len(table.ids), 2)
+        train_val = np.flatnonzero(table.official == 0)
+        if len(np.unique(table.patients[train_val])) < 2:
+            raise DataError(
+                f'{table.name}: train_val_list.txt names fewer than 2 of the patients here, too few for train and val. Use split="patient".'
+            )
+        number[train_val] = patient_split(
+            table.labels[train_val], table.patients[train_val], (0.875, 0.125), seed
+        )
+        return split, number
+    if split == "patient":
+        try:
+            return split, patient_split(table.labels, table.patients, seed=seed)
+        except ValueError as error:
+            raise DataError(f"{table.name}: {error}") from None
+    if split == "image":
+        return split, image_split(len(table.ids), seed=seed)
+    raise DataError(f"split should be one of {', '.join(SPLITS)}. Found {split!r}.")
+
+
+def splits_from_table(
+    table: Table,
+    image_size: int,
+    split: str | None,
+    seed: int,
+    max_images: int | None,
+    cache_dir: str | Path | None,
+) -> Splits:
+    """Split, limit, decode in the splits' order (so that each split is one memory-mapped slice)."""
+    split, number = assign(table, split, seed)
+    rows = []
+    for i, name in enumerate(("train", "val", "test")):
+        members = np.flatnonzero(number == i)
+        if len(members) == 0:
+            raise DataError(f"{table.name}: the {name} split is empty with split={split!r}. Add images, or use another split.")
+        rows.append(members[limit_images(table.patients[members], max_images, seed)])
+    order = np.concatenate(rows)
+    images = decode_all(table.name, [table.paths[i] for i in order], image_size, cache_dir)
+    ends = np.cumsum([len(r) for r in rows])
+    parts = [
+        ChestXrays(images[end - len(r) : end], table.labels[r], table.patients[r], table.findings, table.ids[r])
+        for r, end in zip(rows, ends, strict=True)
+    ]
+    return Splits(*parts, name=table.name, split=split)

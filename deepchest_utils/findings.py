@@ -1,0 +1,57 @@
+"""The 14 findings of NIH ChestX-ray14 and what was counted of them: the one place where they are spelled.
+
+Counts are over the official table `Data_Entry_2017_v2020.csv` (112,120 images of 30,805 patients), Wang et al.,
+"ChestX-ray8: Hospital-scale Chest X-ray Database and Benchmarks", CVPR 2017, arXiv 1705.02315.
+"""
+
+import numpy as np
+
+FINDINGS = (
+    "Atelectasis",
+    "Cardiomegaly",
+    "Effusion",
+    "Infiltration",
+    "Mass",
+    "Nodule",
+    "Pneumonia",
+    "Pneumothorax",
+    "Consolidation",
+    "Edema",
+    "Emphysema",
+    "Fibrosis",
+    "Pleural_Thickening",
+    "Hernia",
+)
+"""In ChestMNIST's order."""
+
+NUM_FINDINGS = len(FINDINGS)
+
+NIH_IMAGES, NIH_PATIENTS, NIH_WITHOUT_FINDING = 112_120, 30_805, 60_361
+
+# fmt: off
+NIH_IMAGE_COUNTS = dict(zip(FINDINGS, (11_559, 2776, 13_317, 19_894, 5782, 6331, 1431, 5302, 4667, 2303, 2516, 1686, 3385, 227), strict=True))
+"""Images that carry the finding."""
+
+NIH_PATIENT_COUNTS = dict(zip(FINDINGS, (4981, 1566, 4275, 8035, 2568, 3394, 1008, 1487, 2150, 1073, 1046, 1260, 2006, 134), strict=True))
+"""Patients with the finding in at least one image."""
+
+NIH_COOCCURRENCE = np.array([
+    [11559,   370,  3275,  3264,   739,   590,   262,   774,  1223,   221,   424,   220,   496,    40],
+    [  370,  2776,  1063,   587,   102,   108,    41,    49,   169,   127,    44,    52,   111,     7],
+    [ 3275,  1063, 13317,  4000,  1254,   912,   269,   996,  1287,   593,   359,   188,   849,    21],
+    [ 3264,   587,  4000, 19894,  1159,  1546,   605,   946,  1221,   981,   449,   345,   750,    33],
+    [  739,   102,  1254,  1159,  5782,   906,    71,   431,   610,   129,   215,   117,   452,    25],
+    [  590,   108,   912,  1546,   906,  6331,    70,   341,   428,   131,   115,   166,   411,    10],
+    [  262,    41,   269,   605,    71,    70,  1431,    41,   123,   340,    23,    11,    48,     3],
+    [  774,    49,   996,   946,   431,   341,    41,  5302,   223,    33,   747,    80,   289,     9],
+    [ 1223,   169,  1287,  1221,   610,   428,   123,   223,  4667,   162,   103,    79,   251,     4],
+    [  221,   127,   593,   981,   129,   131,   340,    33,   162,  2303,    30,     9,    64,     3],
+    [  424,    44,   359,   449,   215,   115,    23,   747,   103,    30,  2516,    36,   151,     4],
+    [  220,    52,   188,   345,   117,   166,    11,    80,    79,     9,    36,  1686,   176,     8],
+    [  496,   111,   849,   750,   452,   411,    48,   289,   251,    64,   151,   176,  3385,     8],
+    [   40,     7,    21,    33,    25,    10,     3,     9,     4,     3,     4,     8,     8,   227],
+])
+"""(14, 14) images that carry both findings; the diagonal is `NIH_IMAGE_COUNTS`."""
+# fmt: on
+
+NIH_PREVALENCE = {name: count / NIH_IMAGES for name, count in NIH_IMAGE_COUNTS.items()}

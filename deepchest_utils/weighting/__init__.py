@@ -1,0 +1,58 @@
+"""Every weighting method by name: `make_method("deepchest", num_tasks=14, **options)`."""
+
+from collections.abc import Callable
+from functools import partial
+
+from deepchest_utils.weighting.base import EpochReport, LossWeighting, Method
+from deepchest_utils.weighting.composed import Composed
+from deepchest_utils.weighting.deepchest import SIGNALS, DeepChest
+from deepchest_utils.weighting.equal import Equal
+from deepchest_utils.weighting.initial import PUBLISHED_INITIAL_WEIGHTS, initial_weights
+from deepchest_utils.weighting.static import Static
+
+METHODS: dict[str, Callable[..., Method]] = {
+    "equal": Equal,
+    "static": Static,
+    "deepchest": DeepChest,
+    **{f"deepchest_{s}": partial(DeepChest, signal=s) for s in SIGNALS if s != "accuracy"},
+}
+
+
+def make_method(
+    name: str, num_tasks: int, inner_options: dict | None = None, **options
+) -> Method:
+    """A method by name, for K tasks.
+
+    name: one of `METHODS`, or "A+B": loss weighting A composed over any method B (A's weights multiply the losses before B sees them).
+    options: of the method (of A); inner_options: of B. Raises ValueError for an unknown name or option, naming those there are.
+    """
+    outer, plus, inner = name.partition("+")
+    if outer not in METHODS or (plus and inner.split("+")[0] not in METHODS):
+        raise ValueError(
+            f"method should be one of {', '.join(METHODS)}, or two of them as A+B. Found {name!r}."
+        )
+    try:
+        method = METHODS[outer](num_tasks, **options)
+    except TypeError as error:
+        raise ValueError(f"method {outer!r} cannot be made with options {sorted(options)}: {error}") from None
+    if not plus:
+        if inner_options:
+            raise ValueError(f"inner_options goes with a method A+B. Found {name!r}.")
+        return method
+    return Composed(method, make_method(inner, num_tasks, **(inner_options or {})))
+
+
+__all__ = [
+    "METHODS",
+    "PUBLISHED_INITIAL_WEIGHTS",
+    "SIGNALS",
+    "Composed",
+    "DeepChest",
+    "EpochReport",
+    "Equal",
+    "LossWeighting",
+    "Method",
+    "Static",
+    "initial_weights",
+    "make_method",
+]

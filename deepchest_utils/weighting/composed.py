@@ -1,0 +1,35 @@
+"""One method over another: the outer's weights multiply the losses before the inner sees them."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from deepchest_utils.weighting.base import EpochReport, LossWeighting, Method
+
+
+class Composed(Method):
+    """`outer` is a loss weighting with weights of its own, `inner` any method; both learn from every epoch."""
+
+    def __init__(self, outer: LossWeighting, inner: Method):
+        super().__init__(outer.num_tasks)
+        if not isinstance(outer, LossWeighting):
+            raise ValueError(f"outer should be a loss weighting. Found {type(outer).__name__}.")
+        if outer.num_tasks != inner.num_tasks:
+            raise ValueError(
+                f"outer and inner should have the same num_tasks. Found {outer.num_tasks} and {inner.num_tasks}."
+            )
+        self.outer, self.inner = outer, inner
+
+    @property
+    def weights(self) -> Float[Tensor, " k"]:
+        return self.outer.weights * self.inner.weights.to(self.outer.weights)
+
+    @property
+    def raw_weights(self) -> Float[Tensor, " k"]:
+        return self.outer.raw_weights * self.inner.raw_weights.to(self.outer.raw_weights)
+
+    def backward(self, losses: Float[Tensor, " k"], features: Float[Tensor, "b f"] | None = None) -> None:
+        self.inner.backward(losses * self.outer.weights.to(losses), features)
+
+    def end_epoch(self, report: EpochReport) -> None:
+        self.outer.end_epoch(report)
+        self.inner.end_epoch(report)
