@@ -29,9 +29,7 @@ def thin_resnet18(width: int = 16) -> nn.Sequential:
             shortcut = nn.Sequential(
                 nn.Conv2d(inside, outside, 1, stride, bias=False), nn.BatchNorm2d(outside)
             )
-        return nn.Sequential(
-            BasicBlock(inside, outside, stride, shortcut), BasicBlock(outside, outside)
-        )
+        return nn.Sequential(BasicBlock(inside, outside, stride, shortcut), BasicBlock(outside, outside))
 
     trunk = nn.Sequential(
         OrderedDict(
@@ -72,7 +70,9 @@ def build_trunk(name: str, image_size: int = 64, pretrained: bool = False) -> tu
         try:
             trunk = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None, **options)
         except (ValueError, RuntimeError) as error:
-            raise ValueError(f"backbone {name!r} cannot be built for image_size={image_size}: {error}") from None
+            raise ValueError(
+                f"backbone {name!r} cannot be built for image_size={image_size}: {error}"
+            ) from None
         num_features = _drop_classifier(trunk)
     else:
         raise ValueError(f"backbone should be one of {', '.join(list_backbones())}. Found {name!r}.")

@@ -45,8 +45,14 @@ def load_chestmnist(
         except RuntimeError as error:
             raise DataError(f"{path}: {' '.join(str(error).split())}") from None
         except (zipfile.BadZipFile, KeyError, ValueError, OSError, EOFError) as error:
-            raise DataError(f"{path}: not a readable ChestMNIST file ({error}). Delete it and run again.") from None
-        if part.imgs.ndim != 3 or part.imgs.shape[1:] != (image_size, image_size) or part.labels.shape[1:] != (14,):
+            raise DataError(
+                f"{path}: not a readable ChestMNIST file ({error}). Delete it and run again."
+            ) from None
+        if (
+            part.imgs.ndim != 3
+            or part.imgs.shape[1:] != (image_size, image_size)
+            or part.labels.shape[1:] != (14,)
+        ):
             raise DataError(
                 f"{path}: {name} should hold images (N, {image_size}, {image_size}) and labels (N, 14). Found {part.imgs.shape} and {part.labels.shape}."
             )

@@ -29,7 +29,9 @@ def decode(path: Path, size: int) -> UInt8[np.ndarray, "{size} {size}"]:
                     f"{path}: an image should have at most {MAX_PIXELS:,} pixels. Found {image.width} x {image.height}."
                 )
             if image.mode.startswith("I"):
-                image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+                image = Image.fromarray(
+                    (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+                )
             grey = image.convert("L")
         return np.asarray(grey.resize((size, size), Image.Resampling.BILINEAR))  # averages when it shrinks
     except DataError:
@@ -45,9 +47,7 @@ def decode_all(
 ) -> UInt8[np.ndarray, "n {size} {size}"]:
     """All files as one memory-mapped array, from the cache if it has them: same paths, sizes in bytes and times of change."""
     stats = [path.stat() for path in paths]
-    files = [
-        (str(path), stat.st_size, stat.st_mtime_ns) for path, stat in zip(paths, stats, strict=True)
-    ]
+    files = [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in zip(paths, stats, strict=True)]
 
     def block(start: int) -> tuple[int, np.ndarray]:
         return start, np.stack([decode(path, size) for path in paths[start : start + BLOCK]])

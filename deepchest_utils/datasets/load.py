@@ -62,5 +62,7 @@ def load_dataset(
     allowed = {*inspect.signature(_OPTIONS[name]).parameters, "max_images"}
     allowed -= {"root", "image_size", "seed", "split", "cache_dir"}
     if unknown := set(options) - allowed:
-        raise DataError(f"{min(unknown)!r} is no option of dataset {name!r}. It has {', '.join(sorted(allowed))}.")
+        raise DataError(
+            f"{min(unknown)!r} is no option of dataset {name!r}. It has {', '.join(sorted(allowed))}."
+        )
     return DATASETS[name](root, image_size, seed, split, cache_dir, **options)

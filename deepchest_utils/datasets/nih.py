@@ -40,7 +40,9 @@ def read_table(path: Path) -> pd.DataFrame:
     positions = [header.index(name) for name in COLUMNS]
     short = [i for i, row in enumerate(rows[1:], start=2) if len(row) <= max(positions)]
     if short:
-        raise DataError(f"{path}: row {short[0]} has {len(rows[short[0] - 1])} fields, too few for its columns.")
+        raise DataError(
+            f"{path}: row {short[0]} has {len(rows[short[0] - 1])} fields, too few for its columns."
+        )
     table = pd.DataFrame([[row[i].strip() for i in positions] for row in rows[1:]], columns=list(COLUMNS))
     if table.empty:
         raise DataError(f"{path}: the table has a header and no row.")
@@ -84,7 +86,9 @@ def read_nih(root: str | Path | None) -> Table:
         raise DataError(f"data_root {str(root)!r}: no such folder.")
     tables = sorted(root.glob("Data_Entry_2017*.csv"))
     if not tables:
-        raise DataError(f"{root}: no table Data_Entry_2017*.csv in it. data_root should be the folder of the download.")
+        raise DataError(
+            f"{root}: no table Data_Entry_2017*.csv in it. data_root should be the folder of the download."
+        )
     path = tables[-1]  # v2020 sorts last and is the corrected one
     table = read_table(path)
     names = table["Image Index"].tolist()
@@ -92,11 +96,15 @@ def read_nih(root: str | Path | None) -> Table:
         raise DataError(f"{path}: {len(repeated)} images are listed more than once, e.g. {repeated[0]}.")
     for name in names:
         if "/" in name or "\\" in name or name in ("", ".", ".."):
-            raise DataError(f"{path}: image name {name!r} points outside the image folders; it should be a plain file name.")
+            raise DataError(
+                f"{path}: image name {name!r} points outside the image folders; it should be a plain file name."
+            )
     labels = parse_labels(path, table)
     patients = pd.to_numeric(table["Patient ID"], errors="coerce")
     if patients.isna().any():
-        raise DataError(f"{path}: column 'Patient ID' says {table['Patient ID'][patients.isna().idxmax()]!r}, not a number.")
+        raise DataError(
+            f"{path}: column 'Patient ID' says {table['Patient ID'][patients.isna().idxmax()]!r}, not a number."
+        )
 
     files = find_images(root)
     rows = keep_existing(path, names, np.array([name in files for name in names]))
@@ -143,7 +151,9 @@ def load_boxes(root: str | Path, image_size: int = ORIGINAL_SIZE) -> pd.DataFram
     boxes["finding"] = boxes["finding"].replace("Infiltrate", "Infiltration")
     unknown = set(boxes["finding"]) - set(FINDINGS)
     if unknown:
-        raise DataError(f"{path}: column 'Finding Label' says {min(unknown)!r}. Allowed are {', '.join(FINDINGS)}.")
+        raise DataError(
+            f"{path}: column 'Finding Label' says {min(unknown)!r}. Allowed are {', '.join(FINDINGS)}."
+        )
     sides = ["x", "y", "width", "height"]
     boxes[sides] = boxes[sides].astype(float) * (image_size / ORIGINAL_SIZE)
     return boxes

@@ -40,7 +40,9 @@ def load_phantom(
         if not 0 <= value <= 1:
             raise DataError(f"{name} should be a share between 0 and 1. Found {value}.")
     if not 28 <= image_size <= phantom.MAX_SIZE:
-        raise DataError(f"image_size should be between 28 and {phantom.MAX_SIZE} px for the phantom. Found {image_size}.")
+        raise DataError(
+            f"image_size should be between 28 and {phantom.MAX_SIZE} px for the phantom. Found {image_size}."
+        )
     if split not in (None, "patient", "image"):
         raise DataError(f'split should be "patient" or "image" for the phantom. Found {split!r}.')
     counts = {"train": num_train, "val": num_val, "test": num_test}

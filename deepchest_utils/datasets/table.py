@@ -31,7 +31,9 @@ def inside(root: Path, name: str, table: Path) -> Path:
     """`root / name`; DataError if the name is absolute, climbs out with `..`, or a link leads out."""
     path = root / name
     if not path.resolve().is_relative_to(root.resolve()):
-        raise DataError(f"{table}: image name {name!r} points outside {root}; names should be relative to it.")
+        raise DataError(
+            f"{table}: image name {name!r} points outside {root}; names should be relative to it."
+        )
     return path
 
 
@@ -40,7 +42,9 @@ def keep_existing(table_path: Path, names: list[str], exists: np.ndarray) -> np.
     missing = np.flatnonzero(~exists)
     if len(missing) == len(names):
         example = f", e.g. {names[0]}" if names else ""
-        raise DataError(f"{table_path}: none of its {len(names)} images is on disk{example}. Check data_root.")
+        raise DataError(
+            f"{table_path}: none of its {len(names)} images is on disk{example}. Check data_root."
+        )
     if len(missing):
         warnings.warn(
             f"{table_path}: {len(missing)} of {len(names)} images are not on disk and left out, e.g. {names[missing[0]]}.",
@@ -92,13 +96,17 @@ def splits_from_table(
     for i, name in enumerate(("train", "val", "test")):
         members = np.flatnonzero(number == i)
         if len(members) == 0:
-            raise DataError(f"{table.name}: the {name} split is empty with split={split!r}. Add images, or use another split.")
+            raise DataError(
+                f"{table.name}: the {name} split is empty with split={split!r}. Add images, or use another split."
+            )
         rows.append(members[limit_images(table.patients[members], max_images, seed)])
     order = np.concatenate(rows)
     images = decode_all(table.name, [table.paths[i] for i in order], image_size, cache_dir)
     ends = np.cumsum([len(r) for r in rows])
     parts = [
-        ChestXrays(images[end - len(r) : end], table.labels[r], table.patients[r], table.findings, table.ids[r])
+        ChestXrays(
+            images[end - len(r) : end], table.labels[r], table.patients[r], table.findings, table.ids[r]
+        )
         for r, end in zip(rows, ends, strict=True)
     ]
     return Splits(*parts, name=table.name, split=split)

@@ -117,13 +117,17 @@ def build_scene(p: dict[str, Param], noise: Float[Tensor, "b n n"], size: int) -
     cage = p["thorax_width"] * (1 - rise**2.4).clamp(min=0.0) ** (1 / 2.2)
     side = cage - x.abs()
     top = p["dome"] + p["inspiration"] - 0.05 * ap + p["dome_left"] * left
-    top = top - p["volume_loss_left"] * left - p["volume_loss_right"] * (1 - left) + 0.12 * p["hyperinflation"]
+    top = (
+        top - p["volume_loss_left"] * left - p["volume_loss_right"] * (1 - left) + 0.12 * p["hyperinflation"]
+    )
     curvature = 0.85 - 0.62 * p["hyperinflation"]
     bow = x.abs() - 0.33
     dome = top + curvature * bow**2 * torch.where(bow < 0, 0.25, 1.0) - y
 
     edge = 0.012 + 0.25 * 2 / size
-    heart_scale = p["heart_radius"] * (1 + 0.10 * ap) * (1 + p["cardiomegaly"]) * (1 - 0.10 * p["hyperinflation"])
+    heart_scale = (
+        p["heart_radius"] * (1 + 0.10 * ap) * (1 + p["cardiomegaly"]) * (1 - 0.10 * p["hyperinflation"])
+    )
     hx = p["heart_x"] + 0.22 * p["cardiomegaly"] * heart_scale
     hy = p["dome"] + p["inspiration"] - 0.52 * heart_scale
     heart = soft(ellipse(x, y, hx, hy, heart_scale, 0.78 * heart_scale, p["heart_tilt"]), edge * 1.2)
@@ -139,7 +143,10 @@ def attenuation(s: Scene) -> Field:
 
     torso = p["thorax_width"] + 0.12 + 0.02 * p["fat"] - 0.05 * (y - 0.2) ** 2
     shoulder = y + 0.92 - 0.42 * (ax - 0.2).clamp(min=0.0) + 0.25 * (ax - 0.2).clamp(min=0.0) ** 2
-    body = torch.maximum(soft(torch.minimum(torso + 0.35 * soft(-(y + 0.35), 0.06) - ax, shoulder), 0.02), soft(0.24 - ax, 0.03))
+    body = torch.maximum(
+        soft(torch.minimum(torso + 0.35 * soft(-(y + 0.35), 0.06) - ax, shoulder), 0.02),
+        soft(0.24 - ax, 0.03),
+    )
     wall = 0.78 + 0.05 * p["fat"]
     a = body * (wall + 0.16 * soft(-s.dome_distance, edge))
 
@@ -158,10 +165,14 @@ def attenuation(s: Scene) -> Field:
     posterior = y - 0.10 * lateral + 0.10 * lateral**2 - 0.34 * lateral**4
     anterior = y + 0.62 * lateral - 0.30
     ribs = torch.exp(2.2 * (torch.cos((posterior / p["rib_spacing"] + p["rib_phase"]) * 2 * torch.pi) - 1))
-    front = torch.exp(2.2 * (torch.cos((anterior / p["rib_spacing"]) * 2 * torch.pi) - 1)) * soft(lateral - 0.35, 0.06)
+    front = torch.exp(2.2 * (torch.cos((anterior / p["rib_spacing"]) * 2 * torch.pi) - 1)) * soft(
+        lateral - 0.35, 0.06
+    )
     bones = p["rib_contrast"] * within * (ribs + 0.55 * front) * (0.45 + 0.55 * soft(s.dome_distance, 0.05))
     line = -0.50 - p["clavicle_tilt"] * (ax - 0.1) - 0.05 * torch.sin((ax - 0.1) * 8) - 0.06 * ap
-    clavicle = soft(0.030 - (y - line).abs(), 0.010 + 0.2 * s.pixel) * soft(ax - 0.08, 0.02) * soft(0.82 - ax, 0.03)
+    clavicle = (
+        soft(0.030 - (y - line).abs(), 0.010 + 0.2 * s.pixel) * soft(ax - 0.08, 0.02) * soft(0.82 - ax, 0.03)
+    )
     scapula = soft(ellipse(ax, y, 0.86 - 0.14 * ap, -0.32, 0.13, 0.36, 0.25), 0.03)
     a = a + spine + bones + (0.17 * clavicle + (0.05 + 0.03 * ap) * scapula) * body
 

@@ -27,10 +27,10 @@ def change_anatomy(
         return labels[:, k] * (low + (high - low) * strength[:, k])
 
     left = {name: u[:, FINDINGS.index(name), 0] > 0.5 for name in ("Atelectasis", "Fibrosis")}
-    collapse, scar = amount("Atelectasis", 0.04, 0.10), amount("Fibrosis", 0.01, 0.04)
+    collapse, scar = amount("Atelectasis", 0.015, 0.07), amount("Fibrosis", 0.01, 0.04)
     changes = {
-        "cardiomegaly": amount("Cardiomegaly", 0.18, 0.42),
-        "hyperinflation": amount("Emphysema", 0.45, 1.0),
+        "cardiomegaly": amount("Cardiomegaly", 0.12, 0.40),
+        "hyperinflation": amount("Emphysema", 0.15, 0.85),
         "volume_loss_left": collapse * left["Atelectasis"] + scar,
         "volume_loss_right": collapse * ~left["Atelectasis"] + scar,
     }
@@ -45,7 +45,9 @@ def _unpack(u: Float[Tensor, "b 8"], bias_right: float = 0.5) -> tuple[Param, ..
 
 def _air_bronchograms(s: Scene, sx: Field, patch: Field) -> Field:
     """Dark branching lines where air is left in filled lung."""
-    tree = texture(s.noise, torch.atan2(s.y + 0.05, sx - 0.12) / torch.pi, torch.hypot(sx - 0.12, s.y + 0.05) / 2)
+    tree = texture(
+        s.noise, torch.atan2(s.y + 0.05, sx - 0.12) / torch.pi, torch.hypot(sx - 0.12, s.y + 0.05) / 2
+    )
     return -0.25 * patch * torch.exp(-((tree / 0.12) ** 2))
 
 
@@ -56,7 +58,7 @@ def atelectasis(s: Scene, u, strength):
     along, across = sx - 0.40 - 0.10 * (c - 0.5), s.y - y0 - tilt * (sx - 0.4)
     band = torch.minimum(0.018 + 0.016 * d - across.abs(), 0.19 + 0.08 * a - along.abs())
     inside = s.dome_distance > 0
-    return (0.17 + 0.13 * strength) * soft(band, 0.010) * s.lung, (band > 0) & inside & (s.side_distance > 0)
+    return (0.07 + 0.17 * strength) * soft(band, 0.010) * s.lung, (band > 0) & inside & (s.side_distance > 0)
 
 
 def cardiomegaly(s: Scene, u, strength):
@@ -67,12 +69,12 @@ def cardiomegaly(s: Scene, u, strength):
 def effusion(s: Scene, u, strength):
     """Fluid blunts the costophrenic angle: dense, its upper edge a meniscus that rises towards the chest wall."""
     side, a, *_ = _unpack(u)
-    level = s.p["dome"] + s.p["inspiration"] + 0.10 - 0.30 * strength * (0.4 + 0.6 * a)
+    level = s.p["dome"] + s.p["inspiration"] + 0.13 - 0.30 * strength * (0.3 + 0.7 * a)
     meniscus = 0.16 * torch.exp(-s.side_distance.clamp(min=0.0) / 0.09)
     depth = s.y - level + meniscus
     here = soft(s.x * side, 0.02)
     mask = (depth > 0) & (s.x * side > 0.05) & (s.side_distance > 0) & (s.dome_distance > 0)
-    return (0.42 + 0.10 * strength) * soft(depth, 0.018) * s.lung * here * (1 - 0.9 * s.heart), mask
+    return (0.26 + 0.24 * strength) * soft(depth, 0.018) * s.lung * here * (1 - 0.9 * s.heart), mask
 
 
 def infiltration(s: Scene, u, strength):
@@ -82,7 +84,7 @@ def infiltration(s: Scene, u, strength):
     d = ellipse(sx, s.y, 0.36 + 0.12 * a, -0.35 + 0.70 * b, r, r * 1.15)
     mottle = 0.55 + 0.45 * torch.sin(5 * texture(s.noise, s.x * 1.6, s.y * 1.6))
     shape = soft(d, 0.05)
-    return (0.12 + 0.13 * strength) * shape * mottle * s.lung, (d > 0) & (s.lung > 0.5)
+    return (0.07 + 0.15 * strength) * shape * mottle * s.lung, (d > 0) & (s.lung > 0.5)
 
 
 def mass(s: Scene, u, strength):
@@ -93,7 +95,7 @@ def mass(s: Scene, u, strength):
     angle = torch.atan2(s.y - y0, sx - x0)
     lobes = 1 + 0.10 * torch.sin(3 * angle + 6 * d) + 0.05 * torch.sin(5 * angle + 6 * e)
     dist = r * lobes - torch.hypot(sx - x0, s.y - y0)
-    return (0.20 + 0.16 * strength) * soft(dist, 0.014) * s.lung, (dist > 0) & (s.lung > 0.5)
+    return (0.12 + 0.18 * strength) * soft(dist, 0.014) * s.lung, (dist > 0) & (s.lung > 0.5)
 
 
 def nodule(s: Scene, u, strength):
@@ -110,14 +112,14 @@ def pneumonia(s: Scene, u, strength):
     sx = s.x * side
     shape = ellipse(sx, s.y, 0.34 + 0.12 * a, 0.02 + 0.25 * b, 0.20 + 0.06 * c, 0.13 + 0.05 * d, 0.5)
     shape = shape + 0.03 * texture(s.noise, s.x * 1.2 + 0.3, s.y * 1.2)
-    patch = (0.20 + 0.14 * strength) * soft(shape, 0.03) * s.lung
+    patch = (0.09 + 0.18 * strength) * soft(shape, 0.03) * s.lung
     return patch + _air_bronchograms(s, sx, patch), (shape > 0) & (s.lung > 0.5)
 
 
 def pneumothorax(s: Scene, u, strength):
     """Air between lung and apical chest wall: dark, without vessels, bounded by the thin white pleural line."""
     side, a, *_ = _unpack(u)
-    depth = 0.09 + 0.13 * strength + 0.05 * a
+    depth = 0.06 + 0.14 * strength + 0.05 * a
     rim = depth * (1 - 0.75 * ((s.y - s.p["apex"]) / 1.05).clamp(0, 1)) - s.side_distance
     here = s.x * side > 0.10
     gap = soft(rim, 0.008) * s.lung * here
@@ -134,7 +136,7 @@ def consolidation(s: Scene, u, strength):
     border = torch.where(upper, fissure - s.y, s.y - fissure - 0.10)
     lobe = ellipse(sx, s.y, 0.42, torch.where(upper, -0.32, 0.16), 0.30 + 0.10 * b, 0.30)
     shape = torch.minimum(border, lobe)
-    patch = (0.22 + 0.14 * strength) * soft(shape, 0.016) * s.lung
+    patch = (0.08 + 0.20 * strength) * soft(shape, 0.016) * s.lung
     return patch + _air_bronchograms(s, sx, patch), (shape > 0) & (s.lung > 0.5)
 
 
@@ -143,8 +145,10 @@ def edema(s: Scene, u, strength):
     ax = s.x.abs()
     d = ellipse(ax, s.y, 0.24, -0.02, 0.28, 0.30)
     cloud = 0.75 + 0.25 * torch.sin(4 * texture(s.noise, s.x * 1.4, s.y * 1.4))
-    kerley = torch.exp(4 * (torch.cos(s.y * 95) - 1)) * soft(0.13 - s.side_distance, 0.01) * soft(s.y - 0.12, 0.03)
-    added = (0.11 + 0.13 * strength) * soft(d, 0.075) * cloud + 0.10 * kerley
+    kerley = (
+        torch.exp(4 * (torch.cos(s.y * 95) - 1)) * soft(0.13 - s.side_distance, 0.01) * soft(s.y - 0.12, 0.03)
+    )
+    added = (0.04 + 0.16 * strength) * soft(d, 0.075) * cloud + (0.03 + 0.10 * strength) * kerley
     return added * s.lung, (d > 0) & (s.lung > 0.5)
 
 
@@ -171,13 +175,13 @@ def fibrosis(s: Scene, u, strength):
 def pleural_thickening(s: Scene, u, strength):
     """A band along the lateral chest wall or a cap on the apex."""
     side, a, b, c, *_ = _unpack(u)
-    thick = 0.030 + 0.030 * c
+    thick = 0.035 + 0.040 * c
     centre = -0.45 + 0.65 * b
     along = 0.22 + 0.10 * a - (s.y - centre).abs()
     band = torch.minimum(thick * (along / 0.12).clamp(0, 1) - s.side_distance, along)
     here = s.x * side > 0.05
     mask = (band > 0) & here & (s.lung > 0.5)
-    return (0.20 + 0.16 * strength) * soft(band, 0.012) * s.lung * here, mask
+    return (0.24 + 0.16 * strength) * soft(band, 0.012) * s.lung * here, mask
 
 
 def hernia(s: Scene, u, strength):

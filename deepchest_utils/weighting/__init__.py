@@ -18,9 +18,7 @@ METHODS: dict[str, Callable[..., Method]] = {
 }
 
 
-def make_method(
-    name: str, num_tasks: int, inner_options: dict | None = None, **options
-) -> Method:
+def make_method(name: str, num_tasks: int, inner_options: dict | None = None, **options) -> Method:
     """A method by name, for K tasks.
 
     name: one of `METHODS`, or "A+B": loss weighting A composed over any method B (A's weights multiply the losses before B sees them).

@@ -51,7 +51,9 @@ class DeepChest(LossWeighting):
             if not 1 <= value < float("inf"):
                 raise ValueError(f"{name} should be at least 1. Found {value}.")
         if not 0 <= floor <= cap or not 0 < cap < float("inf"):
-            raise ValueError(f"floor and cap should hold 0 <= floor <= cap, 0 < cap. Found {floor} and {cap}.")
+            raise ValueError(
+                f"floor and cap should hold 0 <= floor <= cap, 0 < cap. Found {floor} and {cap}."
+            )
         self.signal, self.scores_from, self.normalize = signal, scores_from, normalize
         self.step_up, self.step_down, self.cap, self.floor = step_up, step_down, cap, floor
         if initial is None:
@@ -104,7 +106,9 @@ class DeepChest(LossWeighting):
         loss = source["loss"].to(self.previous_loss)
         if self.signal == "relative_loss":
             entropy = prevalence_entropy(report.prevalence.to(loss))
-            return torch.where(entropy > 0, -loss / entropy, torch.nan)  # one class only: nothing to compare with
+            return torch.where(
+                entropy > 0, -loss / entropy, torch.nan
+            )  # one class only: nothing to compare with
         trend = torch.where(self.previous_loss > 0, -loss / self.previous_loss, torch.nan)
         # a task without a loss this time keeps its last one to compare with
         self.previous_loss.copy_(torch.where(loss.isnan(), self.previous_loss, loss))

@@ -1,0 +1,142 @@
+"""`python -m deepchest_utils train | notebooks | data`: what the notebooks do, from a shell."""
+
+import argparse
+import dataclasses
+import inspect
+import re
+import sys
+
+
+def _config_arguments(parser: argparse.ArgumentParser) -> None:
+    """An option a field of TrainConfig, its help the comment beside the field."""
+    from deepchest_utils.training.config import TrainConfig
+
+    comments = dict(re.findall(r"^    (\w+): [^#\n]*  # (.*)$", inspect.getsource(TrainConfig), re.MULTILINE))
+    for field in dataclasses.fields(TrainConfig):
+        default = "" if field.default is dataclasses.MISSING else f" (default: {field.default})"
+        name = "--" + field.name.replace("_", "-")
+        if field.name.endswith("_options"):
+            parser.add_argument(
+                name,
+                nargs=2,
+                action="append",
+                default=[],
+                metavar=("NAME", "VALUE"),
+                help=comments[field.name],
+            )
+        elif isinstance(field.default, bool):
+            parser.add_argument(
+                name,
+                action=argparse.BooleanOptionalAction,
+                default=field.default,
+                help=comments[field.name] + default,
+            )
+        else:
+            kind = str if field.default is None else type(field.default)
+            parser.add_argument(name, type=kind, default=field.default, help=comments[field.name] + default)
+
+
+def build_parser(command: str = "") -> argparse.ArgumentParser:
+    """The parser; the options of `command` "train" come from TrainConfig, and that from torch: only where they are needed."""
+    parser = argparse.ArgumentParser(prog="python -m deepchest_utils", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    train = commands.add_parser("train", help="one run; with --run-dir it can be stopped and continued")
+    train.set_defaults(function=_train)
+    if command == "train":
+        _config_arguments(train)
+
+    books = commands.add_parser("notebooks", help="run notebooks headless through papermill")
+    books.add_argument("names", nargs="*", metavar="NN", help="which ones, e.g. 01 03 (default: all)")
+    books.add_argument(
+        "-p",
+        "--parameter",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="set a parameter",
+    )
+    books.add_argument(
+        "-l", "--list", action="store_true", help="list the parameters with their help, run nothing"
+    )
+    books.add_argument("-o", "--output", help="folder of the executed copies (default: runs/notebooks)")
+    books.set_defaults(function=_notebooks)
+
+    data = commands.add_parser(
+        "data", help="load a data set, print its splits, keep the decoded images for later runs"
+    )
+    data.add_argument(
+        "dataset", nargs="?", default="phantom", help="phantom, nih, chestmnist or csv (default: phantom)"
+    )
+    data.add_argument("--data-root", help="folder of its files")
+    data.add_argument("--image-size", type=int, default=64, help="px, square (default: 64)")
+    data.add_argument("--split", help="official, patient, or the data set's default")
+    data.add_argument("--data-seed", type=int, default=0, help="of the phantom and of our own splits")
+    data.add_argument(
+        "--data-options",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="further options of load_dataset",
+    )
+    data.set_defaults(function=_data)
+    return parser
+
+
+def _pairs(pairs: list[tuple[str, str]]) -> dict[str, object]:
+    from deepchest_utils.notebooks import parse_value
+
+    return {name: parse_value(value) for name, value in pairs}
+
+
+def _train(args: argparse.Namespace) -> int:
+    from deepchest_utils.training import TrainConfig, train
+
+    given = {f.name: getattr(args, f.name) for f in dataclasses.fields(TrainConfig)}
+    given = {name: _pairs(value) if name.endswith("_options") else value for name, value in given.items()}
+    run = train(TrainConfig(**given))
+    table = run.test.pivot(index="task", columns="metric", values="value")
+    shown = table[["auroc", "average_precision", "brier", "loss"]].reindex([*dict.fromkeys(run.test.task)])
+    print(f"\ntest, epoch {run.best_epoch} of {run.config.epochs}\n{shown.round(4).to_string(na_rep='-')}")
+    return 0
+
+
+def _notebooks(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from deepchest_utils import notebooks
+
+    paths = notebooks.find_notebooks(args.names)
+    if args.list:
+        print("\n\n".join(map(notebooks.describe_parameters, paths)))
+        return 0
+    output = Path(args.output).resolve() if args.output else notebooks.OUTPUT
+    return 1 if notebooks.run_notebooks(paths, _pairs(args.parameter), output) else 0
+
+
+def _data(args: argparse.Namespace) -> int:
+    from deepchest_utils.datasets import load_dataset
+
+    options = _pairs(args.data_options)
+    data = load_dataset(args.dataset, args.data_root, args.image_size, args.data_seed, args.split, **options)
+    print(f"{data.name}, {args.image_size} px, split={data.split}\n{data.summary().to_string()}")
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    args = build_parser(argv[0] if argv else "").parse_args(argv)
+    try:
+        return args.function(args)
+    except (ValueError, FloatingPointError) as error:  # the project's own, each one clear line
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; with the same --run-dir the run goes on from its last epoch", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""Run the notebooks headless through papermill: parameters checked by name, executed copies under `runs/`, the failing cell named."""
+
+import ast
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from deepchest_utils.datasets.cache import PROJECT
+
+FOLDER = PROJECT / "notebooks"
+OUTPUT = PROJECT / "runs" / "notebooks"
+
+
+class NotebookError(ValueError):
+    """A notebook or a parameter that is not there; the message lists those that are."""
+
+
+def find_notebooks(names: Sequence[str] = ()) -> list[Path]:
+    """The numbered notebooks, all of them or those whose name starts with one of `names` ("03")."""
+    every = sorted(FOLDER.glob("[0-9][0-9]_*.ipynb"))
+    if not names:
+        return every
+    chosen = []
+    for name in names:
+        found = [path for path in every if path.stem.startswith(name)]
+        if not found:
+            raise NotebookError(f"no notebook {name!r}. There are {', '.join(p.stem for p in every)}.")
+        chosen += [path for path in found if path not in chosen]
+    return chosen
+
+
+def parse_value(text: str) -> object:
+    """A parameter from the command line: true, false, null, a Python literal (3, 1e-3, [1, 2]), else the text itself."""
+    words = {"true": True, "false": False, "null": None, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def notebook_parameters(path: Path) -> dict[str, dict]:
+    """papermill's reading of the parameters cell: name -> {"default", "help", "inferred_type_name"}."""
+    import papermill
+
+    return papermill.inspect_notebook(str(path))
+
+
+def describe_parameters(path: Path) -> str:
+    """The notebook's parameters with default and help, one a line."""
+    rows = [
+        f"  {name} = {entry['default']:<14} {entry['help']}".rstrip()
+        for name, entry in notebook_parameters(path).items()
+    ]
+    return "\n".join([path.stem, *rows])
+
+
+def check_parameters(paths: Sequence[Path], parameters: dict[str, object]) -> None:
+    """NotebookError for a parameter that one of the notebooks does not have: papermill would only warn."""
+    for path in paths:
+        known = notebook_parameters(path)
+        for name in parameters:
+            if name not in known:
+                raise NotebookError(f"{path.stem} has no parameter {name!r}. It has {', '.join(known)}.")
+
+
+def failure(error: Exception) -> str:
+    """ "cell N: ErrorName: message" of papermill's exception, N as Jupyter counts."""
+    message = " ".join(str(error.evalue).split())
+    return f"cell [{error.exec_count}]: {error.ename}: {message}"
+
+
+def run_notebooks(
+    paths: Sequence[Path], parameters: dict[str, object], output: Path = OUTPUT, progress: bool = True
+) -> int:
+    """Run them one after the other in the caller's folder; returns how many failed.
+
+    A figure that a changed run draws does not replace the committed one: with any parameter given, figures go to `<output>/figures`.
+    """
+    import papermill
+
+    check_parameters(paths, parameters)
+    output.mkdir(parents=True, exist_ok=True)
+    environment = {
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    }
+    if parameters and "DEEPCHEST_FIGURES" not in os.environ:
+        environment["DEEPCHEST_FIGURES"] = str(output / "figures")
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
+    failed = 0
+    try:
+        for path in paths:
+            start = time.perf_counter()
+            print(f"{path.stem} ...", flush=True)
+            target = output / path.name
+            try:
+                papermill.execute_notebook(
+                    str(path), str(target), parameters=parameters, cwd=os.getcwd(), progress_bar=progress
+                )
+            except papermill.PapermillExecutionError as error:
+                failed += 1
+                print(f"{path.stem} failed in {failure(error)}\n  see {target}", flush=True)
+            else:
+                print(f"{path.stem} done in {time.perf_counter() - start:.0f} s: {target}", flush=True)
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+    return failed

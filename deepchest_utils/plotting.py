@@ -1,0 +1,169 @@
+"""Figures: one style, one `save_figure`, one table of names and colours."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float, UInt8
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from deepchest_utils.datasets.cache import PROJECT
+
+# Okabe and Ito's colours, told apart in every form of colour blindness, and in grey
+BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY = (
+    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#7F7F7F",
+)  # fmt: skip
+METHOD_STYLE = {  # name: (label, colour), in the order of every legend and table
+    "equal": ("Equal", GREY),
+    "static": ("Static", SKY),
+    "deepchest": ("DeepChest", VERMILION),
+    "deepchest_loss_trend": ("DeepChest (loss trend)", PURPLE),
+    "deepchest_relative_loss": ("DeepChest (L/H)", BLUE),
+    "deepchest_auroc": ("DeepChest (AUROC)", GREEN),
+    "deepchest_balanced_accuracy": ("DeepChest (balanced accuracy)", ORANGE),
+}
+SIGNAL_STYLE = {  # the same colours by what drives the update
+    "accuracy": ("accuracy", VERMILION),
+    "loss_trend": ("loss trend", PURPLE),
+    "relative_loss": ("L/H", BLUE),
+    "auroc": ("AUROC", GREEN),
+    "balanced_accuracy": ("balanced accuracy", ORANGE),
+}
+
+
+def use_style() -> None:
+    """Set matplotlib up for all figures of the notebooks."""
+    mpl.rcParams.update(
+        {
+            "figure.dpi": 84,
+            "savefig.dpi": 160,
+            "savefig.bbox": "tight",
+            "figure.constrained_layout.use": True,
+            "font.size": 10,
+            "axes.titlesize": 10.5,
+            "axes.titleweight": "bold",
+            "axes.titlelocation": "left",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.alpha": 0.25,
+            "legend.frameon": False,
+            "svg.hashsalt": "deepchest",  # the same figure, the same bytes
+            "svg.fonttype": "none",
+            "image.cmap": "gray",
+        }
+    )
+
+
+def method_label(name: str) -> str:
+    return METHOD_STYLE.get(name, (name, GREY))[0]
+
+
+def method_color(name: str) -> str:
+    """The method's colour; one that the table does not have yet gets the same colour every time."""
+    if name in METHOD_STYLE:
+        return METHOD_STYLE[name][1]
+    palette = [mpl.colors.to_hex(c) for c in plt.get_cmap("petroff10").colors]
+    return palette[sum(name.encode()) % len(palette)]
+
+
+def figure_folder(dataset: str, smoke: bool) -> Path:
+    """Where a notebook's figures go: `figures/` for a full run on the phantom, else `runs/figures/<dataset>`, so that no picture of a patient
+    and no smoke test lands among the committed ones. `DEEPCHEST_FIGURES` overrides it."""
+    if folder := os.environ.get("DEEPCHEST_FIGURES"):
+        return Path(folder)
+    if dataset == "phantom" and not smoke:
+        return PROJECT / "figures"
+    return PROJECT / "runs" / "figures" / (dataset + ("-smoke" if smoke else ""))
+
+
+def save_figure(fig: Figure, name: str, folder: str | Path | None = None) -> list[Path]:
+    """Write `<folder>/<name>.svg` and `.png`, e.g. `save_figure(fig, "01_montage", folder)`; default folder `figures/`."""
+    folder = Path(folder) if folder is not None else PROJECT / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.svg", folder / f"{name}.png"]
+    fig.savefig(paths[0], metadata={"Date": None, "Creator": None})
+    fig.savefig(paths[1], metadata={"Software": None})
+    return paths
+
+
+def pretty(finding: str) -> str:
+    """The finding's name for a figure."""
+    return finding.replace("_", " ")
+
+
+def show_radiograph(
+    ax: Axes,
+    image: UInt8[np.ndarray, "h w"],
+    mask: Bool[np.ndarray, "h w"] | None = None,
+    title: str = "",
+) -> None:
+    """One image with the outline of a mask, 0 black and 255 white, no axes."""
+    ax.imshow(image, vmin=0, vmax=255, interpolation="bilinear")
+    if mask is not None and mask.any() and not mask.all():
+        ax.contour(mask, [0.5], colors=ORANGE, linewidths=1.3)
+    ax.set_title(title, fontsize=9, fontweight="normal", loc="center", pad=3)
+    ax.axis("off")
+
+
+def label_ends(
+    ax: Axes, x: float, ends: dict[str, float], colors: dict[str, str], gap: float | None = None
+) -> None:
+    """Write each line's name at its end, pushed apart by at least `gap` (default: 5.5% of the axis)."""
+    low, high = ax.get_ylim()
+    gap = gap if gap is not None else 0.055 * (high - low)
+    names = sorted((n for n in ends if np.isfinite(ends[n])), key=lambda n: ends[n])
+    places: list[float] = []
+    for name in names:
+        places.append(max(ends[name], places[-1] + gap) if places else ends[name])
+    if places:  # pushed up as little as can be: the group keeps its centre
+        shift = np.mean(places) - np.mean([ends[n] for n in names])
+        places = [max(p - shift, low) for p in places]
+    for name, place in zip(names, places, strict=True):
+        ax.annotate(
+            pretty(name), (x, ends[name]), (x, place), color=colors[name], fontsize=8, va="center",
+            xytext=(x, place), textcoords="data", annotation_clip=False,
+        )  # fmt: skip
+
+
+def interval_plot(
+    ax: Axes,
+    table: pd.DataFrame,
+    columns: Sequence[tuple[str, str, str]],
+    offset: float = 0.16,
+) -> None:
+    """Points with 95% intervals, a row a task (first row on top). columns: (column of `table`, label, colour); `<column>_low` and `_high` beside it."""
+    y = np.arange(len(table))[::-1].astype(float)
+    for i, (column, label, color) in enumerate(columns):
+        shifted = y + offset * ((len(columns) - 1) / 2 - i) * 2
+        value = table[column].to_numpy(float)
+        low, high = table[f"{column}_low"].to_numpy(float), table[f"{column}_high"].to_numpy(float)
+        ax.hlines(shifted, low, high, color=color, linewidth=2, alpha=0.75)
+        ax.plot(value, shifted, "o", color=color, markersize=4.5, label=label)
+    ax.set_yticks(y, [pretty(str(t)) for t in table.index])
+    ax.set_ylim(-0.7, len(table) - 0.3)
+    ax.grid(axis="y", visible=False)
+
+
+def annotated_heatmap(
+    ax: Axes,
+    values: Float[np.ndarray, "r c"],
+    labels: Sequence[str],
+    text: Sequence[Sequence[str]],
+    **options,
+) -> None:
+    """A square heat map through seaborn, findings on both axes, the given text in its cells."""
+    import seaborn as sns
+
+    names = [pretty(name) for name in labels]
+    sns.heatmap(
+        values, ax=ax, xticklabels=names, yticklabels=names, annot=np.asarray(text), fmt="",
+        annot_kws={"fontsize": 6.5}, linewidths=0.5, square=True, **options,
+    )  # fmt: skip
+    ax.tick_params(axis="both", labelsize=8, length=0)
+    ax.grid(visible=False)

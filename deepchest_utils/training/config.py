@@ -1,0 +1,58 @@
+"""Everything that a run depends on, in one place, checked when it is made."""
+
+import dataclasses
+from dataclasses import dataclass, field
+
+OPTIMIZERS = ("adamw", "adam", "rmsprop", "sgd")
+SCHEDULES = ("cosine", "constant")
+AMP = ("off", "bf16", "fp16")
+_ONE_OF = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "amp": AMP}
+_POSITIVE = ("image_size", "epochs", "batch_size", "lr")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The configuration of a run. Raises ValueError naming the field that is not as it should be."""
+
+    dataset: str = "phantom"  # phantom, nih, chestmnist or csv
+    data_root: str | None = None  # folder of its files; not needed for the phantom
+    image_size: int = 64  # px, square
+    split: str | None = None  # official, patient, or None for the data set's default
+    data_seed: int = 0  # of the phantom and of our own splits
+    data_options: dict = field(default_factory=dict)  # further options of load_dataset
+    method: str = "deepchest"  # a name of make_method
+    method_options: dict = field(default_factory=dict)  # its options
+    backbone: str = "resnet18_thin"  # resnet18_thin or a classifier of torchvision.models
+    pretrained: bool = False  # start from ImageNet weights
+    epochs: int = 12  # passes over the training set
+    batch_size: int = 64  # images a step
+    optimizer: str = "adamw"  # adamw, adam, rmsprop or sgd
+    lr: float = 2e-3  # peak learning rate
+    weight_decay: float = 0.05  # decoupled for adamw, L2 for the others
+    schedule: str = "cosine"  # cosine to zero, or constant
+    augment: bool = True  # small rotation, shift, zoom and exposure, drawn for each image
+    amp: str = "off"  # autocast: off, bf16 or fp16
+    channels_last: bool = True  # memory layout of the images
+    device: str = "auto"  # auto takes cuda if there is one
+    seed: int = 0  # of the network, the order of the images and the augmentation
+    run_dir: str | None = None  # where checkpoint and tables go; None writes nothing
+
+    def __post_init__(self):
+        for name, allowed in _ONE_OF.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name} should be one of {', '.join(allowed)}. Found {getattr(self, name)!r}."
+                )
+        for name in _POSITIVE:
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} should be greater than 0. Found {getattr(self, name)}.")
+        for name in ("weight_decay", "seed", "data_seed"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} should not be negative. Found {getattr(self, name)}.")
+
+    def identity(self) -> dict:
+        """What must be the same for a run to be continued: all but where it runs and where files lie."""
+        fields = dataclasses.asdict(self)
+        for name in ("data_root", "device", "run_dir"):
+            del fields[name]
+        return fields

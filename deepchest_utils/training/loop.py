@@ -1,0 +1,245 @@
+"""The training loop: knows nothing of the method but `backward` and `end_epoch`."""
+
+import copy
+import dataclasses
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from deepchest_utils.augment import augment, to_input
+from deepchest_utils.datasets import Splits, load_dataset
+from deepchest_utils.losses import masked_bce
+from deepchest_utils.metrics import choose_thresholds, macro, score_tasks
+from deepchest_utils.models import MultiTaskNet
+from deepchest_utils.records import environment_report, task_rows, to_table, write_json, write_table
+from deepchest_utils.training.batches import fetch, predict, training_order
+from deepchest_utils.training.checkpoint import load_checkpoint, save_checkpoint
+from deepchest_utils.training.config import TrainConfig
+from deepchest_utils.training.setup import (
+    ScaleGradient,
+    autocast,
+    make_optimizer,
+    make_schedule,
+    resolve_device,
+)
+from deepchest_utils.weighting import EpochReport, Method, make_method
+
+
+@dataclass
+class Run:
+    """A finished run.
+
+    history: long table of train and val, every epoch; test: long table of the test split, once, from the epoch chosen on validation. There, thresholds come
+    from validation; in the history they are the training prevalence. logits: split -> (N, K) of the chosen epoch, for val and test, in the data's order.
+    """
+
+    config: TrainConfig
+    history: pd.DataFrame
+    test: pd.DataFrame
+    best_epoch: int
+    model: MultiTaskNet
+    method: Method
+    logits: dict[str, np.ndarray]
+
+
+def train(config: TrainConfig, data: Splits | None = None) -> Run:
+    """Train by the configuration, choose the epoch by validation macro AUROC, test once.
+
+    data: if it is at hand already; otherwise `load_dataset` by the configuration. With `run_dir`, writes a checkpoint after each epoch and, if there is one,
+    goes on from it: on the CPU the result equals that of a run never stopped, bit for bit. Leaves the caller's random state alone.
+    Raises FloatingPointError, naming epoch, step and task, if a loss is not finite.
+    """
+    if data is None:
+        data = load_dataset(
+            config.dataset,
+            config.data_root,
+            config.image_size,
+            config.data_seed,
+            config.split,
+            **config.data_options,
+        )
+    with torch.random.fork_rng():
+        return _Loop(config, data).run()
+
+
+class _Loop:
+    def __init__(self, config: TrainConfig, data: Splits):
+        self.config, self.data = config, data
+        self.device = resolve_device(config.device)
+        self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+        torch.manual_seed(config.seed)
+        self.order_rng = torch.Generator().manual_seed(config.seed)
+        self.augment_rng = torch.Generator().manual_seed(config.seed + 1_000_003)
+        self.prevalence = torch.from_numpy(data.train.prevalence)
+        num_tasks = len(data.findings)
+        net = MultiTaskNet(
+            config.backbone, num_tasks, data.train.images.shape[1], config.pretrained, self.prevalence
+        )
+        self.net = net.to(self.device, memory_format=self.memory_format)
+        self.method = make_method(config.method, num_tasks, **config.method_options).to(self.device)
+        self.steps = len(data.train) // min(config.batch_size, len(data.train))
+        parameters = [*self.net.parameters(), *self.method.parameters()]
+        self.optimizer = make_optimizer(config, parameters)
+        self.schedule = make_schedule(config, self.optimizer, self.steps * config.epochs)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.amp == "fp16")
+        self.rows: list[dict] = []
+        self.epoch, self.best_epoch, self.best_score, self.best_model = 0, 0, -np.inf, None
+
+    def run(self) -> Run:
+        state = load_checkpoint(self.config.run_dir, self.config.identity()) if self.config.run_dir else None
+        if state:
+            self.load_state(state)
+        while self.epoch < self.config.epochs:
+            self.one_epoch()
+            if self.config.run_dir:
+                save_checkpoint(self.config.run_dir, self.state())
+        return self.finish()
+
+    def one_epoch(self) -> None:
+        start = time.perf_counter()
+        epoch = self.epoch + 1
+        labels, logits, losses = self.pass_over_training(epoch)
+        seconds = {"train": time.perf_counter() - start}
+        self.check_finite(losses, epoch)
+        start = time.perf_counter()
+        thresholds = {"balanced_accuracy": self.prevalence.numpy()}
+        scores = {"train": score_tasks(labels, logits, thresholds)}
+        val_logits = predict(self.net, self.data.val, self.device, self.memory_format)
+        scores["val"] = score_tasks(self.data.val.labels, val_logits, thresholds)
+        seconds["val"] = time.perf_counter() - start
+        base = {"method": self.config.method, "seed": self.config.seed, "epoch": epoch}
+        used = {
+            "weight": self.method.weights.cpu().numpy(),
+            "raw_weight": self.method.raw_weights.cpu().numpy(),
+        }
+        for split, values in scores.items():
+            self.rows += task_rows({**base, "split": split}, values, self.data.findings)
+            self.rows += [
+                {**base, "split": split, "task": "run", "metric": "seconds", "value": seconds[split]}
+            ]
+        self.rows += task_rows({**base, "split": "train"}, used, self.data.findings, summarise=False)
+        report = {
+            name: {m: torch.from_numpy(v) for m, v in values.items()} for name, values in scores.items()
+        }
+        self.method.end_epoch(EpochReport(epoch, self.prevalence, **report))
+        self.epoch = epoch
+        score, count = macro(scores["val"]["auroc"])
+        if count == 0:  # no finding has both classes: the loss decides
+            score = -macro(scores["val"]["loss"])[0]
+        if self.best_model is None or score > self.best_score:
+            self.best_epoch, self.best_score = epoch, score
+            self.best_model = {k: v.detach().cpu().clone() for k, v in self.net.state_dict().items()}
+
+    def pass_over_training(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Labels, logits and the losses (steps, K) of one epoch; nothing is read back from the device before its end."""
+        images, labels = self.data.train.images, self.data.train.labels
+        order = training_order(len(images), self.config.batch_size, self.order_rng).numpy()
+        all_logits = torch.empty(*order.shape, labels.shape[1], device=self.device)
+        all_losses = torch.empty(len(order), labels.shape[1], device=self.device)
+        self.net.train()
+        for step, rows in enumerate(
+            tqdm(order, desc=f"epoch {epoch}/{self.config.epochs}", leave=False, disable=None)
+        ):
+            target = torch.from_numpy(labels[rows]).to(self.device, non_blocking=True)
+            x = to_input(fetch(images, rows, self.device))
+            if self.config.augment:
+                x = augment(x, self.augment_rng)
+            with autocast(self.config.amp, self.device):
+                features = self.net.features(x.to(memory_format=self.memory_format))
+                logits = self.net.head(features)
+            losses = masked_bce(logits, target)
+            all_logits[step], all_losses[step] = logits.detach(), losses.detach()
+            self.step(losses, features)
+        return labels[order.ravel()], all_logits.flatten(0, 1).cpu().numpy(), all_losses.cpu().numpy()
+
+    def step(self, losses: Float[Tensor, " k"], features: Float[Tensor, "b f"]) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.scaler.is_enabled():
+            losses = ScaleGradient.apply(losses, self.scaler.scale(torch.ones((), device=self.device)))
+        self.method.backward(losses, features)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.schedule.step()
+
+    def check_finite(self, losses: Float[np.ndarray, "steps k"], epoch: int) -> None:
+        bad = np.argwhere(~np.isfinite(losses))
+        if len(bad):
+            step, task = bad[0]
+            raise FloatingPointError(
+                f"the loss of {self.data.findings[task]} is {losses[step, task]} in epoch {epoch}, step {step + 1}. "
+                f"Lower lr ({self.config.lr}), or look at the images of that batch."
+            )
+
+    def finish(self) -> Run:
+        """Test once, with the network of the best epoch and thresholds from validation."""
+        self.net.load_state_dict(self.best_model)
+        logits = {
+            name: predict(self.net, part, self.device, self.memory_format)
+            for name, part in (("val", self.data.val), ("test", self.data.test))
+        }
+        val_probabilities = torch.from_numpy(logits["val"]).double().sigmoid().numpy()
+        thresholds = choose_thresholds(self.data.val.labels, val_probabilities)
+        base = {
+            "method": self.config.method,
+            "seed": self.config.seed,
+            "epoch": self.best_epoch,
+            "split": "test",
+        }
+        scores = score_tasks(self.data.test.labels, logits["test"], thresholds)
+        chosen = {f"{name}_threshold": values for name, values in thresholds.items()}
+        test = task_rows(base, scores, self.data.findings)
+        test = to_table(test + task_rows(base, chosen, self.data.findings, summarise=False))
+        history = to_table(self.rows)
+        if self.config.run_dir:
+            folder = Path(self.config.run_dir)
+            write_json(folder / "config.json", dataclasses.asdict(self.config))
+            write_json(folder / "environment.json", environment_report())
+            write_table(folder / "history.csv", history)
+            write_table(folder / "test.csv", test)
+        return Run(self.config, history, test, self.best_epoch, self.net, self.method, logits)
+
+    def _parts(self) -> dict:
+        return {
+            "net": self.net,
+            "method": self.method,
+            "optimizer": self.optimizer,
+            "schedule": self.schedule,
+            "scaler": self.scaler,
+        }
+
+    def state(self) -> dict:
+        state = {name: copy.deepcopy(part.state_dict()) for name, part in self._parts().items()}
+        state["rng"] = {
+            "torch": torch.get_rng_state(),
+            "order": self.order_rng.get_state(),
+            "augment": self.augment_rng.get_state(),
+        }
+        if self.device.type == "cuda":
+            state["rng"]["cuda"] = torch.cuda.get_rng_state(self.device)
+        best = {"epoch": self.best_epoch, "score": float(self.best_score), "model": self.best_model}
+        return {
+            **state,
+            "identity": self.config.identity(),
+            "epoch": self.epoch,
+            "rows": self.rows,
+            "best": best,
+        }
+
+    def load_state(self, state: dict) -> None:
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+        torch.set_rng_state(state["rng"]["torch"])
+        self.order_rng.set_state(state["rng"]["order"])
+        self.augment_rng.set_state(state["rng"]["augment"])
+        if self.device.type == "cuda" and "cuda" in state["rng"]:
+            torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
+        self.epoch, self.rows = state["epoch"], state["rows"]
+        best = state["best"]
+        self.best_epoch, self.best_score, self.best_model = best["epoch"], best["score"], best["model"]
