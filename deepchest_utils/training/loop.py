@@ -1,26 +1,21 @@
-"""The training loop: knows nothing of the method but `backward` and `end_epoch`."""
+"""The training loop, an epoch at a time: it knows nothing of the method but `backward` and `end_epoch`."""
 
 import copy
-import dataclasses
 import time
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
 from deepchest_utils.augment import augment, to_input
-from deepchest_utils.datasets import Splits, load_dataset
+from deepchest_utils.datasets import ChestXrays, Splits
 from deepchest_utils.losses import masked_bce
-from deepchest_utils.metrics import choose_thresholds, macro, score_tasks
+from deepchest_utils.metrics import macro, score_tasks
 from deepchest_utils.models import MultiTaskNet
-from deepchest_utils.records import environment_report, task_rows, to_table, write_json, write_table
+from deepchest_utils.records import task_rows
 from deepchest_utils.training.batches import fetch, predict, training_order
-from deepchest_utils.training.checkpoint import load_checkpoint, save_checkpoint
 from deepchest_utils.training.config import TrainConfig
 from deepchest_utils.training.setup import (
     ScaleGradient,
@@ -29,47 +24,12 @@ from deepchest_utils.training.setup import (
     make_schedule,
     resolve_device,
 )
-from deepchest_utils.weighting import EpochReport, Method, make_method
+from deepchest_utils.weighting import EpochReport, make_method
 
 
-@dataclass
-class Run:
-    """A finished run.
+class Loop:
+    """A run under way: network, method, optimiser and all else that a checkpoint holds."""
 
-    history: long table of train and val, every epoch; test: long table of the test split, once, from the epoch chosen on validation. There, thresholds come
-    from validation; in the history they are the training prevalence. logits: split -> (N, K) of the chosen epoch, for val and test, in the data's order.
-    """
-
-    config: TrainConfig
-    history: pd.DataFrame
-    test: pd.DataFrame
-    best_epoch: int
-    model: MultiTaskNet
-    method: Method
-    logits: dict[str, np.ndarray]
-
-
-def train(config: TrainConfig, data: Splits | None = None) -> Run:
-    """Train by the configuration, choose the epoch by validation macro AUROC, test once.
-
-    data: if it is at hand already; otherwise `load_dataset` by the configuration. With `run_dir`, writes a checkpoint after each epoch and, if there is one,
-    goes on from it: on the CPU the result equals that of a run never stopped, bit for bit. Leaves the caller's random state alone.
-    Raises FloatingPointError, naming epoch, step and task, if a loss is not finite.
-    """
-    if data is None:
-        data = load_dataset(
-            config.dataset,
-            config.data_root,
-            config.image_size,
-            config.data_seed,
-            config.split,
-            **config.data_options,
-        )
-    with torch.random.fork_rng():
-        return _Loop(config, data).run()
-
-
-class _Loop:
     def __init__(self, config: TrainConfig, data: Splits):
         self.config, self.data = config, data
         self.device = resolve_device(config.device)
@@ -92,15 +52,9 @@ class _Loop:
         self.rows: list[dict] = []
         self.epoch, self.best_epoch, self.best_score, self.best_model = 0, 0, -np.inf, None
 
-    def run(self) -> Run:
-        state = load_checkpoint(self.config.run_dir, self.config.identity()) if self.config.run_dir else None
-        if state:
-            self.load_state(state)
-        while self.epoch < self.config.epochs:
-            self.one_epoch()
-            if self.config.run_dir:
-                save_checkpoint(self.config.run_dir, self.state())
-        return self.finish()
+    def predict(self, part: ChestXrays) -> Float[np.ndarray, "n k"]:
+        """Logits of every image of a split."""
+        return predict(self.net, part, self.device, self.memory_format)
 
     def one_epoch(self) -> None:
         start = time.perf_counter()
@@ -111,7 +65,7 @@ class _Loop:
         start = time.perf_counter()
         thresholds = {"balanced_accuracy": self.prevalence.numpy()}
         scores = {"train": score_tasks(labels, logits, thresholds)}
-        val_logits = predict(self.net, self.data.val, self.device, self.memory_format)
+        val_logits = self.predict(self.data.val)
         scores["val"] = score_tasks(self.data.val.labels, val_logits, thresholds)
         seconds["val"] = time.perf_counter() - start
         base = {"method": self.config.method, "seed": self.config.seed, "epoch": epoch}
@@ -176,34 +130,6 @@ class _Loop:
                 f"the loss of {self.data.findings[task]} is {losses[step, task]} in epoch {epoch}, step {step + 1}. "
                 f"Lower lr ({self.config.lr}), or look at the images of that batch."
             )
-
-    def finish(self) -> Run:
-        """Test once, with the network of the best epoch and thresholds from validation."""
-        self.net.load_state_dict(self.best_model)
-        logits = {
-            name: predict(self.net, part, self.device, self.memory_format)
-            for name, part in (("val", self.data.val), ("test", self.data.test))
-        }
-        val_probabilities = torch.from_numpy(logits["val"]).double().sigmoid().numpy()
-        thresholds = choose_thresholds(self.data.val.labels, val_probabilities)
-        base = {
-            "method": self.config.method,
-            "seed": self.config.seed,
-            "epoch": self.best_epoch,
-            "split": "test",
-        }
-        scores = score_tasks(self.data.test.labels, logits["test"], thresholds)
-        chosen = {f"{name}_threshold": values for name, values in thresholds.items()}
-        test = task_rows(base, scores, self.data.findings)
-        test = to_table(test + task_rows(base, chosen, self.data.findings, summarise=False))
-        history = to_table(self.rows)
-        if self.config.run_dir:
-            folder = Path(self.config.run_dir)
-            write_json(folder / "config.json", dataclasses.asdict(self.config))
-            write_json(folder / "environment.json", environment_report())
-            write_table(folder / "history.csv", history)
-            write_table(folder / "test.csv", test)
-        return Run(self.config, history, test, self.best_epoch, self.net, self.method, logits)
 
     def _parts(self) -> dict:
         return {
