@@ -68,7 +68,10 @@ class Ranking:
         true, false = (c[0] for c in self.counts())
         if len(true) == 0 or true[-1] == 0 or false[-1] == 0:
             return dict.fromkeys(THRESHOLD_METRICS, np.nan)
-        middle = np.append((self.scores[:-1] + self.scores[1:]) / 2, self.scores[-1])
+        above, below = self.scores[:-1], self.scores[1:]
+        middle = (above + below) / 2
+        middle = np.where(middle > below, middle, above)  # neighbouring numbers have none between them
+        middle = np.append(middle, self.scores[-1])
         f1 = 2 * true / (true + false + true[-1])
         balanced = (true / true[-1] + 1 - false / false[-1]) / 2
         return {"f1": float(middle[f1.argmax()]), "balanced_accuracy": float(middle[balanced.argmax()])}

@@ -62,7 +62,7 @@ def build_trunk(name: str, image_size: int = 64, pretrained: bool = False) -> tu
             raise ValueError(f"pretrained should be False for backbone={THIN!r}: it has no ImageNet weights.")
         trunk, num_features = thin_resnet18(), 128
     elif name in list_backbones():
-        options = dict(_OPTIONS.get(name, {}))
+        options = {} if pretrained else dict(_OPTIONS.get(name, {}))
         if not pretrained and name.startswith("vit_"):
             options["image_size"] = image_size
         if not pretrained and name.startswith("maxvit"):
@@ -73,6 +73,8 @@ def build_trunk(name: str, image_size: int = 64, pretrained: bool = False) -> tu
             raise ValueError(
                 f"backbone {name!r} cannot be built for image_size={image_size}: {error}"
             ) from None
+        if pretrained and name == "inception_v3":  # it comes with its auxiliary classifier
+            trunk.aux_logits, trunk.AuxLogits = False, None
         num_features = _drop_classifier(trunk)
     else:
         raise ValueError(f"backbone should be one of {', '.join(list_backbones())}. Found {name!r}.")
@@ -98,8 +100,16 @@ def _drop_classifier(trunk: nn.Module) -> int:
     raise ValueError("the network has neither a linear layer nor a convolution.")
 
 
+def _three_channels(trunk: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+    return inputs[0].expand(-1, 3, -1, -1)
+
+
 def _accept_greyscale(trunk: nn.Module) -> None:
     """Sum the first convolution over its three colours: the same output as for a grey image fed three times, at a third of the work."""
+    if getattr(trunk, "transform_input", False):
+        # GoogLeNet and Inception with ImageNet weights standardise each colour in their own way before the first convolution
+        trunk.register_forward_pre_hook(_three_channels)
+        return
     path, first = next((path, m) for path, m in trunk.named_modules() if isinstance(m, nn.Conv2d))
     grey = nn.Conv2d(
         1, first.out_channels, first.kernel_size, first.stride, first.padding, bias=first.bias is not None

@@ -108,7 +108,7 @@ def write_atomic(path: str | Path, data: str | bytes) -> None:
 
 def write_table(path: str | Path, table: pd.DataFrame) -> None:
     """A CSV with enough digits to get the same numbers back."""
-    write_atomic(path, table.to_csv(index=False, float_format="%.10g"))
+    write_atomic(path, table.to_csv(index=False))
 
 
 def write_json(path: str | Path, value: object) -> None:

@@ -1,6 +1,7 @@
 """Everything that a run depends on, in one place, checked when it is made."""
 
 import dataclasses
+import json
 from dataclasses import dataclass, field
 
 OPTIMIZERS = ("adamw", "adam", "rmsprop", "sgd")
@@ -55,4 +56,5 @@ class TrainConfig:
         fields = dataclasses.asdict(self)
         for name in ("data_root", "device", "run_dir"):
             del fields[name]
-        return fields
+        # as plain numbers: options may be tensors and arrays, which have no single answer to ==
+        return json.loads(json.dumps(fields, default=lambda value: value.tolist()))

@@ -1,5 +1,6 @@
 """Every weighting method by name: `make_method("deepchest", num_tasks=14, **options)`."""
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 
@@ -32,7 +33,12 @@ def make_method(name: str, num_tasks: int, inner_options: dict | None = None, **
     try:
         method = METHODS[outer](num_tasks, **options)
     except TypeError as error:
-        raise ValueError(f"method {outer!r} cannot be made with options {sorted(options)}: {error}") from None
+        known = ", ".join(
+            name for name in inspect.signature(METHODS[outer]).parameters if name != "num_tasks"
+        )
+        raise ValueError(
+            f"method {outer!r} cannot be made with options {sorted(options)}: {error}. It has {known or 'none'}."
+        ) from None
     if not plus:
         if inner_options:
             raise ValueError(f"inner_options goes with a method A+B. Found {name!r}.")

@@ -87,12 +87,15 @@ class DeepChest(LossWeighting):
         s = torch.as_tensor(scores, dtype=torch.float64, device=self._raw_weights.device).detach()
         if s.shape != (self.num_tasks,):
             raise ValueError(f"scores should have shape ({self.num_tasks},). Found {tuple(s.shape)}.")
-        behind = s < s.nanmean()
+        # summed in one order and from the lowest up: the rule knows no order of tasks, and equal scores have exactly their value as the mean
+        ranked = s.sort().values
+        behind = s < ranked[0] + (ranked - ranked[0]).nanmean()
         up = (self._raw_weights * self.step_up).clamp(max=self.cap)
         # a tensor, since CUDA divides by a number by multiplying with its reciprocal, one bit off
         down = (self._raw_weights / torch.full_like(s, self.step_down)).clamp(min=self.floor)
         new = torch.where(behind, up, down)
-        self._raw_weights.copy_(torch.where(s.isnan(), self._raw_weights, new))
+        # a new tensor, not the old one overwritten: weights that were read before stay what they were
+        self._raw_weights = torch.where(s.isnan(), self._raw_weights, new)
 
     def end_epoch(self, report: EpochReport) -> None:
         self.update(self.scores(report))
