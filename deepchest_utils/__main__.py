@@ -85,7 +85,7 @@ def build_parser(command: str = "") -> argparse.ArgumentParser:
     return parser
 
 
-def _pairs(pairs: list[tuple[str, str]]) -> dict[str, object]:
+def _pairs(pairs: list[list[str]]) -> dict[str, object]:
     from deepchest_utils.notebooks import parse_value
 
     return {name: parse_value(value) for name, value in pairs}

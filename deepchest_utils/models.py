@@ -69,7 +69,7 @@ def build_trunk(name: str, image_size: int = 64, pretrained: bool = False) -> tu
             options["input_size"] = (image_size, image_size)
         try:
             trunk = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None, **options)
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, RuntimeError, AssertionError) as error:
             raise ValueError(
                 f"backbone {name!r} cannot be built for image_size={image_size}: {error}"
             ) from None

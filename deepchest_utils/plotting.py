@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, UInt8
@@ -68,7 +67,7 @@ def method_color(name: str) -> str:
     """The method's colour; one that the table does not have yet gets the same colour every time."""
     if name in METHOD_STYLE:
         return METHOD_STYLE[name][1]
-    palette = [mpl.colors.to_hex(c) for c in plt.get_cmap("petroff10").colors]
+    palette = [mpl.colors.to_hex(c) for c in mpl.color_sequences["petroff10"]]
     return palette[sum(name.encode()) % len(palette)]
 
 
@@ -123,11 +122,11 @@ def label_ends(
         places.append(max(ends[name], places[-1] + gap) if places else ends[name])
     if places:  # pushed up as little as can be: the group keeps its centre
         shift = np.mean(places) - np.mean([ends[n] for n in names])
-        places = [max(p - shift, low) for p in places]
+        places = [p - min(shift, places[0] - low) for p in places]
     for name, place in zip(names, places, strict=True):
         ax.annotate(
             pretty(name), (x, ends[name]), (x, place), color=colors[name], fontsize=8, va="center",
-            xytext=(x, place), textcoords="data", annotation_clip=False,
+            annotation_clip=False,
         )  # fmt: skip
 
 

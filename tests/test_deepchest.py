@@ -14,8 +14,7 @@ from deepchest_utils.findings import NIH_PREVALENCE
 from deepchest_utils.weighting import PUBLISHED_INITIAL_WEIGHTS, SIGNALS, initial_weights
 
 NAN = math.nan
-# the first call is slow where types are checked, which says nothing of the code under test
-LAWS = settings(deadline=None, max_examples=80)
+LAWS = settings(max_examples=80)
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 score_or_nan = finite | st.just(NAN)

@@ -13,7 +13,7 @@ from sklearn.metrics import log_loss
 from deepchest_utils.losses import masked_bce, prevalence_entropy
 
 NAN = math.nan
-LAWS = settings(deadline=None, max_examples=80)
+LAWS = settings(max_examples=80)
 
 
 @st.composite

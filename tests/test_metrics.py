@@ -12,7 +12,7 @@ from sklearn import metrics as sk
 from deepchest_utils.metrics import METRICS, Ranking, calibration_error, choose_thresholds, macro, score_tasks
 
 NAN = np.nan
-LAWS = settings(deadline=None, max_examples=100)
+LAWS = settings(max_examples=100)
 
 tied = st.integers(-3, 3).map(float)  # few values, many ties
 spread = st.floats(-15, 15, width=32)

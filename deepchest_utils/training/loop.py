@@ -2,6 +2,7 @@
 
 import copy
 import time
+import warnings
 
 import numpy as np
 import torch
@@ -120,7 +121,13 @@ class Loop:
         self.method.backward(losses, features)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.schedule.step()
+        if self.scaler.is_enabled() and self.schedule.last_epoch == 0:
+            with warnings.catch_warnings():
+                # until fp16 has found its scale, steps are skipped: the schedule counts them, and torch takes that for a mistake
+                warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+                self.schedule.step()
+        else:
+            self.schedule.step()
 
     def check_finite(self, losses: Float[np.ndarray, "steps k"], epoch: int) -> None:
         bad = np.argwhere(~np.isfinite(losses))

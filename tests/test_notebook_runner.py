@@ -1,0 +1,125 @@
+"""The notebook runner on tiny notebooks: parameters in by name, the failing cell named, nothing left behind."""
+
+import os
+
+import nbformat
+import pytest
+
+from deepchest_utils import notebooks
+from deepchest_utils.__main__ import main
+from deepchest_utils.notebooks import NotebookError, check_parameters, find_notebooks, run_notebooks
+
+PARAMETERS = "epochs: int = 3  # passes over the training set\ndataset: str = 'phantom'  # which data set"
+
+
+def write(folder, name: str, *cells: str, parameters: str | None = PARAMETERS):
+    """A notebook of code cells, the first of them its parameters."""
+    book = nbformat.v4.new_notebook()
+    book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    book.cells = [nbformat.v4.new_code_cell(source) for source in cells]
+    if parameters is not None:
+        first = nbformat.v4.new_code_cell(parameters)
+        first.metadata["tags"] = ["parameters"]
+        book.cells.insert(0, first)
+    nbformat.write(book, folder / f"{name}.ipynb")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Three notebooks, one of which cannot work, and two files that are none of them."""
+    books = tmp_path / "books"
+    books.mkdir()
+    write(books, "01_first", "import os\nprint(epochs * 2, dataset, os.environ.get('DEEPCHEST_FIGURES'))")
+    write(books, "02_second", "ready = epochs", "raise RuntimeError(f'no more than\\n{epochs - 1} epochs')")
+    write(books, "03_third", "print('never asked')", parameters="seed: int = 0  # of everything")
+    write(books, "scratch", "1 / 0")
+    (books / "04_notes.txt").write_text("no notebook")
+    monkeypatch.setattr(notebooks, "FOLDER", books)
+    monkeypatch.setattr(notebooks, "OUTPUT", tmp_path / "runs")
+    monkeypatch.delenv("DEEPCHEST_FIGURES", raising=False)
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))  # no history in the user's home
+    return books
+
+
+def printed(path) -> str:
+    cells = nbformat.read(path, as_version=4).cells
+    return "".join(o.get("text", "") for c in cells if c.cell_type == "code" for o in c.outputs)
+
+
+# finding them
+
+
+def test_numbered_notebooks_are_found_by_the_start_of_their_names(folder):
+    assert [p.stem for p in find_notebooks()] == ["01_first", "02_second", "03_third"]
+    assert [p.stem for p in find_notebooks(["03", "01"])] == ["03_third", "01_first"]
+    assert [p.stem for p in find_notebooks(["01", "01_first", "0"])] == ["01_first", "02_second", "03_third"]
+
+
+def test_unknown_notebook_is_refused_with_those_there_are(folder, capsys):
+    with pytest.raises(NotebookError, match=r"'07'.*01_first, 02_second, 03_third"):
+        find_notebooks(["01", "07"])
+    assert main(["notebooks", "07"]) == 2
+    assert capsys.readouterr().err.startswith("error: no notebook '07'")
+
+
+# parameters
+
+
+def test_unknown_parameter_is_refused_by_name_before_anything_runs(folder, tmp_path, capsys):
+    with pytest.raises(NotebookError, match=r"03_third has no parameter 'epochs'\. It has seed"):
+        check_parameters(find_notebooks(), {"epochs": 1})
+    assert main(["notebooks", "01", "-p", "epoch", "1", "-o", str(tmp_path / "out")]) == 2
+    assert "01_first has no parameter 'epoch'. It has epochs, dataset" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_parameters_are_listed_with_default_and_help(folder, capsys):
+    assert main(["notebooks", "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "01_first"
+    (epochs,) = [line for line in lines[:3] if "epochs" in line]
+    assert epochs.split() == ["epochs", "=", "3", "passes", "over", "the", "training", "set"]
+    assert "03_third" in lines
+    assert not (folder.parent / "runs").exists()
+
+
+# running
+
+
+def test_parameters_reach_the_notebook_and_a_failing_cell_is_named(folder, tmp_path, monkeypatch, capfd):
+    before, here = dict(os.environ), os.getcwd()
+    originals = {p.name: p.read_bytes() for p in folder.iterdir()}
+    out = tmp_path / "out"
+    command = ["notebooks", "02", "01", "-p", "epochs", "21", "-p", "dataset", "nih", "-o", str(out)]
+    assert main(command) == 1  # the first fails, the second runs all the same
+    shown = capfd.readouterr().out
+    # papermill puts a cell of its own after the parameters: [4] is the number that the executed copy shows
+    assert "02_second failed in cell [4]: RuntimeError: no more than 20 epochs" in shown
+    assert "01_first done in" in shown
+    assert printed(out / "01_first.ipynb") == f"42 nih {out / 'figures'}\n"  # not among the committed figures
+    assert (out / "02_second.ipynb").exists()
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == originals
+    assert dict(os.environ) == before
+    assert os.getcwd() == here
+
+
+def test_without_parameters_figures_go_where_the_notebook_says(folder, tmp_path, capfd):
+    before = dict(os.environ)
+    assert run_notebooks(find_notebooks(["01"]), {}, tmp_path / "out", progress=False) == 0
+    assert printed(tmp_path / "out" / "01_first.ipynb") == "6 phantom None\n"
+    assert dict(os.environ) == before
+
+
+def test_environment_is_put_back_whatever_happens(folder, tmp_path, monkeypatch):
+    import papermill
+
+    def breaks(*args, **kwargs):
+        assert os.environ["DEEPCHEST_FIGURES"] == "mine"  # what the user set stays
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("DEEPCHEST_FIGURES", "mine")
+    monkeypatch.setattr(papermill, "execute_notebook", breaks)
+    before = dict(os.environ)
+    with pytest.raises(KeyboardInterrupt):
+        run_notebooks(find_notebooks(["01"]), {"epochs": 1}, tmp_path / "out")
+    assert dict(os.environ) == before

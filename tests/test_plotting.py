@@ -1,0 +1,163 @@
+"""Figures: where they go, that the same figure is the same bytes, and a place in the table for every method."""
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from deepchest_utils import FINDINGS, METHODS
+from deepchest_utils.plotting import (
+    METHOD_STYLE,
+    SIGNAL_STYLE,
+    figure_folder,
+    interval_plot,
+    label_ends,
+    method_color,
+    method_label,
+    pretty,
+    save_figure,
+    show_radiograph,
+    use_style,
+)
+from deepchest_utils.weighting import SIGNALS
+
+
+@pytest.fixture(autouse=True)
+def style():
+    """The notebooks' style, for one test only."""
+    with mpl.rc_context():
+        use_style()
+        yield
+
+
+def draw() -> Figure:
+    fig = Figure(figsize=(3, 2))
+    ax = fig.subplots()
+    rng = np.random.default_rng(0)
+    ax.plot(rng.random(20), label="a line")
+    ax.scatter(rng.random(5), rng.random(5))  # markers and clip paths get names in an SVG
+    ax.set_xlabel("epoch")
+    ax.legend()
+    return fig
+
+
+# files
+
+
+def test_same_figure_is_the_same_bytes_in_both_formats(tmp_path):
+    one = save_figure(draw(), "01_test", tmp_path / "one")
+    two = save_figure(draw(), "01_test", tmp_path / "two")
+    assert [p.name for p in one] == ["01_test.svg", "01_test.png"]
+    assert b"<svg" in one[0].read_bytes()
+    assert one[1].read_bytes().startswith(b"\x89PNG")
+    for a, b in zip(one, two, strict=True):
+        assert a.read_bytes() == b.read_bytes()
+
+
+def test_figure_names_no_day_and_no_program(tmp_path):
+    svg, png = save_figure(draw(), "01_test", tmp_path)
+    assert "<dc:date>" not in svg.read_text()
+    assert b"Software" not in png.read_bytes()
+    assert str(tmp_path) not in svg.read_text()
+
+
+@pytest.mark.parametrize(
+    ("dataset", "smoke", "parts"),
+    [
+        ("phantom", False, ("figures",)),
+        ("phantom", True, ("runs", "figures", "phantom-smoke")),
+        ("nih", False, ("runs", "figures", "nih")),
+        ("nih", True, ("runs", "figures", "nih-smoke")),
+        ("chestmnist", False, ("runs", "figures", "chestmnist")),
+    ],
+)
+def test_only_full_runs_on_the_phantom_write_committed_figures(dataset, smoke, parts, monkeypatch, tmp_path):
+    monkeypatch.delenv("DEEPCHEST_FIGURES", raising=False)
+    monkeypatch.setattr("deepchest_utils.plotting.PROJECT", tmp_path)
+    assert figure_folder(dataset, smoke) == tmp_path.joinpath(*parts)
+    monkeypatch.setenv("DEEPCHEST_FIGURES", str(tmp_path / "elsewhere"))
+    assert figure_folder(dataset, smoke) == tmp_path / "elsewhere"
+
+
+def test_default_folder_is_that_of_the_committed_figures(monkeypatch, tmp_path):
+    monkeypatch.setattr("deepchest_utils.plotting.PROJECT", tmp_path)
+    assert save_figure(draw(), "01_test")[0] == tmp_path / "figures" / "01_test.svg"
+
+
+# the table of methods
+
+
+def test_every_method_has_a_label_and_a_colour_of_its_own():
+    assert set(METHODS) <= set(METHOD_STYLE)
+    labels, colours = zip(*METHOD_STYLE.values(), strict=True)
+    assert len(set(labels)) == len(labels)
+    assert len(set(colours)) == len(colours)
+    for name in METHODS:
+        assert (method_label(name), method_color(name)) == METHOD_STYLE[name]
+
+
+def test_every_signal_has_the_colour_of_its_method():
+    assert set(SIGNAL_STYLE) == set(SIGNALS)
+    for signal, (_, colour) in SIGNAL_STYLE.items():
+        assert colour == method_color("deepchest" if signal == "accuracy" else f"deepchest_{signal}")
+
+
+def test_method_without_a_place_gets_the_same_colour_every_time():
+    assert method_label("deepchest+equal") == "deepchest+equal"
+    assert method_color("deepchest+equal") == method_color("deepchest+equal")
+    assert mpl.colors.is_color_like(method_color("deepchest+equal"))
+
+
+# drawing
+
+
+def test_findings_are_written_with_spaces():
+    assert [pretty(f) for f in FINDINGS if "_" in f] == ["Pleural Thickening"]
+
+
+def test_names_at_the_ends_of_lines_do_not_overlap():
+    fig = Figure()
+    ax = fig.subplots()
+    ax.set_ylim(0, 1)
+    ends = {"a": 0.5, "b": 0.5, "c": 0.501, "d": 0.9, "e": np.nan}
+    label_ends(ax, 1.0, ends, dict.fromkeys(ends, "black"), gap=0.05)
+    places = {t.get_text(): t.get_position()[1] for t in ax.texts}
+    assert set(places) == set("abcd")  # nothing to point at for one that is undefined
+    assert np.diff(sorted(places.values())).min() >= 0.05 - 1e-9
+    assert list(places) == sorted(places, key=places.get)  # in the order of the lines
+
+
+def test_names_at_the_foot_of_the_axis_stay_on_it_and_apart():
+    ax = Figure().subplots()
+    ax.set_ylim(0, 1)
+    ends = {"a": 0.0, "b": 0.0, "c": 0.01}
+    label_ends(ax, 1.0, ends, dict.fromkeys(ends, "black"))
+    places = sorted(t.get_position()[1] for t in ax.texts)
+    assert places[0] >= 0
+    assert np.diff(places).min() >= 0.055 - 1e-9
+
+
+def test_mask_is_an_outline_and_an_empty_one_is_none():
+    ax = Figure().subplots()
+    image, mask = np.zeros((8, 8), np.uint8), np.zeros((8, 8), bool)
+    show_radiograph(ax, image, mask)
+    assert len(ax.collections) == 0
+    mask[2:5, 2:5] = True
+    show_radiograph(ax, image, mask, title="Mass")
+    assert len(ax.collections) == 1
+    assert ax.images[0].get_clim() == (0, 255)  # the same grey for the same value in every panel
+
+
+def test_intervals_are_drawn_where_the_table_says():
+    table = pd.DataFrame(
+        {"x": [0.6, 0.8], "x_low": [0.5, 0.7], "x_high": [0.7, 0.9]}, index=["Mass", "Pleural_Thickening"]
+    )
+    ax = Figure().subplots()
+    interval_plot(ax, table, [("x", "Equal", "black")])
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["Mass", "Pleural Thickening"]
+    spans = [segment[:, 0].tolist() for segment in ax.collections[0].get_segments()]
+    assert spans == [[0.5, 0.7], [0.7, 0.9]]
+    assert ax.lines[0].get_xdata().tolist() == [0.6, 0.8]
+    first, second = ax.lines[0].get_ydata()
+    assert first > second  # the first row is on top

@@ -1,0 +1,577 @@
+"""The loop: runs that continue bit for bit, seeds that matter, a loop that knows nothing of the method, and a network that learns."""
+
+import dataclasses
+import warnings
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
+
+from deepchest_utils import FINDINGS, METHODS, Method, Run, Splits, TrainConfig, load_dataset, train
+from deepchest_utils.datasets import DataWarning
+from deepchest_utils.metrics import choose_thresholds
+from deepchest_utils.records import COLUMNS
+from deepchest_utils.training import loop as loop_module
+from deepchest_utils.training.loop import Loop
+
+K = len(FINDINGS)
+# small images have too few positives of the rare findings: that is what the warning says, and what some tests want
+pytestmark = pytest.mark.filterwarnings("ignore::deepchest_utils.datasets.base.DataWarning")
+
+
+def phantom(**sizes) -> Splits:
+    with warnings.catch_warnings():  # a fixture is outside the mark above
+        warnings.simplefilter("ignore", DataWarning)
+        return load_dataset("phantom", image_size=32, **sizes)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Splits:
+    return phantom(num_train=256, num_val=128, num_test=128)
+
+
+@pytest.fixture(scope="module")
+def few(tiny) -> Splits:
+    """For what is slow: 32 images a split."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)
+        parts = {name: part.subset(np.arange(32)) for name, part in tiny.parts.items()}
+        return Splits(**parts, name="few", split="patient")
+
+
+def config(**given) -> TrainConfig:
+    return TrainConfig(**{"image_size": 32, "epochs": 2, "device": "cpu", **given})
+
+
+def with_labels(data: Splits, parts=("train", "val", "test"), **columns) -> Splits:
+    """The same images with another column of labels, by finding."""
+    changed = {}
+    for name, part in data.parts.items():
+        labels = part.labels.copy()
+        for finding, value in columns.items():
+            if name in parts:
+                labels[:, FINDINGS.index(finding)] = value
+        changed[name] = dataclasses.replace(part, labels=labels)
+    return dataclasses.replace(data, **changed)
+
+
+def numbers(table: pd.DataFrame) -> pd.DataFrame:
+    """All of a table but how long it took."""
+    return table[table.metric != "seconds"].reset_index(drop=True)
+
+
+def get(table: pd.DataFrame, metric: str, task: str, split: str | None = None) -> np.ndarray:
+    rows = (table.metric == metric) & (table.task == task)
+    return table.value[rows & (table.split == split)].to_numpy() if split else table.value[rows].to_numpy()
+
+
+def assert_same_run(one: Run, other: Run):
+    pd.testing.assert_frame_equal(numbers(one.history), numbers(other.history), check_exact=True)
+    pd.testing.assert_frame_equal(one.test, other.test, check_exact=True)
+    assert one.best_epoch == other.best_epoch
+    assert_same_tree(one.model.state_dict(), other.model.state_dict())
+    assert_same_tree(one.method.state_dict(), other.method.state_dict())
+    for split in ("val", "test"):
+        assert np.array_equal(one.logits[split], other.logits[split])
+
+
+def assert_same_tree(a, b, where=""):
+    """Tensors, numbers and containers of them are equal, NaN to NaN."""
+    if isinstance(a, torch.Tensor):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True, msg=lambda m: f"{where}: {m}")
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for name in a:
+            assert_same_tree(a[name], b[name], f"{where}/{name}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same_tree(x, y, f"{where}/{i}")
+    else:
+        assert a == b or (a != a and b != b), f"{where}: {a} and {b}"
+
+
+class Stopped(Exception):
+    """Stands for whatever ends a process in the middle of an epoch."""
+
+
+def stop_in_epoch(number: int, patch: pytest.MonkeyPatch):
+    """The run breaks off after all steps of that epoch: weights, optimiser and random states have moved on, the checkpoint has not."""
+    whole = Loop.pass_over_training
+
+    def broken(self, epoch):
+        out = whole(self, epoch)
+        if epoch == number:
+            raise Stopped
+        return out
+
+    patch.setattr(Loop, "pass_over_training", broken)
+
+
+# continuing
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"method": "equal"},
+        {"method": "deepchest"},
+        {"method": "deepchest_loss_trend", "amp": "bf16", "optimizer": "adam", "batch_size": 100},
+        {
+            "method": "deepchest_relative_loss+deepchest_auroc",
+            "method_options": {"initial": torch.full((K,), 0.9), "inner_options": {"scores_from": "val"}},
+            "optimizer": "sgd",
+            "schedule": "constant",
+            "lr": 0.01,
+        },
+        # dropout draws from torch's global random state
+        {"backbone": "mobilenet_v3_small", "optimizer": "rmsprop", "channels_last": False, "batch_size": 16},
+    ],
+    ids=["equal", "deepchest", "loss-trend-bf16", "composed-sgd", "dropout"],
+)
+def test_continued_run_equals_the_uninterrupted_one_bit_for_bit(tiny, few, tmp_path, given):
+    data = few if "backbone" in given else tiny
+    whole = train(config(epochs=4, run_dir=str(tmp_path / "whole"), **given), data)
+    again = config(epochs=4, run_dir=str(tmp_path / "stopped"), **given)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_in_epoch(3, patch)
+        with pytest.raises(Stopped):
+            train(again, data)
+    torch.rand(7)  # what else the process draws is of no consequence
+    continued = train(again, data)
+    assert_same_run(whole, continued)
+    # what the result does not show must be right too: optimiser, schedule and random states
+    states = [
+        torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "stopped")
+    ]
+    for state in states:
+        state["rows"] = [row for row in state["rows"] if row["metric"] != "seconds"]
+    assert_same_tree(*states)
+    for name in ("test.csv", "config.json"):
+        texts = [(tmp_path / run / name).read_text() for run in ("whole", "stopped")]
+        assert texts[0].replace("whole", "stopped") == texts[1]
+
+
+def test_finished_run_is_returned_without_training_again(tiny, tmp_path, monkeypatch):
+    given = config(run_dir=str(tmp_path))
+    first = train(given, tiny)
+
+    def never(self):
+        raise AssertionError("a finished run should not train")
+
+    monkeypatch.setattr(Loop, "one_epoch", never)
+    assert_same_run(first, train(given, tiny))
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"lr": 1e-3}, "lr: 0.002 there, 0.001 now"),
+        ({"epochs": 5}, "epochs: 1 there, 5 now"),
+        ({"seed": 1}, "seed: 0 there, 1 now"),
+        ({"method_options": {"cap": 3.0}}, "method_options"),
+        ({"method": "equal", "augment": False}, "method: .*augment: True there, False now"),
+    ],
+)
+def test_run_dir_of_another_configuration_is_refused_by_field(run_dir_of_one_epoch, tiny, changed, named):
+    with pytest.raises(ValueError, match=f"checkpoint.pt belongs to another configuration.*{named}"):
+        train(config(**{"epochs": 1, "run_dir": str(run_dir_of_one_epoch), **changed}), tiny)
+
+
+@pytest.fixture(scope="module")
+def run_dir_of_one_epoch(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    train(config(epochs=1, run_dir=str(folder)), tiny)
+    return folder
+
+
+def test_run_may_move_to_another_folder(run_dir_of_one_epoch, tiny, tmp_path, monkeypatch):
+    (tmp_path / "checkpoint.pt").write_bytes((run_dir_of_one_epoch / "checkpoint.pt").read_bytes())
+    monkeypatch.setattr(Loop, "one_epoch", None)  # nothing is left to do
+    assert train(config(epochs=1, run_dir=str(tmp_path), data_root="elsewhere"), tiny).best_epoch == 1
+
+
+class Evil:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('code in a checkpoint was run')",))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "text", "empty", "not ours", "code"])
+def test_damaged_checkpoint_is_one_clear_error(run_dir_of_one_epoch, tiny, tmp_path, damage):
+    path = tmp_path / "checkpoint.pt"
+    whole = (run_dir_of_one_epoch / "checkpoint.pt").read_bytes()
+    match damage:
+        case "truncated":
+            path.write_bytes(whole[: len(whole) // 2])
+        case "text":
+            path.write_text("not a checkpoint")
+        case "empty":
+            path.write_bytes(b"")
+        case "not ours":
+            torch.save({"net": torch.ones(1)}, path)
+        case "code":
+            torch.save({"version": 1, "x": Evil()}, path)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"checkpoint\.pt.*Delete it, or choose another run_dir"):
+        train(config(epochs=1, run_dir=str(tmp_path)), tiny)
+    assert path.read_bytes() == before  # it may be all that someone has
+
+
+# randomness
+
+
+def test_random_state_of_the_caller_is_untouched(few):
+    torch.manual_seed(123)
+    before, numpys = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002  the global one is the point
+    train(config(epochs=1, backbone="mobilenet_v3_small"), few)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert np.array_equal(np.random.get_state()[1], numpys)  # noqa: NPY002
+
+
+def test_same_seed_same_numbers_other_seed_others(tiny):
+    one = train(config(epochs=1, seed=3), tiny)
+    torch.rand(5)
+    assert_same_run(one, train(config(epochs=1, seed=3), tiny))
+    other = train(config(epochs=1, seed=4), tiny)
+    assert get(one.history, "loss", "macro", "train") != get(other.history, "loss", "macro", "train")
+
+
+def test_seed_gives_every_method_the_same_start_and_the_same_order(tiny, monkeypatch):
+    """A comparison over methods with one seed is paired: network and batches are the same."""
+    seen = []
+    original = loop_module.masked_bce
+    monkeypatch.setattr(loop_module, "masked_bce", lambda x, y: seen.append((x, y)) or original(x, y))
+    train(config(epochs=1, augment=False), tiny)
+    first = list(seen)
+    seen.clear()
+    train(config(epochs=1, augment=False, method="equal"), tiny)
+    assert torch.equal(first[0][0], seen[0][0])
+    assert all(torch.equal(a[1], b[1]) for a, b in zip(first, seen, strict=True))
+
+
+# the method
+
+
+class Recorder(Method):
+    """A method that the loop has never heard of."""
+
+    made: list["Recorder"] = []  # noqa: RUF012  shared by intent
+
+    def __init__(self, num_tasks: int, share: float = 1.0):
+        super().__init__(num_tasks)
+        self.scale = torch.nn.Parameter(torch.ones(num_tasks))
+        self.share, self.calls, self.reports = share, [], []
+        Recorder.made.append(self)
+
+    def backward(self, losses, features=None):
+        shapes = (tuple(losses.shape), tuple(features.shape))
+        self.calls.append((*shapes, losses.requires_grad, features.requires_grad, losses.detach().clone()))
+        (self.share * (self.scale * losses).sum()).backward()
+
+    def end_epoch(self, report):
+        self.reports.append(report)
+
+
+def test_loop_knows_nothing_of_the_method(tiny, monkeypatch):
+    monkeypatch.setitem(METHODS, "recorder", Recorder)
+    Recorder.made.clear()
+    run = train(config(method="recorder", method_options={"share": 0.5}, batch_size=60), tiny)
+    (method,) = Recorder.made
+    assert run.method is method
+    assert [call[:4] for call in method.calls] == [((K,), (60, 128), True, True)] * (
+        2 * 4
+    )  # 4 whole batches of 60 in 256 images
+    assert [r.epoch for r in method.reports] == [1, 2]
+    assert (method.scale != 1).all()  # its parameters are trained with the network's
+    expected = torch.from_numpy(tiny.train.prevalence)
+    for report in method.reports:
+        assert torch.equal(report.prevalence, expected)
+        for split in ("train", "val"):
+            table = getattr(report, split)
+            assert {"loss", "accuracy", "auroc", "balanced_accuracy"} <= set(table)
+            for metric, values in table.items():
+                logged = [get(run.history, metric, f, split)[report.epoch - 1] for f in FINDINGS]
+                np.testing.assert_array_equal(values.numpy(), logged)
+
+
+def test_weights_in_force_are_logged_and_follow_the_rule(tiny):
+    run = train(config(epochs=4, method_options={"normalize": True, "signal": "accuracy"}), tiny)
+    raw = np.stack([get(run.history, "raw_weight", f) for f in FINDINGS], axis=1)
+    accuracy = np.stack([get(run.history, "accuracy", f, "train") for f in FINDINGS], axis=1)
+    assert (raw[0] == 1).all()  # the first epoch is trained with the initial weights
+    for t in range(3):
+        behind = accuracy[t] < accuracy[t].mean()
+        np.testing.assert_allclose(raw[t + 1], np.where(behind, np.minimum(raw[t] * 1.1, 1.5), raw[t] / 1.05))
+    weights = np.stack([get(run.history, "weight", f) for f in FINDINGS], axis=1)
+    np.testing.assert_allclose(weights, raw / raw.mean(1, keepdims=True))
+
+
+def test_no_device_is_waited_for_between_the_steps(tiny, monkeypatch):
+    """What reads a tensor back into Python is called as often in an epoch of 16 steps as in one of 2."""
+    calls = []
+    for name in ("item", "cpu", "numpy", "tolist", "__bool__", "__float__", "__int__", "nonzero"):
+        original = getattr(torch.Tensor, name)
+
+        def counted(self, *args, _name=name, _original=original, **kwargs):
+            calls.append(_name)
+            return _original(self, *args, **kwargs)
+
+        monkeypatch.setattr(torch.Tensor, name, counted)
+    counts = []
+    for batch_size in (128, 16):
+        # sgd: Adam reads its step count, which is kept on the CPU for that purpose
+        with torch.random.fork_rng():
+            loop = Loop(config(batch_size=batch_size, optimizer="sgd", lr=0.01), tiny)
+            calls.clear()
+            loop.pass_over_training(1)
+            counts.append(sorted(calls))
+            assert len(loop.data.train) // batch_size == loop.steps
+    assert counts[0] == counts[1]
+    assert "cpu" in counts[0]  # the counter works: the end of the epoch is read back
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_is_not_waited_for_between_the_steps(tiny):
+    loop = Loop(config(device="cuda", batch_size=16), tiny)
+    loop.pass_over_training(1)  # the first pass loads kernels
+    step = loop.step
+
+    def guarded(losses, features):
+        step(losses, features)
+        torch.cuda.set_sync_debug_mode("error")  # from the first step on, until the last has been taken
+        loop.taken += 1
+        if loop.taken == loop.steps:
+            torch.cuda.set_sync_debug_mode("default")
+
+    loop.taken, loop.step = 0, guarded
+    try:
+        loop.pass_over_training(2)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert loop.taken == loop.steps
+
+
+# losses that are not finite
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_loss_that_is_not_finite_stops_the_run_and_is_named(tiny, tmp_path, monkeypatch, value):
+    original, step = loop_module.masked_bce, [0]
+
+    def poisoned(logits, labels):
+        step[0] += 1
+        losses = original(logits, labels)
+        if step[0] == 4 + 3:  # of 4 steps an epoch
+            losses = losses * torch.ones(K).index_fill(0, torch.tensor([FINDINGS.index("Edema")]), value)
+        return losses
+
+    monkeypatch.setattr(loop_module, "masked_bce", poisoned)
+    with pytest.raises(FloatingPointError, match=rf"Edema is {value} in epoch 2, step 3\..*lr \(0.002\)"):
+        train(config(run_dir=str(tmp_path)), tiny)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert state["epoch"] == 1  # the last good epoch is kept
+    assert all(v.isfinite().all() for v in state["net"].values())
+
+
+def test_learning_rate_that_explodes_stops_the_run(tiny):
+    with pytest.raises(FloatingPointError, match=r"epoch 1, step \d+"):
+        train(config(lr=1e30, optimizer="sgd"), tiny)
+
+
+# unknown labels
+
+
+@pytest.mark.parametrize("method", ["equal", "deepchest", "deepchest_relative_loss"])
+def test_finding_without_a_known_label_is_trained_around(tiny, method):
+    run = train(config(method=method), with_labels(tiny, Nodule=np.nan))
+    for table in (run.history, run.test):
+        for metric in ("auroc", "loss", "accuracy", "brier"):
+            assert np.isnan(get(table, metric, "Nodule")).all()
+            assert np.isfinite(get(table, metric, "macro")).all()
+    assert (get(run.history, "weight", "Nodule") == 1).all()
+    assert np.isfinite(run.logits["test"]).all()
+    whole = train(config(method=method), tiny)
+    assert get(run.test, "auroc_tasks", "macro") == get(whole.test, "auroc_tasks", "macro") - 1
+
+
+def test_finding_unknown_in_training_alone_keeps_its_head_at_rest(tiny):
+    run = train(config(weight_decay=0.0), with_labels(tiny, parts=("train",), Nodule=np.nan))
+    k = FINDINGS.index("Nodule")
+    start = Loop(config(), with_labels(tiny, Nodule=np.nan)).net.head
+    assert torch.equal(run.model.head.weight[k], start.weight[k])
+    assert not torch.equal(run.model.head.weight, start.weight)
+
+
+# choosing and testing
+
+
+def test_epoch_with_the_best_validation_auroc_is_chosen_and_tested(tiny):
+    run = train(config(epochs=5, lr=0.01), tiny)
+    by_epoch = get(run.history, "auroc", "macro", "val")
+    assert len(by_epoch) == 5
+    assert run.best_epoch == 1 + by_epoch.argmax()
+    assert run.best_epoch < 5  # else the last weights would pass for the best
+    assert set(run.test.epoch) == {run.best_epoch}
+    with torch.no_grad():
+        x = loop_module.to_input(torch.from_numpy(np.array(tiny.test.images)))
+        logits = run.model.eval()(x).numpy()
+    np.testing.assert_allclose(run.logits["test"], logits, rtol=1e-3, atol=1e-4)
+    for split, part, table in (("val", tiny.val, run.history), ("test", tiny.test, run.test)):
+        table = table[table.epoch == run.best_epoch]
+        for k, finding in enumerate(FINDINGS):
+            y = part.labels[:, k]
+            expected = roc_auc_score(y, run.logits[split][:, k]) if 0 < y.sum() < len(y) else np.nan
+            assert get(table, "auroc", finding, split)[0] == pytest.approx(expected, nan_ok=True)
+
+
+def test_loss_chooses_where_no_finding_has_both_classes(tiny):
+    nothing = with_labels(tiny, parts=("val",), **dict.fromkeys(FINDINGS, 0.0))
+    run = train(config(epochs=4, lr=0.01), nothing)
+    assert np.isnan(get(run.history, "auroc", "macro", "val")).all()
+    assert run.best_epoch == 1 + get(run.history, "loss", "macro", "val").argmin()
+
+
+def test_thresholds_of_the_test_come_from_validation(tiny):
+    run = train(config(epochs=3), tiny)
+    p = {name: 1 / (1 + np.exp(-z.astype(float))) for name, z in run.logits.items()}
+    chosen = choose_thresholds(tiny.val.labels, p["val"])
+    checked = 0
+    for metric, score in (("f1", f1_score), ("balanced_accuracy", balanced_accuracy_score)):
+        for k, finding in enumerate(FINDINGS):
+            t, y = chosen[metric][k], tiny.test.labels[:, k]
+            assert get(run.test, f"{metric}_threshold", finding)[0] == pytest.approx(t, nan_ok=True)
+            if not np.isnan(t) and 0 < y.sum() < len(y):
+                assert get(run.test, metric, finding)[0] == pytest.approx(score(y, p["test"][:, k] >= t))
+                checked += 1
+    assert checked > 10
+
+
+def test_tables_are_long_and_whole(tiny, tmp_path):
+    run = train(config(epochs=2, seed=5, run_dir=str(tmp_path)), tiny)
+    assert list(run.history.columns) == list(run.test.columns) == COLUMNS
+    assert set(run.history.split) == {"train", "val"}
+    assert set(run.test.split) == {"test"}
+    assert not run.history.duplicated(COLUMNS[:-1]).any()
+    assert not run.test.duplicated(COLUMNS[:-1]).any()
+    assert (run.history.seed == 5).all()
+    assert (run.history.value[run.history.metric == "seconds"] > 0).all()
+    written = {path.name for path in tmp_path.iterdir()}
+    assert written == {"checkpoint.pt", "config.json", "environment.json", "history.csv", "test.csv"}
+    assert pd.read_csv(tmp_path / "history.csv").shape == run.history.shape
+
+
+# options
+
+
+def test_autocast_trains_near_to_full_precision(tiny):
+    full, half = (
+        train(config(epochs=2, amp=amp, augment=False, method="equal"), tiny) for amp in ("off", "bf16")
+    )
+    a, b = (get(run.history, "loss", "macro", "train") for run in (full, half))
+    assert not np.array_equal(a, b)
+    np.testing.assert_allclose(a, b, rtol=0.02)
+
+
+def test_half_precision_scales_gradients_behind_the_methods_back(few, monkeypatch):
+    """fp16's loss scale must show neither in the losses that a method sees nor in the step."""
+    monkeypatch.setitem(METHODS, "recorder", Recorder)
+    # a first scale that does not overflow, so that no step is skipped; plain descent, since Adam's steps know no scale
+    monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=256.0))
+    Recorder.made.clear()
+    given = config(epochs=1, method="recorder", augment=False, batch_size=16, optimizer="sgd", lr=1e-3)
+    runs = [train(dataclasses.replace(given, amp=amp), few) for amp in ("fp16", "off")]
+    half, full = (torch.stack([loss for *_, loss in method.calls]) for method in Recorder.made)
+    assert not torch.equal(half, full)
+    torch.testing.assert_close(half, full, rtol=0.05, atol=0.01)
+    start = Loop(given, few).net.head.weight
+    moved = [(run.model.head.weight - start).norm().item() for run in runs]
+    assert moved[0] == pytest.approx(moved[1], rel=0.1)
+
+
+def test_half_precision_looks_for_its_scale_in_silence(few):
+    """The usual first scale overflows here: that step is skipped, and torch's remark on the order of the steps would mislead."""
+    with torch.random.fork_rng():
+        loop = Loop(config(amp="fp16", batch_size=16, augment=False), few)
+        loop.pass_over_training(1)
+    assert loop.scaler.get_scale() < 2.0**16
+    assert loop.schedule.last_epoch == loop.steps
+
+
+def test_augmentation_can_be_switched_off(tiny, monkeypatch):
+    inputs = []
+    original = loop_module.augment
+    monkeypatch.setattr(loop_module, "augment", lambda *a: inputs.append(a) or original(*a))
+    train(config(epochs=1, augment=False), tiny)
+    assert inputs == []
+    train(config(epochs=1), tiny)
+    assert len(inputs) == 4  # training batches alone: neither validation nor test
+
+
+def test_batch_larger_than_the_data_is_all_of_it(tiny):
+    run = train(config(epochs=1, batch_size=10_000), tiny)
+    assert np.isfinite(get(run.history, "loss", "macro", "train")).all()
+
+
+def test_every_image_is_seen_at_most_once_an_epoch_in_a_new_order_each_time():
+    from deepchest_utils.training.batches import training_order
+
+    generator = torch.Generator().manual_seed(0)
+    orders = [training_order(103, 10, generator) for _ in range(2)]
+    for order in orders:
+        assert order.shape == (10, 10)
+        assert len(order.unique()) == 100
+        assert order.max() < 103
+    assert not torch.equal(*orders)
+
+
+@pytest.mark.parametrize(
+    ("bad", "named"),
+    [
+        ({"optimizer": "lion"}, "optimizer.*adamw, adam, rmsprop, sgd.*'lion'"),
+        ({"schedule": "linear"}, "schedule.*cosine, constant.*'linear'"),
+        ({"amp": "fp8"}, "amp.*off, bf16, fp16.*'fp8'"),
+        ({"epochs": 0}, "epochs.*0"),
+        ({"batch_size": -1}, "batch_size.*-1"),
+        ({"image_size": 0}, "image_size.*0"),
+        ({"lr": 0.0}, "lr.*0.0"),
+        ({"lr": float("nan")}, "lr.*nan"),
+        ({"weight_decay": -0.1}, "weight_decay.*-0.1"),
+        ({"seed": -1}, "seed.*-1"),
+        ({"data_seed": -1}, "data_seed.*-1"),
+    ],
+)
+def test_configuration_errors_name_the_field(bad, named):
+    with pytest.raises(ValueError, match=named):
+        TrainConfig(**bad)
+
+
+@pytest.mark.parametrize(
+    ("bad", "named"),
+    [
+        ({"method": "magic"}, "method should be one of .*'magic'"),
+        ({"backbone": "resnet"}, "backbone should be one of"),
+        ({"device": "quantum"}, "device.*'quantum'"),
+        ({"device": "mps"}, "device.*'mps'"),
+        ({"device": "cuda:99"}, "cuda:99.*not there"),
+    ],
+)
+def test_names_that_the_run_does_not_know(tiny, bad, named):
+    with pytest.raises(ValueError, match=named):
+        train(config(**bad), tiny)
+
+
+# what it is all for
+
+
+def test_default_run_learns_the_phantom():
+    """Five epochs of the default run's twelve, and fewer images to choose and test with: the shortest run that is safely above the mark."""
+    data = load_dataset("phantom", num_train=6000, num_val=1000, num_test=3000)
+    run = train(TrainConfig(epochs=5, device="cpu"), data)
+    auroc = np.array([get(run.test, "auroc", f)[0] for f in FINDINGS])
+    common = np.nansum(data.test.labels, axis=0) >= 20  # the AUROC of a handful of positives may be anything
+    assert common.sum() >= 12
+    assert auroc[common].mean() >= 0.80
+    assert np.ptp(auroc[common]) >= 0.15  # some findings are much harder than others: what weighting is about
