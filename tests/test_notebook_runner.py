@@ -118,6 +118,7 @@ def test_environment_is_put_back_whatever_happens(folder, tmp_path, monkeypatch)
         raise KeyboardInterrupt
 
     monkeypatch.setenv("DEEPCHEST_FIGURES", "mine")
+    monkeypatch.setenv("MPLBACKEND", "agg")  # what is replaced for the run comes back
     monkeypatch.setattr(papermill, "execute_notebook", breaks)
     before = dict(os.environ)
     with pytest.raises(KeyboardInterrupt):
