@@ -1,6 +1,7 @@
 """ChestMNIST: the NIH images at 28, 64, 128 or 224 px, through the `medmnist` package (Yang et al. 2023, arXiv 2110.14795)."""
 
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -38,23 +39,26 @@ def load_chestmnist(
         root.mkdir(parents=True, exist_ok=True)
     parts, offset = [], 0
     for name in ("train", "val", "test"):
+        missing = not path.is_file()
         try:
-            part = medmnist.ChestMNIST(
-                split=name, root=str(root), size=image_size, download=not path.is_file()
-            )
+            part = medmnist.ChestMNIST(split=name, root=str(root), size=image_size, download=missing)
         except RuntimeError as error:
+            # a download of the wrong MD5 stays on disk, and would be taken unchecked next time
+            if missing:
+                path.unlink(missing_ok=True)
             raise DataError(f"{path}: {' '.join(str(error).split())}") from None
-        except (zipfile.BadZipFile, KeyError, ValueError, OSError, EOFError) as error:
+        except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, OSError, EOFError) as error:
             raise DataError(
                 f"{path}: not a readable ChestMNIST file ({error}). Delete it and run again."
             ) from None
         if (
-            part.imgs.ndim != 3
+            part.imgs.dtype != np.uint8
+            or part.imgs.ndim != 3
             or part.imgs.shape[1:] != (image_size, image_size)
-            or part.labels.shape[1:] != (14,)
+            or part.labels.shape != (len(part.imgs), len(FINDINGS))
         ):
             raise DataError(
-                f"{path}: {name} should hold images (N, {image_size}, {image_size}) and labels (N, 14). Found {part.imgs.shape} and {part.labels.shape}."
+                f"{path}: {name} should hold uint8 images (N, {image_size}, {image_size}) and labels (N, 14). Found {part.imgs.dtype} {part.imgs.shape} and {part.labels.shape}."
             )
         rows = limit_images(np.arange(len(part.imgs)), max_images, seed)
         parts.append(

@@ -48,6 +48,10 @@ def read_csv_table(
     labels = np.column_stack([_parse(path, frame, column) for column in findings])
     names = frame[image_column].str.strip().tolist()
     paths = [inside(root, name, path) for name in names]
+    if (repeated := pd.Series(paths).duplicated()).any():  # on both sides of a split it would leak
+        raise DataError(
+            f"{path}: {repeated.sum()} images are listed more than once, e.g. {names[repeated.idxmax()]} in row {repeated.idxmax() + 2}."
+        )
     rows = keep_existing(path, names, np.array([p.is_file() for p in paths]))
     patients = frame[patient_column].str.strip()
     if (patients == "").any():

@@ -59,6 +59,8 @@ def load_dataset(
         raise DataError(f"dataset should be one of {', '.join(DATASETS)}. Found {name!r}.")
     if image_size < 16:
         raise DataError(f"image_size should be at least 16 px. Found {image_size}.")
+    if seed < 0:
+        raise DataError(f"seed should be non-negative. Found {seed}.")
     allowed = {*inspect.signature(_OPTIONS[name]).parameters, "max_images"}
     allowed -= {"root", "image_size", "seed", "split", "cache_dir"}
     if unknown := set(options) - allowed:

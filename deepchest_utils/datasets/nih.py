@@ -100,10 +100,10 @@ def read_nih(root: str | Path | None) -> Table:
                 f"{path}: image name {name!r} points outside the image folders; it should be a plain file name."
             )
     labels = parse_labels(path, table)
-    patients = pd.to_numeric(table["Patient ID"], errors="coerce")
-    if patients.isna().any():
+    whole = table["Patient ID"].str.fullmatch("[0-9]{1,18}")  # 1.5 and 1.6 are not both patient 1
+    if not whole.all():
         raise DataError(
-            f"{path}: column 'Patient ID' says {table['Patient ID'][patients.isna().idxmax()]!r}, not a number."
+            f"{path}: column 'Patient ID' says {table['Patient ID'][whole.idxmin()]!r}, not a whole number."
         )
 
     files = find_images(root)
@@ -127,12 +127,14 @@ def read_nih(root: str | Path | None) -> Table:
     for name in kept:
         if files[name].is_symlink():
             inside(root, str(files[name].relative_to(root)), path)
+            if not files[name].is_file():
+                raise DataError(f"{files[name]}: a link that leads to no file.")
     return Table(
         name="nih",
         paths=[files[name] for name in kept],
         ids=np.array(kept),
         labels=labels[rows],
-        patients=patients.to_numpy(np.int64)[rows],
+        patients=table["Patient ID"].astype(np.int64).to_numpy()[rows],
         findings=FINDINGS,
         official=official,
     )
@@ -146,14 +148,17 @@ def load_boxes(root: str | Path, image_size: int = ORIGINAL_SIZE) -> pd.DataFram
     path = Path(root).expanduser() / "BBox_List_2017.csv"
     if not path.is_file():
         raise DataError(f"{path}: no such file.")
-    boxes = pd.read_csv(path, usecols=range(6), header=None, skiprows=1)
-    boxes.columns = ["image", "finding", "x", "y", "width", "height"]
+    sides = ["x", "y", "width", "height"]
+    try:
+        boxes = pd.read_csv(path, usecols=range(6), header=None, skiprows=1)
+        boxes.columns = ["image", "finding", *sides]
+        boxes[sides] = boxes[sides].astype(float) * (image_size / ORIGINAL_SIZE)
+    except ValueError as error:  # pandas' own errors are of this type
+        raise DataError(f"{path}: not a readable table of boxes ({error}).") from None
     boxes["finding"] = boxes["finding"].replace("Infiltrate", "Infiltration")
-    unknown = set(boxes["finding"]) - set(FINDINGS)
+    unknown = set(boxes["finding"].fillna("")) - set(FINDINGS)
     if unknown:
         raise DataError(
             f"{path}: column 'Finding Label' says {min(unknown)!r}. Allowed are {', '.join(FINDINGS)}."
         )
-    sides = ["x", "y", "width", "height"]
-    boxes[sides] = boxes[sides].astype(float) * (image_size / ORIGINAL_SIZE)
     return boxes

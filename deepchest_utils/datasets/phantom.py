@@ -50,10 +50,9 @@ def load_phantom(
         counts = {name: min(count, max_images) for name, count in counts.items()}
     parts, offset = {}, 0
     for name, count in counts.items():
-        try:
-            drawn = phantom_of(seed, name, count)
-        except ValueError:
-            raise DataError(f"num_{name} should be at least 1. Found {count}.") from None
+        if count < 1:
+            raise DataError(f"num_{name} should be at least 1. Found {count}.")
+        drawn = phantom_of(seed, name, count)
         images = _images(drawn, name, image_size, cache_dir)
         ids = np.array([f"{name}/{i}" for i in range(count)])
         labels = drawn.labels.astype(np.float32)
@@ -61,12 +60,13 @@ def load_phantom(
         offset += int(drawn.patients[-1]) + 1
     if split == "image":
         parts = _deal_by_image(parts, seed)
-    rng = np.random.default_rng([seed, 1])
-    for name, part in parts.items():
+    for i, (name, part) in enumerate(parts.items()):
+        rng = np.random.default_rng([seed, 1, i])  # one a split: test does not depend on the size of train
         noisy = part.labels.copy()
         if name != "test" and label_noise:
-            rows = np.flatnonzero(rng.random(len(part)) < label_noise)
-            noisy[rows] = noisy[np.roll(rows, 1)]  # a cycle through random images: none keeps its own
+            # a cycle through the images in random order (neighbours show one patient): none keeps its own
+            rows = rng.permutation(np.flatnonzero(rng.random(len(part)) < label_noise))
+            noisy[rows] = noisy[np.roll(rows, 1)]
         noisy[rng.random(noisy.shape) < unknown] = np.nan
         parts[name] = ChestXrays(part.images, noisy, part.patients, FINDINGS, part.ids)
     return Splits(**parts, name="phantom", split=split or "patient")

@@ -9,7 +9,7 @@ FRACTIONS = (0.7, 0.1, 0.2)  # train, val, test
 def patient_split(
     labels: Float[np.ndarray, "n k"],
     patients: Int[np.ndarray, " n"],
-    fractions: tuple[float, ...] = FRACTIONS,
+    fractions: tuple[int | float, ...] = FRACTIONS,
     seed: int = 0,
 ) -> Int[np.ndarray, " n"]:
     """The number of the split of each image (N,), all images of a patient in one, each finding spread in proportion.
@@ -46,7 +46,9 @@ def patient_split(
     return split_of[index]
 
 
-def image_split(n: int, fractions: tuple[float, ...] = FRACTIONS, seed: int = 0) -> Int[np.ndarray, " n"]:
+def image_split(
+    n: int, fractions: tuple[int | float, ...] = FRACTIONS, seed: int = 0
+) -> Int[np.ndarray, " n"]:
     """Each image on its own, whoever it shows: leaks patients between splits. Only for measuring that leak."""
     share = np.cumsum(fractions) / sum(fractions)
     rank = np.random.default_rng(seed).permutation(n)

@@ -1,0 +1,215 @@
+"""Files are decoded once, whatever their mode and size, into a memory map whose name covers what it was made from."""
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deepchest_utils.datasets import DataError, cache, decode
+
+
+@pytest.fixture
+def files(tmp_path):
+    """70 images, more than one job decodes, each of one grey value: its number."""
+    folder = tmp_path / "files"
+    folder.mkdir()
+    paths = [folder / f"{i:03d}.png" for i in range(70)]
+    for i, path in enumerate(paths):
+        Image.new("L", (24, 20), i).save(path)
+    return paths
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """The names of the files decoded so far."""
+    seen = []
+    original = decode.decode
+
+    def counting(path, size):
+        seen.append(path.name)
+        return original(path, size)
+
+    monkeypatch.setattr(decode, "decode", counting)
+    return seen
+
+
+# --- the cache
+
+
+def test_second_load_is_a_memmap_and_decodes_nothing(files, decoded, tmp_path):
+    first = decode.decode_all("made", files, 16, tmp_path / "cache")
+    assert sorted(decoded) == [path.name for path in files]
+    second = decode.decode_all("made", files, 16, tmp_path / "cache")
+    assert len(decoded) == len(files)
+    assert isinstance(second, np.memmap)
+    assert not second.flags.writeable  # what is cached stays as it was made
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(
+        second, np.arange(70, dtype=np.uint8)[:, None, None].repeat(16, 1).repeat(16, 2)
+    )
+
+
+def touch(files):
+    os.utime(files[3], ns=(1, 1))
+
+
+def rewrite(files):
+    stat = files[3].stat()
+    Image.new("RGB", (50, 50), (200,) * 3).save(files[3])
+    os.utime(files[3], ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+@pytest.mark.parametrize(
+    ("change", "size"),
+    [
+        (touch, 16),
+        (rewrite, 16),
+        (lambda files: files.reverse(), 16),
+        (lambda files: files.pop(), 16),
+        (None, 17),
+    ],
+    ids=["time", "bytes", "order", "fewer", "size"],
+)
+def test_a_change_of_the_source_decodes_again(files, decoded, tmp_path, change, size):
+    decode.decode_all("made", files, 16, tmp_path / "cache")
+    before = len(decoded)
+    if change:
+        change(files)
+    images = decode.decode_all("made", files, size, tmp_path / "cache")
+    assert len(decoded) == before + len(files)
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    np.testing.assert_array_equal(images, np.stack([decode.decode(path, size) for path in files]))
+
+
+def test_failure_midway_leaves_no_file(files, tmp_path):
+    files[69].write_bytes(b"no image")  # in the second job
+    with pytest.raises(DataError, match=r"069\.png: not a readable image"):
+        decode.decode_all("made", files, 16, tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+    Image.new("L", (8, 8), 69).save(files[69])
+    assert decode.decode_all("made", files, 16, tmp_path / "cache")[69].max() == 69
+
+
+def test_interruption_leaves_no_file(tmp_path):
+    def make():
+        yield 0, np.ones((2, 4, 4), np.uint8)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cache.cached_images("made", "key", (4, 4, 4), make, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_cache_file_is_named(tmp_path):
+    np.save(tmp_path / "made-key.npy", np.zeros((2, 4, 4), np.float32))
+    with pytest.raises(ValueError, match=r"made-key\.npy should hold uint8 \(2, 4, 4\). Found float32"):
+        cache.cached_images("made", "key", (2, 4, 4), lambda: iter(()), tmp_path)
+
+
+def test_keys_cover_every_argument():
+    keys = [
+        cache.cache_key(size=64, files=["a", "b"]),
+        cache.cache_key(size=65, files=["a", "b"]),
+        cache.cache_key(size=64, files=["b", "a"]),
+        cache.cache_key(size=64, files=["ab"]),
+        cache.cache_key(size=64, paths=["a", "b"]),
+    ]
+    assert len(set(keys)) == len(keys)
+    assert keys[0] == cache.cache_key(files=["a", "b"], size=64)
+
+
+def test_source_hash_follows_the_code(tmp_path):
+    (tmp_path / "draw.py").write_text("radius = 1\n")
+    (tmp_path / "notes.txt").write_text("not code")
+    before = cache.source_hash(tmp_path)
+    (tmp_path / "notes.txt").write_text("still not code")
+    assert cache.source_hash(tmp_path) == before
+    (tmp_path / "draw.py").write_text("radius = 2\n")
+    assert cache.source_hash(tmp_path) != before
+
+
+def test_cache_folder(cache_dir, monkeypatch):
+    assert cache.default_cache_dir() == cache_dir
+    monkeypatch.delenv("DEEPCHEST_CACHE")
+    assert cache.default_cache_dir() == cache.PROJECT / "data" / "processed"
+    monkeypatch.setattr(cache, "PROJECT", cache_dir)  # installed elsewhere: no pyproject.toml there
+    assert cache.default_cache_dir().parts[-2:] == (".cache", "deepchest")
+
+
+# --- decoding
+
+RAMP = np.arange(0, 256, 4, dtype=np.uint8)[None].repeat(64, 0)  # 64 x 64, brighter to the right
+
+
+def save_as(mode: str, path):
+    image = Image.fromarray(RAMP)
+    if mode == "I;16":
+        image = Image.fromarray((RAMP.astype(np.uint16) << 8) | 0xFF)
+    elif mode in ("RGBA", "LA"):
+        image = image.convert(mode)
+        image.putalpha(Image.fromarray(RAMP[:, ::-1].copy()))
+    elif mode == "P transparent":
+        image = image.convert("P")
+        image.info["transparency"] = bytes(range(256))
+    else:
+        image = image.convert(mode)
+    image.save(path)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "P transparent", "I;16"])
+def test_every_mode_is_the_same_grey(mode, tmp_path):
+    """Alpha is not blended in, 16 bits keep the upper 8, a palette is looked up."""
+    save_as(mode, tmp_path / "image.png")
+    np.testing.assert_array_equal(decode.decode(tmp_path / "image.png", 64), RAMP)
+
+
+def test_shrinking_averages(tmp_path):
+    """A film of alternate black and white columns is grey at half its size, and does not alias to black or white."""
+    stripes = np.zeros((64, 64), np.uint8)
+    stripes[:, ::2] = 255
+    Image.fromarray(stripes).save(tmp_path / "image.png")
+    small = decode.decode(tmp_path / "image.png", 16)
+    assert np.abs(small.astype(int) - 127).max() <= 12
+
+
+def test_oblong_becomes_square(tmp_path):
+    Image.fromarray(RAMP[:20]).save(tmp_path / "image.png")
+    np.testing.assert_array_equal(decode.decode(tmp_path / "image.png", 64), RAMP)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def not_an_image(path):
+    path.write_text("<html>404</html>")
+
+
+@pytest.mark.parametrize("damage", [truncate, empty, not_an_image])
+def test_damaged_file_is_named(damage, tmp_path):
+    path = tmp_path / "film.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)).save(path)
+    damage(path)
+    with pytest.raises(DataError, match=r"film\.png: not a readable image"):
+        decode.decode(path, 32)
+
+
+@pytest.mark.parametrize("pillows", [4_000, 1_000])  # Pillow's own limit is above ours, or below
+def test_oversized_file_is_named_before_it_is_decoded(pillows, tmp_path, monkeypatch):
+    path = tmp_path / "film.png"
+    Image.new("L", (60, 50)).save(path)
+    monkeypatch.setattr(decode, "MAX_PIXELS", 2_000)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pillows)
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
+    with pytest.raises(DataError, match=r"film\.png"):
+        decode.decode(path, 32)
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"film\.png: no such image file"):
+        decode.decode(tmp_path / "film.png", 32)

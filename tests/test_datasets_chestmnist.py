@@ -1,0 +1,195 @@
+"""ChestMNIST through the `medmnist` package: its four sizes from files that the tests make, and its download from a server that they start."""
+
+import copy
+import hashlib
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+
+from deepchest_utils import DataError, load_dataset
+
+pytestmark = pytest.mark.filterwarnings("ignore:chestmnist. findings without a positive")  # in files so small
+
+COUNTS = {"train": 12, "val": 5, "test": 7}  # the official ones are 78,468, 11,219 and 22,433
+
+
+def name_of(size: int) -> str:
+    return "chestmnist.npz" if size == 28 else f"chestmnist_{size}.npz"
+
+
+def arrays(size: int) -> dict[str, np.ndarray]:
+    """What the official files hold: `<split>_images` (N, size, size) and `<split>_labels` (N, 14), both uint8."""
+    rng = np.random.default_rng(size)
+    made = {}
+    for split, count in COUNTS.items():
+        made[f"{split}_images"] = rng.integers(0, 9, (count, size, size), np.uint8)
+        made[f"{split}_labels"] = rng.integers(0, 2, (count, 14)).astype(np.uint8)
+    return made
+
+
+def load(root, size: int = 28, **options):
+    return load_dataset("chestmnist", root, image_size=size, **options)
+
+
+@pytest.mark.parametrize("size", [28, 64, 128, 224])
+def test_sizes(size, tmp_path):
+    made = arrays(size)
+    np.savez(tmp_path / name_of(size), **made)
+    data = load(tmp_path, size, download=False)
+    assert data.split == "official"
+    for name, part in data.parts.items():
+        np.testing.assert_array_equal(part.images, made[f"{name}_images"])
+        np.testing.assert_array_equal(part.labels, made[f"{name}_labels"])
+        assert part.labels.dtype == np.float32
+
+
+def test_patients_are_not_known(tmp_path):
+    """Each image counts as a patient of its own, and the table of counts does not pretend to know more."""
+    np.savez(tmp_path / name_of(28), **arrays(28))
+    data = load(tmp_path)
+    assert not data.patients_known
+    assert len(set(np.concatenate([part.patients for part in data.parts.values()]))) == sum(COUNTS.values())
+    assert (data.summary().loc["(patients)"] == 0).all()
+
+
+def test_max_images(tmp_path):
+    made = arrays(28)
+    np.savez(tmp_path / name_of(28), **made)
+    data = load(tmp_path, max_images=6)
+    assert [len(part) for part in data.parts.values()] == [6, 5, 6]
+    numbers = [int(name.split("/")[1]) for name in data.train.ids]
+    np.testing.assert_array_equal(data.train.images, made["train_images"][numbers])
+    np.testing.assert_array_equal(data.train.labels, made["train_labels"][numbers])
+
+
+@pytest.mark.parametrize("size", [32, 56, 256])
+def test_other_sizes(size, tmp_path):
+    with pytest.raises(DataError, match=rf"one of \(28, 64, 128, 224\) for chestmnist. Found {size}"):
+        load(tmp_path, size)
+
+
+def test_other_splits(tmp_path):
+    with pytest.raises(DataError, match=r"only its own split.*Found 'patient'"):
+        load(tmp_path, split="patient")
+
+
+# --- files that are not as they should be
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(DataError, match=r"chestmnist_64\.npz: no such file, and download=False"):
+        load(tmp_path / "nowhere", 64, download=False)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def scribble(path):
+    """Over bytes of the first half, of which the archive keeps a check sum and which, compressed, mean nothing now."""
+    content = bytearray(path.read_bytes())
+    for start in range(len(content) // 4, len(content) // 2, 100):
+        content[start : start + 64] = b"\xff" * 64
+    path.write_bytes(bytes(content))
+
+
+def page(path):
+    path.write_text("<html>Too many requests</html>")
+
+
+@pytest.mark.filterwarnings(
+    "ignore:unclosed file:ResourceWarning"
+)  # numpy's, where the archive has no directory
+@pytest.mark.parametrize("damage", [cut, scribble, page, lambda path: path.write_bytes(b"")])
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_damaged_file(damage, save, tmp_path):
+    path = tmp_path / name_of(28)
+    save(path, **arrays(28))
+    damage(path)
+    with pytest.raises(
+        DataError, match=r"chestmnist\.npz: not a readable ChestMNIST file .* Delete it and run again"
+    ):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"val_labels": None}, "not a readable ChestMNIST file.*val_labels"),
+        (
+            {"val_images": np.zeros((5, 64, 64), np.uint8)},
+            r"val should hold uint8 images \(N, 28, 28\).*64, 64",
+        ),
+        ({"val_images": np.zeros((5, 28, 28, 3), np.uint8)}, r"Found uint8 \(5, 28, 28, 3\)"),
+        ({"val_images": np.zeros((5, 28, 28), np.float32)}, "Found float32"),
+        ({"val_labels": np.zeros((5, 13), np.uint8)}, r"labels \(N, 14\).*\(5, 13\)"),
+        ({"val_labels": np.zeros((4, 14), np.uint8)}, r"\(4, 14\)"),
+        ({"val_labels": np.full((5, 14), 3, np.uint8)}, "labels should be 0, 1 or NaN. Found 3.0"),
+    ],
+)
+def test_file_of_something_else(change, message, tmp_path):
+    made = {name: value for name, value in (arrays(28) | change).items() if value is not None}
+    np.savez(tmp_path / name_of(28), **made)
+    with pytest.raises(DataError, match=message):
+        load(tmp_path)
+
+
+# --- the download
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """A folder served on the loopback interface, where `medmnist` now looks for its files, with the MD5 sums that they have there."""
+    import medmnist
+
+    folder = tmp_path / "served"
+    folder.mkdir()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    info = copy.deepcopy(medmnist.INFO["chestmnist"])
+    for size, suffix in ((28, ""), (64, "_64")):
+        np.savez(folder / name_of(size), **arrays(size))
+        info[f"url{suffix}"] = f"http://127.0.0.1:{server.server_port}/{name_of(size)}"
+        info[f"MD5{suffix}"] = hashlib.md5((folder / name_of(size)).read_bytes()).hexdigest()
+    monkeypatch.setenv("no_proxy", "127.0.0.1")  # a proxy could not reach this server
+    monkeypatch.setitem(medmnist.INFO, "chestmnist", info)
+    yield folder
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.mark.parametrize("size", [28, 64])
+def test_download(served, size, tmp_path):
+    root = tmp_path / "raw" / "new"
+    data = load(root, size)
+    np.testing.assert_array_equal(data.test.images, arrays(size)["test_images"])
+    assert [path.name for path in root.iterdir()] == [name_of(size)]
+    (served / name_of(size)).unlink()
+    np.testing.assert_array_equal(load(root, size).test.images, data.test.images)  # not fetched again
+
+
+def test_wrong_md5(served, tmp_path):
+    """A readable file with other contents: refused, and not left to be taken for good the next time."""
+    np.savez(served / name_of(28), **arrays(28) | {"test_labels": np.ones((7, 14), np.uint8)})
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"chestmnist\.npz: Automatic download failed"):
+            load(tmp_path / "raw")
+    assert list((tmp_path / "raw").iterdir()) == []
+
+
+def test_server_without_the_file(served, tmp_path):
+    (served / name_of(28)).unlink()
+    with pytest.raises(DataError, match="Automatic download failed"):
+        load(tmp_path / "raw")
+    assert list((tmp_path / "raw").iterdir()) == []

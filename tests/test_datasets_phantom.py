@@ -1,0 +1,155 @@
+"""The phantom as a data set: noise, unknown labels and splits are what their options say."""
+
+import numpy as np
+import pytest
+
+from deepchest_utils import DataError, load_dataset
+from deepchest_utils.datasets.phantom import phantom_of
+
+pytestmark = pytest.mark.filterwarnings("ignore:phantom. findings without a positive")  # Hernia, in so few
+
+
+def load(**options):
+    """1,500, 40 and 60 images of 28 px: enough labels to count, quick to draw and then cached."""
+    return load_dataset(
+        "phantom", **{"image_size": 28, "num_train": 1500, "num_val": 40, "num_test": 60} | options
+    )
+
+
+def test_shapes_and_types(splits):
+    for part, count in (("train", 300), ("val", 120), ("test", 200)):
+        data = getattr(splits, part)
+        assert len(data) == count
+        assert (data.images.shape, data.images.dtype) == ((count, 64, 64), np.uint8)
+        assert (data.labels.shape, data.labels.dtype) == ((count, 14), np.float32)
+        assert (data.patients.shape, data.patients.dtype) == ((count,), np.int64)
+    assert splits.split == "patient"
+
+
+def test_images_and_masks_are_of_the_population_behind(splits):
+    behind = phantom_of(0, "test", 200)
+    np.testing.assert_array_equal(splits.test.labels, behind.labels)
+    rows = np.array([0, 17, 199])
+    np.testing.assert_array_equal(splits.test.images[rows], behind.render(64, rows))
+
+
+def test_patients_are_disjoint(splits):
+    patients = [set(part.patients) for part in splits.parts.values()]
+    assert sum(map(len, patients)) == len(set.union(*patients))
+    for part in splits.parts.values():
+        assert len(set(part.patients)) < len(part)  # several images a patient
+
+
+def test_no_film_is_in_two_splits(splits):
+    films = [image.tobytes() for part in splits.parts.values() for image in part.images]
+    assert len(set(films)) == len(films)
+
+
+def test_seed():
+    first, again, other = load(seed=0), load(seed=0), load(seed=1)
+    np.testing.assert_array_equal(first.train.images, again.train.images)
+    assert (first.test.labels != other.test.labels).any()
+    assert (first.train.images != other.train.images).mean() > 0.9
+
+
+@pytest.mark.parametrize("options", [{}, {"unknown": 0.3, "label_noise": 0.5}])
+def test_the_test_split_does_not_depend_on_train(options):
+    small, large = load(num_train=200, **options).test, load(**options).test
+    np.testing.assert_array_equal(small.images, large.images)
+    np.testing.assert_array_equal(small.labels, large.labels)
+
+
+# --- label noise and unknown labels
+
+
+@pytest.mark.parametrize("share", [0.2, 1.0])
+def test_label_noise(share):
+    """Label vectors move between images as a whole, so that prevalence and co-occurrence stay; test stays clean."""
+    clean, noisy = load(), load(label_noise=share)
+    np.testing.assert_array_equal(clean.test.labels, noisy.test.labels)
+    a, b = clean.train.labels, noisy.train.labels
+    np.testing.assert_array_equal(a.T @ a, b.T @ b)
+    np.testing.assert_array_equal(clean.train.images, noisy.train.images)
+    # two strangers' labels differ with probability d; so often should the share's. 4 standard errors of a binomial
+    i, j = np.random.default_rng(0).integers(0, len(a), (2, 20_000))
+    d = (a[i] != a[j]).any(1).mean()
+    changed = (a != b).any(1).mean()
+    assert abs(changed - share * d) < 4 * np.sqrt(share * d * (1 - share * d) / len(a)) + 0.01
+
+
+def test_noise_tells_nothing_of_the_truth_at_share_one():
+    """A patient's next image has the same findings: labels taken from there would be hardly noise."""
+    a, b = load().train.labels, load(label_noise=1.0).train.labels
+    for k in np.flatnonzero(a.mean(0) > 0.03):
+        assert abs(np.corrcoef(a[:, k], b[:, k])[0, 1]) < 0.12  # 4 standard errors with 1,500 images
+
+
+@pytest.mark.parametrize("share", [0.1, 1.0])
+def test_unknown(share):
+    clean, masked = load(), load(unknown=share)
+    for name, part in masked.parts.items():
+        unknown = np.isnan(part.labels)
+        assert abs(unknown.mean() - share) <= 4 * np.sqrt(share * (1 - share) / unknown.size)
+        np.testing.assert_array_equal(part.labels[~unknown], clean.parts[name].labels[~unknown])
+
+
+def test_unknown_labels_are_counted():
+    data = load(unknown=0.25)
+    table = data.summary()
+    for name, part in data.parts.items():
+        assert table.loc["(images)", (name, "positive")] == len(part)
+        assert table.loc["(patients)", (name, "positive")] == len(set(part.patients.tolist()))
+        np.testing.assert_array_equal(table[name, "unknown"].iloc[2:], np.isnan(part.labels).sum(0))
+        np.testing.assert_array_equal(table[name, "positive"].iloc[2:], (part.labels == 1).sum(0))
+        known = (~np.isnan(part.labels)).sum(0)
+        np.testing.assert_allclose(part.prevalence, (part.labels == 1).sum(0) / known)
+
+
+# --- other splits, fewer images
+
+
+def test_split_by_image_leaks_patients():
+    """All images of the three splits, dealt out one by one: most test patients are in train as well."""
+    leaky, clean = load(split="image", num_test=500), load(num_test=500)
+    assert [len(part) for part in leaky.parts.values()] == [1500, 40, 500]
+    ids = np.concatenate([part.ids for part in leaky.parts.values()])
+    assert sorted(ids) == sorted(np.concatenate([part.ids for part in clean.parts.values()]))
+    assert np.isin(leaky.test.patients, leaky.train.patients).mean() > 0.7
+    # and each image keeps its own labels and patient
+    order = {name: i for i, name in enumerate(clean.train.ids)}
+    rows = [i for i, name in enumerate(leaky.train.ids) if name in order]
+    theirs = [order[leaky.train.ids[i]] for i in rows]
+    np.testing.assert_array_equal(leaky.train.labels[rows], clean.train.labels[theirs])
+    np.testing.assert_array_equal(leaky.train.images[rows], clean.train.images[theirs])
+    np.testing.assert_array_equal(leaky.train.patients[rows], clean.train.patients[theirs])
+
+
+def test_max_images():
+    assert [len(part) for part in load(max_images=50).parts.values()] == [50, 40, 50]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"label_noise": -0.1}, "label_noise should be a share between 0 and 1. Found -0.1"),
+        ({"unknown": 1.5}, "unknown should be a share between 0 and 1. Found 1.5"),
+        ({"unknown": float("nan")}, "unknown should be a share"),
+        ({"image_size": 27}, "between 28 and 256 px for the phantom. Found 27"),
+        ({"image_size": 512}, "Found 512"),
+        ({"image_size": 8}, "image_size should be at least 16"),
+        ({"split": "official"}, "split should be .* Found 'official'"),
+        ({"num_train": 0}, "num_train should be at least 1. Found 0"),
+        ({"num_test": -1}, "num_test should be at least 1. Found -1"),
+        ({"seed": -1}, "seed should be non-negative. Found -1"),
+        ({"num_trian": 5}, "'num_trian' is no option of dataset 'phantom'. It has .*num_train"),
+        ({"download": True}, "'download' is no option"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(DataError, match=message):
+        load(**options)
+
+
+def test_unknown_data_set():
+    with pytest.raises(DataError, match=r"one of phantom, nih, chestmnist, csv. Found 'padchest'"):
+        load_dataset("padchest")
