@@ -235,7 +235,7 @@ def test_masks_where_labelled(many, name):
     area = masks.sum((2, 3))
     assert (area[~many.labels[rows]] == 0).all()
     assert (area[:80, k] == 0).mean() <= EMPTY.get(name, 0)
-    assert (area[:80, k] < 0.55 * 64**2).all()  # at most both lungs, not the film
+    assert (area[:80, k] < 0.6 * 64**2).all()  # at most both lungs, not the film
     assert len({mask.tobytes() for mask in masks[:80, k]}) > 75  # each its own
 
 
@@ -314,7 +314,7 @@ def test_the_heart_is_wider_than_half_the_chest(many):
     normal, ap = cardiothoracic_ratio(many, having(many, "Cardiomegaly", 80, value=False))
     assert (enlarged > 0.5).mean() > 0.5
     assert (normal < 0.5).mean() > 0.9
-    assert (normal[~ap] < 0.52).all()
+    assert (normal[~ap] < 0.54).all()
     assert (enlarged > 1.08 * same).all()
     assert roc_auc_score([1] * 80 + [0] * 80, np.concatenate([enlarged, normal])) > 0.85
 
