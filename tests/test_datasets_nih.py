@@ -177,6 +177,7 @@ def test_no_table(tmp_path):
         ),
         ("Mass", "mass", r"says 'mass'"),
         (",No Finding,", ",,", r"says ''"),
+        (",No Finding,", ",No Finding|Mass,", r"says 'No Finding\|Mass', which contradicts itself"),
         (",0,7,58", ",0,seven,58", r"column 'Patient ID' says 'seven', not a whole number"),
         (",0,7,58", ",0,,58", r"column 'Patient ID' says ''"),
         (",0,7,58", ",0,7.5,58", r"column 'Patient ID' says '7\.5'"),
@@ -205,6 +206,23 @@ def test_unreadable_table(nih_folder, content, message):
     root = nih_folder()
     table_of(root).write_bytes(content)
     with pytest.raises(DataError, match=message):
+        load(root)
+
+
+def test_one_name_in_two_folders(nih_folder):
+    root = nih_folder(folders=("images_001", "images_002"))
+    (root / "images_002" / "00000001_000.png").write_bytes(
+        (root / "images_001" / "00000001_000.png").read_bytes()
+    )
+    with pytest.raises(DataError, match=r"00000001_000\.png is in .*images_001 and in .*images_002"):
+        load(root)
+
+
+def test_one_name_in_both_lists(nih_folder):
+    root = nih_folder()
+    with open(root / "test_list.txt", "a") as file:
+        file.write("00000001_000.png\n")
+    with pytest.raises(DataError, match=r"00000001_000\.png is in train_val_list\.txt and in test_list\.txt"):
         load(root)
 
 
@@ -272,7 +290,7 @@ def test_list_without_one_of_the_images(nih_folder, empty, message):
 def test_images_in_no_list(nih_folder):
     root = nih_folder()
     for name in ("train_val", "test"):
-        (root / f"{name}_list.txt").write_text("00099999_000.png\n")
+        (root / f"{name}_list.txt").write_text(f"{name}_000.png\n")
     with (
         pytest.warns(DataWarning, match="in neither official list"),
         pytest.raises(DataError, match=r"none of its images is in train_val_list.txt or test_list.txt"),

@@ -54,7 +54,12 @@ def parse_labels(path: Path, table: pd.DataFrame) -> np.ndarray:
     number = {name: i for i, name in enumerate(FINDINGS)}
     labels = np.zeros((len(table), len(FINDINGS)), np.float32)
     for row, text in enumerate(table["Finding Labels"]):
-        for name in text.split("|"):
+        names = text.split("|")
+        if NO_FINDING in names and len(names) > 1:
+            raise DataError(
+                f"{path}: column 'Finding Labels' of {table['Image Index'][row]} says {text!r}, which contradicts itself."
+            )
+        for name in names:
             if name in number:
                 labels[row, number[name]] = 1
             elif name != NO_FINDING:
@@ -69,7 +74,11 @@ def find_images(root: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for top in sorted(root.glob("images*")):
         for folder, _, names in os.walk(top):
-            found.update((name, Path(folder) / name) for name in names if name.endswith(".png"))
+            for name in names:
+                if name in found:
+                    raise DataError(f"{root}: {name} is in {found[name].parent} and in {folder}. Remove one.")
+                if name.endswith(".png"):
+                    found[name] = Path(folder) / name
     return found
 
 
@@ -112,6 +121,8 @@ def read_nih(root: str | Path | None) -> Table:
     lists = root / "train_val_list.txt", root / "test_list.txt"
     if all(p.is_file() for p in lists):
         train_val, test = map(read_list, lists)
+        if both := train_val & test:
+            raise DataError(f"{root}: {min(both)} is in train_val_list.txt and in test_list.txt.")
         unlisted = [i for i in rows if names[i] not in train_val and names[i] not in test]
         if unlisted:
             warnings.warn(

@@ -15,29 +15,29 @@ Field = Float[Tensor, "b h w"]
 Param = Float[Tensor, "b 1 1"]
 
 PATIENT = {  # name: (mean, standard deviation) over patients
-    "thorax_width": (0.76, 0.035),
-    "apex": (-0.80, 0.025),
-    "dome": (0.46, 0.04),
-    "dome_left": (0.05, 0.015),
-    "heart_radius": (0.315, 0.025),
-    "heart_x": (0.10, 0.025),
-    "heart_tilt": (0.45, 0.12),
-    "mediastinum": (0.125, 0.015),
-    "knob": (0.085, 0.015),
-    "rib_spacing": (0.150, 0.010),
+    "thorax_width": (0.76, 0.045),
+    "apex": (-0.80, 0.035),
+    "dome": (0.46, 0.05),
+    "dome_left": (0.05, 0.025),
+    "heart_radius": (0.315, 0.027),
+    "heart_x": (0.10, 0.03),
+    "heart_tilt": (0.45, 0.18),
+    "mediastinum": (0.125, 0.02),
+    "knob": (0.085, 0.02),
+    "rib_spacing": (0.150, 0.014),
     "rib_phase": (0.0, 0.5),
-    "rib_contrast": (0.085, 0.02),
-    "clavicle_tilt": (0.22, 0.06),
+    "rib_contrast": (0.085, 0.025),
+    "clavicle_tilt": (0.22, 0.09),
     "breast": (-0.1, 1.0),
     "fat": (0.0, 1.0),
     "vessels": (0.075, 0.015),
 }
 IMAGE = {  # the same over the images of a patient: positioning, inspiration, exposure
-    "rotation": (0.0, 0.035),
-    "shift_x": (0.0, 0.03),
-    "shift_y": (0.0, 0.03),
-    "scale": (0.98, 0.035),
-    "inspiration": (0.0, 0.035),
+    "rotation": (0.0, 0.02),
+    "shift_x": (0.0, 0.015),
+    "shift_y": (0.0, 0.015),
+    "scale": (0.98, 0.015),
+    "inspiration": (0.0, 0.018),
     "ap": (-0.3, 1.0),
     "gain": (0.0, 0.13),
     "gamma": (0.0, 0.16),
@@ -74,6 +74,7 @@ class Scene:
     y: Field
     pixel: float
     p: dict[str, Param]
+    tree: Float[Tensor, "b n n"]  # noise of the patient: the vessels
     noise: Float[Tensor, "b n n"]
     side_distance: Field  # to the inner chest wall, positive inside
     dome_distance: Field  # to the diaphragm, positive above
@@ -84,7 +85,7 @@ class Scene:
         """The same for some of the images."""
         fields = {
             name: getattr(self, name)[rows]
-            for name in ("x", "y", "noise", "side_distance", "dome_distance", "lung", "heart")
+            for name in ("x", "y", "tree", "noise", "side_distance", "dome_distance", "lung", "heart")
         }
         return Scene(pixel=self.pixel, p={k: v[rows] for k, v in self.p.items()}, **fields)
 
@@ -101,7 +102,9 @@ def draw_parameters(
     return columns
 
 
-def build_scene(p: dict[str, Param], noise: Float[Tensor, "b n n"], size: int) -> Scene:
+def build_scene(
+    p: dict[str, Param], tree: Float[Tensor, "b n n"], noise: Float[Tensor, "b n n"], size: int
+) -> Scene:
     """Place the coordinates and find lungs and heart; `p` already holds what the findings change of the anatomy."""
     ap = (p["ap"] > 0).float()
     line = (torch.arange(size) + 0.5) / size * 2 - 1
@@ -132,7 +135,7 @@ def build_scene(p: dict[str, Param], noise: Float[Tensor, "b n n"], size: int) -
     hy = p["dome"] + p["inspiration"] - 0.52 * heart_scale
     heart = soft(ellipse(x, y, hx, hy, heart_scale, 0.78 * heart_scale, p["heart_tilt"]), edge * 1.2)
     lung = soft(side, edge) * soft(dome, edge)
-    return Scene(x, y, 2 / size, p, noise, side, dome, lung, heart)
+    return Scene(x, y, 2 / size, p, tree, noise, side, dome, lung, heart)
 
 
 def attenuation(s: Scene) -> Field:
@@ -184,7 +187,7 @@ def attenuation(s: Scene) -> Field:
     hx, hy = ax - p["mediastinum"] - 0.06, y + 0.02
     radius = torch.sqrt(hx**2 + 0.6 * hy**2 + 1e-4)
     angle = torch.atan2(hy, hx) / torch.pi
-    tree = texture(s.noise, angle * 0.9 + 0.05 * torch.sign(x), radius.log() / 4 + 0.4 * torch.sign(x))
+    tree = texture(s.tree, angle * 0.9 + 0.05 * torch.sign(x), radius.log() / 4 + 0.4 * torch.sign(x))
     vessels = torch.exp(-((tree / 0.22) ** 2)) * torch.exp(-radius / 0.30) * (1 - 0.55 * p["hyperinflation"])
     hilum = torch.exp(-((hx / 0.09) ** 2) - (hy / 0.13) ** 2)
     return a + s.lung * (p["vessels"] * 2.0 * vessels + 0.10 * hilum)

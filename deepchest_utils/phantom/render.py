@@ -61,15 +61,24 @@ class Phantom:
         return out
 
     def _scene(self, rows: np.ndarray, size: int) -> tuple[Scene, np.ndarray]:
-        streams = [np.random.Generator(np.random.Philox(key=[self.seed, int(i)])) for i in rows]
-        grids = [g.standard_normal((NOISE_GRID, NOISE_GRID), dtype=np.float32) for g in streams]
-        pixels = np.stack([g.standard_normal((size, size), dtype=np.float32) for g in streams])
+        own = [self._stream(int(i), "image") for i in rows]
+        grids = [g.standard_normal((NOISE_GRID, NOISE_GRID), dtype=np.float32) for g in own]
+        pixels = np.stack([g.standard_normal((size, size), dtype=np.float32) for g in own])
+        trees = [
+            self._stream(int(i), "patient").standard_normal((NOISE_GRID, NOISE_GRID), dtype=np.float32)
+            for i in self.patients[rows]
+        ]
         p = {k: torch.from_numpy(v[rows])[:, None, None] for k, v in self.parameters.items()}
         labels, u, strength = (
             torch.from_numpy(a[rows]) for a in (self.labels, self.sign_uniforms, self.strengths)
         )
         p.update(change_anatomy(labels, u, strength))
-        return build_scene(p, torch.from_numpy(np.stack(grids)), size), pixels
+        noise = torch.from_numpy(np.stack(grids))
+        return build_scene(p, torch.from_numpy(np.stack(trees)), noise, size), pixels
+
+    def _stream(self, number: int, kind: str) -> np.random.Generator:
+        """The generator of one image's noise, or of one patient's vessels."""
+        return np.random.Generator(np.random.Philox(key=[self.seed, 2 * number + (kind == "patient")]))
 
     def _signs(self, scene: Scene, rows: np.ndarray):
         """Yield (finding number, which rows have it, attenuation, mask)."""

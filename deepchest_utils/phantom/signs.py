@@ -62,7 +62,7 @@ def atelectasis(s: Scene, u, strength):
 
 
 def cardiomegaly(s: Scene, u, strength):
-    """The heart is wider than half the chest (`change_anatomy`); the mask is the heart."""
+    """The heart is wide, in most films wider than half the chest (`change_anatomy`); the mask is the heart."""
     return torch.zeros_like(s.x), s.heart > 0.5
 
 

@@ -1,0 +1,143 @@
+"""The notebooks: committed as run once from top to bottom, and run here headless on every data set, their own assertions included."""
+
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+
+from deepchest_utils.notebooks import FOLDER, find_notebooks, notebook_parameters, run_notebooks
+
+NOTEBOOKS = find_notebooks()
+BY_NAME = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+COMMON = {"dataset", "data_root", "image_size", "epochs", "seed", "device", "smoke"}
+SECTIONS = ("What was claimed, checked", "Summary", "Exercises", "References")
+
+
+def read(path: Path):
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(path: Path):
+    return [cell for cell in read(path).cells if cell.cell_type == "code"]
+
+
+def test_the_three_notebooks_are_there():
+    assert [path.stem for path in NOTEBOOKS][:3] == [
+        "01_data_exploration",
+        "02_loss_trend_weighting",
+        "03_training",
+    ]
+
+
+@BY_NAME
+def test_committed_as_run(path):
+    cells = code_cells(path)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert not [output for output in outputs if output.output_type == "error"]
+    assert not [output for output in outputs if output.get("name") == "stderr"]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 4
+
+
+@BY_NAME
+def test_file_is_fit_to_publish(path):
+    text = path.read_text()
+    assert path.stat().st_size <= 300_000
+    assert "widgets" not in json.loads(text)["metadata"]
+    assert "application/vnd.jupyter.widget-view+json" not in text
+    assert not re.search(r'[" ](/home/|/root/|/work/|/Users/|/tmp/|[A-Z]:\\\\)', text), "a path of a machine"
+
+
+@BY_NAME
+def test_skeleton(path):
+    cells = read(path).cells
+    first = cells[0].source
+    assert first.startswith(f"# {path.stem[:2]} ")
+    assert re.search(r"\*\*.*\?\*\*", first), "the first cell asks a question in bold"
+    assert "*Run time:*" in first
+    headings = re.findall(
+        r"^## (.*)$", "\n".join(c.source for c in cells if c.cell_type == "markdown"), re.MULTILINE
+    )
+    assert headings[-4:] == list(SECTIONS)
+    asserting = [
+        cell
+        for cell in cells
+        if cell.cell_type == "code" and re.search(r"^\s*assert ", cell.source, re.MULTILINE)
+    ]
+    assert asserting, "a cell asserts the claims"
+
+
+@BY_NAME
+def test_words_and_code_are_in_proportion(path):
+    cells = read(path).cells
+    words = sum(len(cell.source.split()) for cell in cells if cell.cell_type == "markdown")
+    lines = [
+        [line for line in cell.source.splitlines() if line.strip()]
+        for cell in cells
+        if cell.cell_type == "code"
+    ]
+    assert 4 <= words / sum(map(len, lines)) <= 15
+    assert max(map(len, lines)) <= 35
+
+
+@BY_NAME
+def test_parameters_are_typed_literals_with_help(path):
+    parameters = notebook_parameters(path)
+    assert set(parameters) >= COMMON
+    for name, entry in parameters.items():
+        assert entry["help"], f"{name} has no help"
+        assert entry["inferred_type_name"] in ("str", "int", "float", "bool"), name
+
+
+@pytest.fixture(scope="module")
+def chestmnist_folder(tmp_path_factory) -> Path:
+    """A file in ChestMNIST's form: noise, with labels that have both classes."""
+    folder = tmp_path_factory.mktemp("chestmnist")
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split, n in (("train", 200), ("val", 100), ("test", 120)):
+        arrays[f"{split}_images"] = rng.integers(0, 256, (n, 64, 64), dtype=np.uint8)
+        arrays[f"{split}_labels"] = (rng.random((n, 14)) < 0.2).astype(np.uint8)
+    np.savez(folder / "chestmnist_64.npz", **arrays)
+    return folder
+
+
+def execute(path: Path, output: Path, capsys, **parameters) -> str:
+    """Run with smoke=True; what the executed copy printed. Fails with the runner's own report."""
+    failed = run_notebooks([path], {"smoke": True, **parameters}, output, progress=False)
+    assert failed == 0, capsys.readouterr().out
+    return "".join(o.get("text", "") for cell in code_cells(output / path.name) for o in cell.outputs)
+
+
+@pytest.mark.notebooks
+@BY_NAME
+def test_runs_on_the_phantom(path, tmp_path, capsys):
+    printed = execute(path, tmp_path, capsys)
+    assert "phantom" in printed or path.stem == "03_training"
+    drawn = {figure.stem[:2] for figure in (tmp_path / "figures").glob("*.png")}
+    assert drawn == {path.stem[:2]}
+
+
+@pytest.mark.notebooks
+@BY_NAME
+def test_runs_on_chestmnist(path, tmp_path, capsys, chestmnist_folder):
+    execute(path, tmp_path, capsys, dataset="chestmnist", data_root=str(chestmnist_folder))
+
+
+@pytest.mark.notebooks
+@BY_NAME
+def test_runs_on_the_nih_layout(path, tmp_path, capsys, nih_folder):
+    execute(
+        path, tmp_path, capsys, dataset="nih", data_root=str(nih_folder(num_patients=40)), split="patient"
+    )
+
+
+@pytest.mark.notebooks
+@pytest.mark.parametrize("name", ["01_data_exploration", "03_training"])
+def test_runs_on_real_radiographs(name, tmp_path, capsys, nih_sample):
+    execute(
+        FOLDER / f"{name}.ipynb", tmp_path, capsys, dataset="nih", data_root=str(nih_sample), split="patient"
+    )

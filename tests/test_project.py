@@ -1,0 +1,131 @@
+"""The files around the package: one source of truth for dependencies, modules of one purpose, a README whose commands and snippet exist."""
+
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from deepchest_utils import DeepChest
+from deepchest_utils.__main__ import build_parser
+from deepchest_utils.notebooks import find_notebooks, notebook_parameters
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+README = (ROOT / "README.md").read_text()
+CARD = {
+    "torch", "torchvision", "jupyterlab", "matplotlib", "seaborn", "pandas", "numpy", "scikit-learn", "papermill", "grad-cam",
+}  # fmt: skip
+
+
+def requirement(text: str) -> str:
+    return re.match(r"[A-Za-z0-9-]+", text).group()
+
+
+def test_every_dependency_of_the_card_is_declared():
+    assert {requirement(line) for line in PROJECT["dependencies"]} >= CARD
+
+
+def test_each_dependency_has_its_reason_beside_its_bound():
+    text = (ROOT / "pyproject.toml").read_text()
+    lists = re.findall(r"^(?:dependencies|dev) = \[\n(.*?)^\]", text, re.MULTILINE | re.DOTALL)
+    lines = [line for block in lists for line in block.splitlines()]
+    assert len(lists) == 2
+    for line in lines:
+        assert re.match(r'  "[a-z0-9-]+[><=!.,0-9]+", +# .{10,}', line), line
+
+
+def test_conda_environment_installs_the_project_and_nothing_else():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    pip = [entry for entry in environment["dependencies"] if isinstance(entry, dict)]
+    conda = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
+    assert pip == [{"pip": ["--editable .[dev]"]}]
+    assert conda == [f"python{PROJECT['requires-python']}", "pip"]
+    assert "dev" in PROJECT["optional-dependencies"]
+
+
+def test_modules_stay_small():
+    for path in (ROOT / "deepchest_utils").rglob("*.py"):
+        assert len(path.read_text().splitlines()) <= 210, path.name
+
+
+def test_readme_indexes_every_notebook_with_its_question():
+    for path in find_notebooks():
+        assert f"(notebooks/{path.name})" in README
+        question = re.search(r"\*\*(.*\?)\*\*", path.read_text()).group(1)
+        assert question in README
+
+
+def test_readme_links_and_pictures_exist():
+    links = re.findall(r"\]\(([^)]+)\)", README)
+    local = [link for link in links if not link.startswith("http")]
+    assert len(local) > 6
+    for link in local:
+        assert (ROOT / link).exists(), link
+
+
+def commands() -> list[list[str]]:
+    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    return [
+        shlex.split(line, comments=True) for block in blocks for line in block.splitlines() if line.strip()
+    ]
+
+
+@pytest.mark.parametrize("words", [c for c in commands() if "deepchest_utils" in c], ids=" ".join)
+def test_readme_commands_parse(words):
+    arguments = words[words.index("deepchest_utils") + 1 :]
+    parsed = build_parser(arguments[0]).parse_args(arguments)
+    for name, _ in getattr(parsed, "parameter", []):
+        assert all(name in notebook_parameters(path) for path in find_notebooks(parsed.names))
+
+
+def test_readme_names_the_make_targets():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    used = {c[1] for c in commands() if c[0] == "make"}
+    assert used == {"run", "test", "lab"}
+    assert used <= targets
+
+
+def test_readme_snippet_runs():
+    """The diff's right-hand side, applied to a loop of ordinary PyTorch."""
+    diff = re.search(r"```diff\n(.*?)```", README, re.DOTALL).group(1)
+    code = "\n".join(line[1:] for line in diff.splitlines() if not line.startswith("-"))
+    torch.manual_seed(0)
+    net = torch.nn.Linear(4, 14)
+    names = {
+        "net": net,
+        "epochs": 2,
+        "loader": [(torch.randn(8, 4), torch.randint(0, 2, (8, 14)).float())],
+        "criterion": torch.nn.BCEWithLogitsLoss(reduction="none"),
+        "optimizer": torch.optim.SGD(net.parameters(), lr=0.1),
+        "training_accuracy": torch.linspace(0.5, 1, 14),
+    }
+    exec(code, names)
+    weights = names["weighting"].weights
+    assert isinstance(names["weighting"], DeepChest)
+    assert weights[:7].tolist() == pytest.approx([1.1**2] * 7)
+    assert weights[7:].tolist() == pytest.approx([1.05**-2] * 7)
+
+
+def test_no_path_of_a_machine_in_the_tree():
+    ignored = {
+        ".git",
+        ".venv",
+        "runs",
+        "__pycache__",
+        ".pytest_cache",
+        ".ruff_cache",
+        ".hypothesis",
+        "processed",
+        "raw",
+    }
+    for path in ROOT.rglob("*"):
+        if (
+            path.is_file()
+            and not ignored & set(path.parts)
+            and path.suffix in (".py", ".md", ".toml", ".yml", ".svg", ".cff")
+        ):
+            assert not re.search(r"(^|[\s\"'(=])/(home|root|work|Users)/\w", path.read_text()), path
