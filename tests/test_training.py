@@ -1,4 +1,5 @@
-"""The loop: runs that continue bit for bit, seeds that matter, a loop that knows nothing of the method, and a network that learns."""
+"""The loop: runs that continue bit for bit, seeds that matter, a loop that knows nothing of the method, and a
+network that learns."""
 
 import dataclasses
 import warnings
@@ -18,8 +19,19 @@ from deepchest_utils.training import loop as loop_module
 from deepchest_utils.training.loop import Loop
 
 K = len(FINDINGS)
-# small images have too few positives of the rare findings: that is what the warning says, and what some tests want
+# small images have too few positives of the rare findings: that is what the warning says, and what some tests
+# want
 pytestmark = pytest.mark.filterwarnings("ignore::deepchest_utils.datasets.base.DataWarning")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Networks this small gain nothing from a second thread, and lose minutes to it where the cores are
+    shared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def phantom(**sizes) -> Splits:
@@ -99,7 +111,8 @@ class Stopped(Exception):
 
 
 def stop_in_epoch(number: int, patch: pytest.MonkeyPatch):
-    """The run breaks off after all steps of that epoch: weights, optimiser and random states have moved on, the checkpoint has not."""
+    """The run breaks off after all steps of that epoch: weights, optimiser and random states have moved on,
+    the checkpoint has not."""
     whole = Loop.pass_over_training
 
     def broken(self, epoch):
@@ -478,7 +491,8 @@ def test_autocast_trains_near_to_full_precision(tiny):
 def test_half_precision_scales_gradients_behind_the_methods_back(few, monkeypatch):
     """fp16's loss scale must show neither in the losses that a method sees nor in the step."""
     monkeypatch.setitem(METHODS, "recorder", Recorder)
-    # a first scale that does not overflow, so that no step is skipped; plain descent, since Adam's steps know no scale
+    # a first scale that does not overflow, so that no step is skipped; plain descent, since Adam's steps know
+    # no scale
     monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=256.0))
     Recorder.made.clear()
     given = config(epochs=1, method="recorder", augment=False, batch_size=16, optimizer="sgd", lr=1e-3)
@@ -492,7 +506,8 @@ def test_half_precision_scales_gradients_behind_the_methods_back(few, monkeypatc
 
 
 def test_half_precision_looks_for_its_scale_in_silence(few):
-    """The usual first scale overflows here: that step is skipped, and torch's remark on the order of the steps would mislead."""
+    """The usual first scale overflows here: that step is skipped, and torch's remark on the order of the
+    steps would mislead."""
     with torch.random.fork_rng():
         loop = Loop(config(amp="fp16", batch_size=16, augment=False), few)
         loop.pass_over_training(1)
@@ -567,7 +582,8 @@ def test_names_that_the_run_does_not_know(tiny, bad, named):
 
 
 def test_default_run_learns_the_phantom():
-    """Five epochs of the default run's twelve, and fewer images to choose and test with: the shortest run that is safely above the mark."""
+    """Five epochs of the default run's twelve, and fewer images to choose and test with: the shortest run
+    that is safely above the mark."""
     data = load_dataset("phantom", num_train=6000, num_val=1000, num_test=3000)
     run = train(TrainConfig(epochs=5, device="cpu"), data)
     auroc = np.array([get(run.test, "auroc", f)[0] for f in FINDINGS])
