@@ -1,6 +1,8 @@
-"""DeepChest: dynamic, gradient-free task weighting for multi-label chest radiographs (arXiv 2505.23595), and all that it takes to judge it.
+"""DeepChest: dynamic, gradient-free task weighting for multi-label chest radiographs (arXiv 2505.23595), and
+all that it takes to judge it.
 
-Names are imported when they are first used, so that `from deepchest_utils import DeepChest` costs little more than torch.
+Names are imported when they are first used, so that `from deepchest_utils import DeepChest` costs little more
+than torch.
 """
 
 from importlib import import_module

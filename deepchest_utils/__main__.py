@@ -37,7 +37,8 @@ def _config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def build_parser(command: str = "") -> argparse.ArgumentParser:
-    """The parser; the options of `command` "train" come from TrainConfig, and that from torch: only where they are needed."""
+    """The parser; the options of `command` "train" come from TrainConfig, and that from torch: only where
+    they are needed."""
     parser = argparse.ArgumentParser(prog="python -m deepchest_utils", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 

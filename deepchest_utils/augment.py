@@ -1,4 +1,5 @@
-"""From a uint8 batch to network input, with an augmentation of its own for every image, on the batch's device."""
+"""From a uint8 batch to network input, with an augmentation of its own for every image, on the batch's
+device."""
 
 import torch
 from jaxtyping import Float, UInt8
@@ -22,10 +23,12 @@ def augment(
     contrast: float = 0.15,
     brightness: float = 0.15,
 ) -> Float[Tensor, "b 1 h w"]:
-    """Rotate, shift, zoom and re-expose each image with parameters of its own; never mirrored: the heart is on the left.
+    """Rotate, shift, zoom and re-expose each image with parameters of its own; never mirrored: the heart is
+    on the left.
 
-    generator: on the CPU, so that every device sees the same draws. degrees, shift (share of the side), zoom, contrast (of standardised values) and
-    brightness (in standard deviations) are half-widths of uniform distributions. The edge is repeated outwards.
+    generator: on the CPU, so that every device sees the same draws. degrees, shift (share of the side), zoom,
+    contrast (of standardised values) and brightness (in standard deviations) are half-widths of uniform
+    distributions. The edge is repeated outwards.
     """
     draws = torch.rand(len(x), 6, generator=generator) * 2 - 1
     angle = draws[:, 0] * (degrees * torch.pi / 180)

@@ -1,7 +1,7 @@
 """The 14 findings of NIH ChestX-ray14 and what was counted of them: the one place where they are spelled.
 
-Counts are over the official table `Data_Entry_2017_v2020.csv` (112,120 images of 30,805 patients), Wang et al.,
-"ChestX-ray8: Hospital-scale Chest X-ray Database and Benchmarks", CVPR 2017, arXiv 1705.02315.
+Counts are over the official table `Data_Entry_2017_v2020.csv` (112,120 images of 30,805 patients), Wang et
+al., "ChestX-ray8: Hospital-scale Chest X-ray Database and Benchmarks", CVPR 2017, arXiv 1705.02315.
 """
 
 import numpy as np

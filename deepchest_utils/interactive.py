@@ -8,15 +8,16 @@ from matplotlib.figure import Figure
 
 
 def in_jupyterlab() -> bool:
-    """Whether the kernel was started by a Jupyter server for a person; papermill and nbclient do not set this variable."""
+    """Whether the kernel was started by a Jupyter server for a person; papermill and nbclient do not set this
+    variable."""
     return "JPY_SESSION_NAME" in os.environ
 
 
 def explore(draw: Callable[..., Figure], **sliders: tuple[float, float, float, float]) -> Figure | None:
     """Show `draw(name=value, ...)`, with a slider a name in JupyterLab, at the default values elsewhere.
 
-    sliders: name -> (lowest, highest, step, default). Returns the static figure, or None where sliders are shown (so that no widget state is saved by
-    a headless run).
+    sliders: name -> (lowest, highest, step, default). Returns the static figure, or None where sliders are
+    shown (so that no widget state is saved by a headless run).
     """
     defaults = {name: default for name, (*_, default) in sliders.items()}
     if not in_jupyterlab():

@@ -9,8 +9,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 def masked_bce(logits: Float[Tensor, "b k"], labels: Float[Tensor, "b k"]) -> Float[Tensor, " k"]:
     """Mean binary cross-entropy of each task over its known labels.
 
-    logits: (B, K). labels: (B, K), 1, 0 or NaN = unknown. Returns (K,) in nats, at least 0, float32 also under autocast; a task without a
-    known label in the batch has loss 0 and gets no gradient.
+    logits: (B, K). labels: (B, K), 1, 0 or NaN = unknown. Returns (K,) in nats, at least 0, float32 also
+    under autocast; a task without a known label in the batch has loss 0 and gets no gradient.
     """
     known = ~labels.isnan()
     # the label is replaced before the loss: NaN * 0 would still be NaN, in the gradient too
@@ -19,7 +19,8 @@ def masked_bce(logits: Float[Tensor, "b k"], labels: Float[Tensor, "b k"]) -> Fl
 
 
 def prevalence_entropy(prevalence: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
-    """H_k = -p log p - (1 - p) log(1 - p): the loss of the best constant predictor of task k, (K,) in nats, in [0, log 2].
+    """H_k = -p log p - (1 - p) log(1 - p): the loss of the best constant predictor of task k, (K,) in nats,
+    in [0, log 2].
 
     prevalence: (K,) in [0, 1]; NaN stays NaN.
     """

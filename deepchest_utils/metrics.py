@@ -1,6 +1,8 @@
-"""What is measured of each finding. Labels are (N, K) with NaN = unknown, which every metric leaves out; an undefined metric is NaN.
+"""What is measured of each finding. Labels are (N, K) with NaN = unknown, which every metric leaves out; an
+undefined metric is NaN.
 
-`Ranking` holds one finding sorted once, so that a bootstrap re-weights the images instead of sorting again; with weights of one it equals scikit-learn.
+`Ranking` holds one finding sorted once, so that a bootstrap re-weights the images instead of sorting again;
+with weights of one it equals scikit-learn.
 """
 
 import numpy as np
@@ -23,8 +25,9 @@ METRICS = {  # name: (words for an axis, whether higher is better)
 class Ranking:
     """One finding's known labels in falling order of score; tied scores are one step.
 
-    labels: (N,), 1, 0 or NaN. scores: (N,), higher means more likely. Weights in the methods are (R, N), R sets of non-negative image weights, over all
-    N images, unknown ones included; default one set of ones. They return (R,), NaN where a set has no positive or no negative.
+    labels: (N,), 1, 0 or NaN. scores: (N,), higher means more likely. Weights in the methods are (R, N), R
+    sets of non-negative image weights, over all N images, unknown ones included; default one set of ones.
+    They return (R,), NaN where a set has no positive or no negative.
     """
 
     def __init__(self, labels: Float[np.ndarray, " n"], scores: Float[np.ndarray, " n"]):
@@ -39,14 +42,16 @@ class Ranking:
     def counts(
         self, weights: Float[np.ndarray, "r n"] | None = None
     ) -> tuple[Float[np.ndarray, "r g"], Float[np.ndarray, "r g"]]:
-        """True and false positives when everything down to each of the G distinct scores is called positive, (R, G) each."""
+        """True and false positives when everything down to each of the G distinct scores is called positive,
+        (R, G) each."""
         ranked = np.ones((1, len(self.order))) if weights is None else weights[:, self.order]
         true = np.cumsum(ranked * self.positive, axis=1)[:, self.ends]
         false = np.cumsum(ranked * ~self.positive, axis=1)[:, self.ends]
         return true, false
 
     def auroc(self, weights: Float[np.ndarray, "r n"] | None = None) -> Float[np.ndarray, " r"]:
-        """Area under the ROC curve, in [0, 1]: the share of (positive, negative) pairs in the right order, ties one half."""
+        """Area under the ROC curve, in [0, 1]: the share of (positive, negative) pairs in the right order,
+        ties one half."""
         true, false = self.counts(weights)
         if true.shape[1] == 0:
             return np.full(len(true), np.nan)
@@ -55,7 +60,8 @@ class Ranking:
         return _divide((step * (before + true)).sum(1) / 2, true[:, -1] * false[:, -1])
 
     def average_precision(self, weights: Float[np.ndarray, "r n"] | None = None) -> Float[np.ndarray, " r"]:
-        """Mean precision over the positives, in (0, 1]; NaN without a positive (and, as the AUROC, without a negative)."""
+        """Mean precision over the positives, in (0, 1]; NaN without a positive (and, as the AUROC, without a
+        negative)."""
         true, false = self.counts(weights)
         if true.shape[1] == 0:
             return np.full(len(true), np.nan)
@@ -64,7 +70,8 @@ class Ranking:
         return _divide((np.diff(true, axis=1, prepend=0) * precision).sum(1), total)
 
     def best_thresholds(self) -> dict[str, float]:
-        """The thresholds (a score at or above is positive) that maximise F1 and balanced accuracy; NaN where undefined."""
+        """The thresholds (a score at or above is positive) that maximise F1 and balanced accuracy; NaN where
+        undefined."""
         true, false = (c[0] for c in self.counts())
         if len(true) == 0 or true[-1] == 0 or false[-1] == 0:
             return dict.fromkeys(THRESHOLD_METRICS, np.nan)
@@ -86,7 +93,8 @@ def _divide(a, b):
 def choose_thresholds(
     labels: Float[np.ndarray, "n k"], probabilities: Float[np.ndarray, "n k"]
 ) -> dict[str, Float[np.ndarray, " k"]]:
-    """For F1 and for balanced accuracy, the (K,) thresholds that are best on these images: take the validation split."""
+    """For F1 and for balanced accuracy, the (K,) thresholds that are best on these images: take the
+    validation split."""
     each = [Ranking(t, p).best_thresholds() for t, p in zip(labels.T, probabilities.T, strict=True)]
     return {name: np.array([found[name] for found in each]) for name in THRESHOLD_METRICS}
 
@@ -98,8 +106,8 @@ def score_tasks(
 ) -> dict[str, Float[np.ndarray, " k"]]:
     """Every metric of `METRICS`, (K,) each.
 
-    labels: 1, 0, NaN. logits: before the sigmoid. thresholds: of the probability, for "f1" and "balanced_accuracy" (from `choose_thresholds` on the
-    validation split); those without are left out.
+    labels: 1, 0, NaN. logits: before the sigmoid. thresholds: of the probability, for "f1" and
+    "balanced_accuracy" (from `choose_thresholds` on the validation split); those without are left out.
     """
     logits = logits.astype(np.float64)
     p = 1 / (1 + np.exp(-logits.clip(-700, 700)))
@@ -130,7 +138,8 @@ def score_tasks(
 
 
 def calibration_error(labels: Float[np.ndarray, " n"], probabilities: Float[np.ndarray, " n"]) -> float:
-    """Expected calibration error over 15 bins of equal width (Guo et al. 2017, arXiv 1706.04599), in [0, 1]; NaN without a known label."""
+    """Expected calibration error over 15 bins of equal width (Guo et al. 2017, arXiv 1706.04599), in [0, 1];
+    NaN without a known label."""
     known = ~np.isnan(labels)
     if not known.any():
         return np.nan
@@ -141,6 +150,7 @@ def calibration_error(labels: Float[np.ndarray, " n"], probabilities: Float[np.n
 
 
 def macro(values: Float[np.ndarray, " k"]) -> tuple[float, int]:
-    """Mean over the tasks where the metric is defined, and how many those are; (NaN, 0) where there is none."""
+    """Mean over the tasks where the metric is defined, and how many those are; (NaN, 0) where there is
+    none."""
     defined = values[~np.isnan(values)]
     return (float(defined.mean()), len(defined)) if len(defined) else (float("nan"), 0)

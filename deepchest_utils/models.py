@@ -21,7 +21,8 @@ def list_backbones() -> list[str]:
 
 
 def thin_resnet18(width: int = 16) -> nn.Sequential:
-    """ResNet-18 (He et al. 2016, arXiv 1512.03385) with `width` channels in its first stage instead of 64; features: 8 x width."""
+    """ResNet-18 (He et al. 2016, arXiv 1512.03385) with `width` channels in its first stage instead of 64;
+    features: 8 x width."""
 
     def stage(inside: int, outside: int, stride: int) -> nn.Sequential:
         shortcut = None
@@ -54,8 +55,10 @@ def thin_resnet18(width: int = 16) -> nn.Sequential:
 def build_trunk(name: str, image_size: int = 64, pretrained: bool = False) -> tuple[nn.Module, int]:
     """A trunk (B, 1, H, W) -> (B, F) and its number of features F.
 
-    name: one of `list_backbones()`. pretrained: start from torchvision's default ImageNet weights, downloaded once to torch's cache.
-    Raises ValueError for an unknown name, a thin network with weights, or an image size that the network cannot take.
+    name: one of `list_backbones()`. pretrained: start from torchvision's default ImageNet weights, downloaded
+    once to torch's cache.
+    Raises ValueError for an unknown name, a thin network with weights, or an image size that the network
+    cannot take.
     """
     if name == THIN:
         if pretrained:
@@ -89,7 +92,8 @@ def _replace(root: nn.Module, path: str, module: nn.Module) -> None:
 
 
 def _drop_classifier(trunk: nn.Module) -> int:
-    """Replace the last linear layer (SqueezeNet: the last convolution) by the identity; return its number of inputs."""
+    """Replace the last linear layer (SqueezeNet: the last convolution) by the identity; return its number of
+    inputs."""
     kinds = (nn.Linear, nn.Conv2d)
     for kind in kinds:
         layers = [(path, m) for path, m in trunk.named_modules() if isinstance(m, kind)]
@@ -105,9 +109,11 @@ def _three_channels(trunk: nn.Module, inputs: tuple[Tensor]) -> Tensor:
 
 
 def _accept_greyscale(trunk: nn.Module) -> None:
-    """Sum the first convolution over its three colours: the same output as for a grey image fed three times, at a third of the work."""
+    """Sum the first convolution over its three colours: the same output as for a grey image fed three times,
+    at a third of the work."""
     if getattr(trunk, "transform_input", False):
-        # GoogLeNet and Inception with ImageNet weights standardise each colour in their own way before the first convolution
+        # GoogLeNet and Inception with ImageNet weights standardise each colour in their own way before the
+        # first convolution
         trunk.register_forward_pre_hook(_three_channels)
         return
     path, first = next((path, m) for path, m in trunk.named_modules() if isinstance(m, nn.Conv2d))
@@ -137,8 +143,9 @@ def _check_image_size(trunk: nn.Module, name: str, image_size: int, num_features
 class MultiTaskNet(nn.Module):
     """Hard sharing: one trunk for all tasks, one linear head a task, kept as one matrix.
 
-    num_tasks: K. prevalence: (K,) shares of positives in training; each head's bias starts at the logit of its own, so that the network starts as
-    the best constant predictor (shares are clipped to [1e-4, 1 - 1e-4]; NaN counts as one half).
+    num_tasks: K. prevalence: (K,) shares of positives in training; each head's bias starts at the logit of
+    its own, so that the network starts as the best constant predictor (shares are clipped to [1e-4, 1 -
+    1e-4]; NaN counts as one half).
     """
 
     def __init__(

@@ -1,4 +1,5 @@
-"""Run the notebooks headless through papermill: parameters checked by name, executed copies under `runs/`, the failing cell named."""
+"""Run the notebooks headless through papermill: parameters checked by name, executed copies under `runs/`,
+the failing cell named."""
 
 import ast
 import os
@@ -19,6 +20,8 @@ class NotebookError(ValueError):
 def find_notebooks(names: Sequence[str] = ()) -> list[Path]:
     """The numbered notebooks, all of them or those whose name starts with one of `names` ("03")."""
     every = sorted(FOLDER.glob("[0-9][0-9]_*.ipynb"))
+    if not every:
+        raise NotebookError(f"no notebooks in {FOLDER}: run from a checkout of the repository.")
     if not names:
         return every
     chosen = []
@@ -31,7 +34,8 @@ def find_notebooks(names: Sequence[str] = ()) -> list[Path]:
 
 
 def parse_value(text: str) -> object:
-    """A parameter from the command line: true, false, null, a Python literal (3, 1e-3, [1, 2]), else the text itself."""
+    """A parameter from the command line: true, false, null, a Python literal (3, 1e-3, [1, 2]), else the text
+    itself."""
     words = {"true": True, "false": False, "null": None, "none": None}
     if text.lower() in words:
         return words[text.lower()]
@@ -67,7 +71,9 @@ def check_parameters(paths: Sequence[Path], parameters: dict[str, object]) -> No
 
 
 def failure(error: Exception) -> str:
-    """ "cell N: ErrorName: message" of papermill's exception, N as Jupyter counts."""
+    """ "cell N: ErrorName: message" of papermill's exception, N as Jupyter counts; none of a kernel that died."""
+    if not hasattr(error, "exec_count"):
+        return f"its kernel ({error}): too little memory?"
     message = " ".join(str(error.evalue).split())
     return f"cell [{error.exec_count}]: {error.ename}: {message}"
 
@@ -77,9 +83,11 @@ def run_notebooks(
 ) -> int:
     """Run them one after the other in the caller's folder; returns how many failed.
 
-    A figure that a changed run draws does not replace the committed one: with any parameter given, figures go to `<output>/figures`.
+    A figure that a changed run draws does not replace the committed one: with any parameter given, figures go
+    to `<output>/figures`.
     """
     import papermill
+    from nbclient.exceptions import DeadKernelError
 
     check_parameters(paths, parameters)
     output.mkdir(parents=True, exist_ok=True)
@@ -101,7 +109,7 @@ def run_notebooks(
                 papermill.execute_notebook(
                     str(path), str(target), parameters=parameters, cwd=os.getcwd(), progress_bar=progress
                 )
-            except papermill.PapermillExecutionError as error:
+            except (papermill.PapermillExecutionError, DeadKernelError) as error:
                 failed += 1
                 print(f"{path.stem} failed in {failure(error)}\n  see {target}", flush=True)
             else:

@@ -41,7 +41,7 @@ def use_style() -> None:
     """Set matplotlib up for all figures of the notebooks."""
     mpl.rcParams.update(
         {
-            "figure.dpi": 84,
+            "figure.dpi": 76,
             "savefig.dpi": 160,
             "savefig.bbox": "tight",
             "figure.constrained_layout.use": True,
@@ -74,8 +74,9 @@ def method_color(name: str) -> str:
 
 
 def figure_folder(dataset: str, smoke: bool) -> Path:
-    """Where a notebook's figures go: `figures/` for a full run on the phantom, else `runs/figures/<dataset>`, so that no picture of a patient
-    and no smoke test lands among the committed ones. `DEEPCHEST_FIGURES` overrides it."""
+    """Where a notebook's figures go: `figures/` for a full run on the phantom, else `runs/figures/<dataset>`,
+    so that no picture of a patient and no smoke test lands among the committed ones. `DEEPCHEST_FIGURES`
+    overrides it."""
     if folder := os.environ.get("DEEPCHEST_FIGURES"):
         return Path(folder)
     if dataset == "phantom" and not smoke:
@@ -84,7 +85,8 @@ def figure_folder(dataset: str, smoke: bool) -> Path:
 
 
 def save_figure(fig: Figure, name: str, folder: str | Path | None = None) -> list[Path]:
-    """Write `<folder>/<name>.svg` and `.png`, e.g. `save_figure(fig, "01_montage", folder)`; default folder `figures/`."""
+    """Write `<folder>/<name>.svg` and `.png`, e.g. `save_figure(fig, "01_montage", folder)`; default folder
+    `figures/`."""
     folder = Path(folder) if folder is not None else PROJECT / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.svg", folder / f"{name}.png"]
@@ -94,7 +96,8 @@ def save_figure(fig: Figure, name: str, folder: str | Path | None = None) -> lis
 
 
 def show_as_jpeg(fig: Figure, dpi: int = 100) -> None:
-    """Show a figure of radiographs in the notebook, in a tenth of the bytes: their grain does not compress as PNG."""
+    """Show a figure of radiographs in the notebook, in a tenth of the bytes: their grain does not compress as
+    PNG."""
     from IPython.display import Image, display
 
     buffer = io.BytesIO()
@@ -148,7 +151,8 @@ def interval_plot(
     columns: Sequence[tuple[str, str, str]],
     offset: float = 0.16,
 ) -> None:
-    """Points with 95% intervals, a row a task (first row on top). columns: (column of `table`, label, colour); `<column>_low` and `_high` beside it."""
+    """Points with 95% intervals, a row a task (first row on top). columns: (column of `table`, label,
+    colour); `<column>_low` and `_high` beside it."""
     y = np.arange(len(table))[::-1].astype(float)
     for i, (column, label, color) in enumerate(columns):
         shifted = y + offset * ((len(columns) - 1) / 2 - i) * 2

@@ -1,7 +1,8 @@
 """The long table of every result, where it came from, and files that are whole or not there.
 
-Columns: method, seed, epoch, split, task, metric, value. A task is a finding, or "macro" (the mean over the findings where the metric is
-defined; "<metric>_tasks" counts them) or "worst" (the lowest AUROC), or "run" for what belongs to no task (seconds).
+Columns: method, seed, epoch, split, task, metric, value. A task is a finding, or "macro" (the mean over the
+findings where the metric is defined; "<metric>_tasks" counts them) or "worst" (the lowest AUROC), or "run"
+for what belongs to no task (seconds).
 """
 
 import json
@@ -73,7 +74,8 @@ def environment_report() -> dict[str, object]:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that this code lies in, with "+" if files differ from it; None outside one."""
+    """The commit of the checkout that this code lies in, with "+" if files differ from it; None outside
+    one."""
     folder = Path(__file__).resolve().parent
     with suppress(OSError, subprocess.CalledProcessError):
         run = {"cwd": folder, "capture_output": True, "text": True, "check": True}
@@ -92,7 +94,8 @@ def _processor() -> str:
 
 
 def write_atomic(path: str | Path, data: str | bytes) -> None:
-    """Write next to the target, flush to disk, rename: the file is the old one or the new one, never half of it."""
+    """Write next to the target, flush to disk, rename: the file is the old one or the new one, never half of
+    it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")

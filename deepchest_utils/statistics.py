@@ -1,4 +1,5 @@
-"""How sure we are: bootstrap over patients, on images that one network or two have scored. Randomness is an argument."""
+"""How sure we are: bootstrap over patients, on images that one network or two have scored. Randomness is an
+argument."""
 
 from collections.abc import Sequence
 
@@ -15,7 +16,8 @@ _BLOCK = 100  # replicates at a time, to bound memory
 def patient_weights(
     patients: Int[np.ndarray, " n"], replicates: int, rng: np.random.Generator
 ) -> Float[np.ndarray, "r n"]:
-    """How often each image counts in each replicate (R, N): patients are drawn with replacement, with all their images."""
+    """How often each image counts in each replicate (R, N): patients are drawn with replacement, with all
+    their images."""
     names, index = np.unique(patients, return_inverse=True)
     drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=replicates)
     return drawn[:, index].astype(np.float64)
@@ -29,9 +31,11 @@ def bootstrap_metric(
     metric: str = "auroc",
     replicates: int = 1000,
 ) -> Float[np.ndarray, "m r k"]:
-    """The metric of each of M networks in each replicate, (M, R, K); the networks see the same patients, so differences are paired.
+    """The metric of each of M networks in each replicate, (M, R, K); the networks see the same patients, so
+    differences are paired.
 
-    labels: 1, 0, NaN. scores: M arrays of logits or probabilities. metric: "auroc" or "average_precision". NaN where a replicate has no positive or no negative.
+    labels: 1, 0, NaN. scores: M arrays of logits or probabilities. metric: "auroc" or "average_precision".
+    NaN where a replicate has no positive or no negative.
     """
     if metric not in BOOTSTRAP_METRICS:
         raise ValueError(f"metric should be one of {', '.join(BOOTSTRAP_METRICS)}. Found {metric!r}.")
@@ -60,7 +64,8 @@ def interval(
 
 
 def _mean_over_tasks(values: Float[np.ndarray, "r k"], tasks: np.ndarray) -> Float[np.ndarray, " r"]:
-    """Macro mean of each replicate over the tasks that are defined on all images; NaN if one of them is not in the replicate."""
+    """Macro mean of each replicate over the tasks that are defined on all images; NaN if one of them is not
+    in the replicate."""
     return values[:, tasks].mean(1) if tasks.any() else np.full(len(values), np.nan)
 
 
@@ -76,8 +81,9 @@ def compare_runs(
 ) -> pd.DataFrame:
     """Two networks on the same test images, a row a task and one for the macro mean.
 
-    Columns: positives, then for "baseline", "other" and "difference" (other - baseline, paired): the value on all images, low and high of the 95%
-    patient-bootstrap interval. The interval holds for these two trained networks: it says nothing about another seed.
+    Columns: positives, then for "baseline", "other" and "difference" (other - baseline, paired): the value on
+    all images, low and high of the 95% patient-bootstrap interval. The interval holds for these two trained
+    networks: it says nothing about another seed.
     """
     values = bootstrap_metric(labels, [baseline, other], patients, rng, metric, replicates)
     ones = np.ones((1, len(labels)))

@@ -1,7 +1,8 @@
-"""What the tests share: a cache of their own, a small phantom, made NIH folders, and real radiographs where there are some.
+"""What the tests share: a cache of their own, a small phantom, made NIH folders, and real radiographs where
+there are some.
 
-The package is imported inside the fixtures: pytest loads this file before it installs the hook that checks shapes, and a module imported before the
-hook stays unchecked.
+The package is imported inside the fixtures: pytest loads this file before it installs the hook that checks
+shapes, and a module imported before the hook stays unchecked.
 """
 
 import os
@@ -13,11 +14,13 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
-# no deadline: a slow machine is no failure; derandomised: a test that fails was broken by a change, not by the day
+# no deadline: a slow machine is no failure; derandomised: a test that fails was broken by a change, not by
+# the day
 settings.register_profile("deepchest", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("deepchest")
 
-# threads that wait give way instead of spinning: on a machine that is busy otherwise, the phantom is drawn ten times as fast. Read once, by torch
+# threads that wait give way instead of spinning: on a machine that is busy otherwise, the phantom is drawn
+# ten times as fast. Read once, by torch
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 NIH_HEADERS = {  # the releases differ in how they write the columns that hold a comma
@@ -39,7 +42,8 @@ def cache_dir(tmp_path_factory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def splits(cache_dir):
-    """A small phantom: 300, 120 and 200 images of 64 px, too few for a positive of every finding in every split."""
+    """A small phantom: 300, 120 and 200 images of 64 px, too few for a positive of every finding in every
+    split."""
     import warnings
 
     from deepchest_utils.datasets import DataWarning, load_dataset
@@ -50,7 +54,8 @@ def splits(cache_dir):
 
 
 def nih_rows(num_patients: int) -> list[tuple[str, str, int]]:
-    """(image name, labels, patient) of 1, 2 or 3 images a patient; every finding occurs from 14 patients on."""
+    """(image name, labels, patient) of 1, 2 or 3 images a patient; every finding occurs from 14 patients
+    on."""
     from deepchest_utils import FINDINGS
 
     rows = []
@@ -63,7 +68,8 @@ def nih_rows(num_patients: int) -> list[tuple[str, str, int]]:
 
 
 def write_radiograph(path: Path, grey: int, number: int = 0):
-    """A file of one grey value, in one of the modes and sizes that NIH files have; 16-bit files hold it in the upper byte."""
+    """A file of one grey value, in one of the modes and sizes that NIH files have; 16-bit files hold it in
+    the upper byte."""
     mode, size = MODES[number % 4], ((48, 48), (40, 56), (32, 32), (96, 64))[number // 4 % 4]
     if mode == "I;16":
         Image.fromarray(np.full(size[::-1], (grey << 8) | 0x7F, np.uint16)).save(path)
@@ -73,10 +79,12 @@ def write_radiograph(path: Path, grey: int, number: int = 0):
 
 @pytest.fixture
 def nih_folder(tmp_path) -> Callable[..., Path]:
-    """make(num_patients=30, rows=None, header="unquoted", lists=True, folders=("images",), absent=()) -> a folder in the official layout.
+    """make(num_patients=30, rows=None, header="unquoted", lists=True, folders=("images",), absent=()) -> a
+    folder in the official layout.
 
-    rows: (image name, labels, patient id), default `nih_rows`. folders: the images are dealt out to them in turn. absent: names of the table that are not
-    written to disk. The grey value of image `visit` of `patient` (at most 41) is 2 x (3 x patient + visit), which tells whose a row of pixels is.
+    rows: (image name, labels, patient id), default `nih_rows`. folders: the images are dealt out to them in
+    turn. absent: names of the table that are not written to disk. The grey value of image `visit` of
+    `patient` (at most 41) is 2 x (3 x patient + visit), which tells whose a row of pixels is.
     """
 
     def make(

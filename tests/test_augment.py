@@ -1,4 +1,5 @@
-"""Augmentation: parameters of its own for every image, from the generator alone, and nothing at all when all half-widths are 0."""
+"""Augmentation: parameters of its own for every image, from the generator alone, and nothing at all when all
+half-widths are 0."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,5 @@
-"""Files are decoded once, whatever their mode and size, into a memory map whose name covers what it was made from."""
+"""Files are decoded once, whatever their mode and size, into a memory map whose name covers what it was made
+from."""
 
 import os
 
@@ -165,7 +166,8 @@ def test_every_mode_is_the_same_grey(mode, tmp_path):
 
 
 def test_shrinking_averages(tmp_path):
-    """A film of alternate black and white columns is grey at half its size, and does not alias to black or white."""
+    """A film of alternate black and white columns is grey at half its size, and does not alias to black or
+    white."""
     stripes = np.zeros((64, 64), np.uint8)
     stripes[:, ::2] = 255
     Image.fromarray(stripes).save(tmp_path / "image.png")

@@ -1,4 +1,5 @@
-"""ChestMNIST through the `medmnist` package: its four sizes from files that the tests make, and its download from a server that they start."""
+"""ChestMNIST through the `medmnist` package: its four sizes from files that the tests make, and its download
+from a server that they start."""
 
 import copy
 import hashlib
@@ -21,7 +22,8 @@ def name_of(size: int) -> str:
 
 
 def arrays(size: int) -> dict[str, np.ndarray]:
-    """What the official files hold: `<split>_images` (N, size, size) and `<split>_labels` (N, 14), both uint8."""
+    """What the official files hold: `<split>_images` (N, size, size) and `<split>_labels` (N, 14), both
+    uint8."""
     rng = np.random.default_rng(size)
     made = {}
     for split, count in COUNTS.items():
@@ -90,7 +92,8 @@ def cut(path):
 
 
 def scribble(path):
-    """Over bytes of the first half, of which the archive keeps a check sum and which, compressed, mean nothing now."""
+    """Over bytes of the first half, of which the archive keeps a check sum and which, compressed, mean
+    nothing now."""
     content = bytearray(path.read_bytes())
     for start in range(len(content) // 4, len(content) // 2, 100):
         content[start : start + 64] = b"\xff" * 64
@@ -148,7 +151,8 @@ class Quiet(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def served(tmp_path, monkeypatch):
-    """A folder served on the loopback interface, where `medmnist` now looks for its files, with the MD5 sums that they have there."""
+    """A folder served on the loopback interface, where `medmnist` now looks for its files, with the MD5 sums
+    that they have there."""
     import medmnist
 
     folder = tmp_path / "served"

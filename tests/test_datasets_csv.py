@@ -12,7 +12,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:csv. findings without a positive
 
 @pytest.fixture
 def make(tmp_path):
-    """make(lines, header) -> a folder with the images that the lines name in their first column, if they are plain names, and labels.csv."""
+    """make(lines, header) -> a folder with the images that the lines name in their first column, if they are
+    plain names, and labels.csv."""
 
     def make(lines: list[str], header: str = "image,patient,Effusion,Mass", images: bool = True):
         (tmp_path / "films").mkdir()

@@ -1,4 +1,5 @@
-"""NIH ChestX-ray14 in its official layout, made small and, where there is a folder of it, real: what is read, and what each bad input says."""
+"""NIH ChestX-ray14 in its official layout, made small and, where there is a folder of it, real: what is read,
+and what each bad input says."""
 
 import warnings
 
@@ -42,7 +43,8 @@ def edit(root, old: str, new: str):
 @pytest.mark.parametrize("header", ["unquoted", "quoted", "trailing"])
 @pytest.mark.parametrize("folders", [("images",), ("images_001/images", "images_002/images")])
 def test_every_image_has_its_pixels_labels_and_patient(nih_folder, header, folders):
-    """The files tell by their grey value whose they are; the table is read again here, by splitting its lines."""
+    """The files tell by their grey value whose they are; the table is read again here, by splitting its
+    lines."""
     root = nih_folder(header=header, folders=folders)
     ids, labels, patients, images = everything(load(root))
     lines = sorted(line.split(",") for line in table_of(root).read_text().splitlines()[1:])

@@ -64,13 +64,15 @@ def test_the_test_split_does_not_depend_on_train(options):
 
 @pytest.mark.parametrize("share", [0.2, 1.0])
 def test_label_noise(share):
-    """Label vectors move between images as a whole, so that prevalence and co-occurrence stay; test stays clean."""
+    """Label vectors move between images as a whole, so that prevalence and co-occurrence stay; test stays
+    clean."""
     clean, noisy = load(), load(label_noise=share)
     np.testing.assert_array_equal(clean.test.labels, noisy.test.labels)
     a, b = clean.train.labels, noisy.train.labels
     np.testing.assert_array_equal(a.T @ a, b.T @ b)
     np.testing.assert_array_equal(clean.train.images, noisy.train.images)
-    # two strangers' labels differ with probability d; so often should the share's. 4 standard errors of a binomial
+    # two strangers' labels differ with probability d; so often should the share's. 4 standard errors of a
+    # binomial
     i, j = np.random.default_rng(0).integers(0, len(a), (2, 20_000))
     d = (a[i] != a[j]).any(1).mean()
     changed = (a != b).any(1).mean()

@@ -1,4 +1,5 @@
-"""DeepChest: the published rule bit for bit, its laws for all inputs, and every signal against a formula written out by hand."""
+"""DeepChest: the published rule bit for bit, its laws for all inputs, and every signal against a formula
+written out by hand."""
 
 import io
 import math
@@ -300,7 +301,8 @@ def test_relative_loss_is_the_loss_over_the_entropy_of_the_training_prevalence(s
 
 
 def test_accuracy_follows_prevalence_where_relative_loss_follows_what_was_learnt():
-    """Of a rare finding nothing was learnt, of a common one something: the two signals disagree on which is behind."""
+    """Of a rare finding nothing was learnt, of a common one something: the two signals disagree on which is
+    behind."""
     given_report = report(
         {"accuracy": [0.99, 0.70], "loss": [0.056, 0.55]},  # entropies 0.056 and 0.611
         prevalence=(0.01, 0.30),

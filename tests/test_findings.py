@@ -1,4 +1,5 @@
-"""The facts about NIH ChestX-ray14 agree with each other and with what others publish, and are spelled once."""
+"""The facts about NIH ChestX-ray14 agree with each other and with what others publish, and are spelled
+once."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""Trunks by name: what they give, what they refuse, and what the grey first convolution and the heads start with."""
+"""Trunks by name: what they give, what they refuse, and what the grey first convolution and the heads start
+with."""
 
 from pathlib import Path
 

@@ -1,4 +1,5 @@
-"""The notebook runner on tiny notebooks: parameters in by name, the failing cell named, nothing left behind."""
+"""The notebook runner on tiny notebooks: parameters in by name, the failing cell named, nothing left
+behind."""
 
 import os
 
@@ -124,3 +125,15 @@ def test_environment_is_put_back_whatever_happens(folder, tmp_path, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         run_notebooks(find_notebooks(["01"]), {"epochs": 1}, tmp_path / "out")
     assert dict(os.environ) == before
+
+
+def test_a_kernel_that_dies_is_a_failure_too(folder, tmp_path, capsys):
+    write(folder.parent / "books", "05_dies", "import os", "os._exit(1)")
+    assert run_notebooks(find_notebooks(["05"]), {}, tmp_path / "out", progress=False) == 1
+    assert "05_dies failed in its kernel" in capsys.readouterr().out
+
+
+def test_no_notebooks_at_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(notebooks, "FOLDER", tmp_path)
+    with pytest.raises(NotebookError, match="run from a checkout"):
+        find_notebooks()

@@ -1,4 +1,5 @@
-"""The notebooks: committed as run once from top to bottom, and run here headless on every data set, their own assertions included."""
+"""The notebooks: committed as run once from top to bottom, and run here headless on every data set, their own
+assertions included."""
 
 import json
 import re

@@ -1,4 +1,5 @@
-"""The phantom: same seed same bytes, NIH's prevalence and co-occurrence, findings drawn where their masks say, no shortcut by brightness."""
+"""The phantom: same seed same bytes, NIH's prevalence and co-occurrence, findings drawn where their masks
+say, no shortcut by brightness."""
 
 import hashlib
 import os
@@ -60,7 +61,8 @@ def test_other_seed_other_phantom():
 
 @pytest.mark.parametrize(("num_images", "size"), [(600, 32), (11, 256)])
 def test_some_images_are_drawn_as_among_all(num_images, size):
-    """128 images of 64 px are drawn together, and as many pixels at other sizes: the rows here fall into other groups than among all."""
+    """128 images of 64 px are drawn together, and as many pixels at other sizes: the rows here fall into
+    other groups than among all."""
     phantom = make_phantom(num_images, seed=5)
     images, masks = phantom.render(size), phantom.masks(size)
     for rows in ([num_images - 1], np.arange(3, num_images, 4), np.arange(num_images)[::-1]):
@@ -99,7 +101,8 @@ def test_joint_tail_is_scipys(a, b, rho):
 
 
 def test_latent_correlation_gives_nihs_pairs():
-    """Solved pair by pair and then moved to a correlation matrix: the move costs no pair more than 2 % of its images."""
+    """Solved pair by pair and then moved to a correlation matrix: the move costs no pair more than 2 % of its
+    images."""
     correlation = population.latent_correlation()
     np.testing.assert_allclose(correlation.diagonal(), 1)
     np.testing.assert_allclose(correlation, correlation.T)
@@ -113,8 +116,9 @@ def test_latent_correlation_gives_nihs_pairs():
 def test_labels_follow_nih():
     """Within 4 binomial standard errors, for as few independent patients as there can be.
 
-    Labels of one patient's images depend on each other. If they were all equal, a share p over patients with n_i images would have the variance
-    p (1 - p) sum n_i^2 / N^2: about 5 times the binomial one. That bound is the tolerance, for prevalence, for all 91 pairs and for images without any finding.
+    Labels of one patient's images depend on each other. If they were all equal, a share p over patients with
+    n_i images would have the variance p (1 - p) sum n_i^2 / N^2: about 5 times the binomial one. That bound
+    is the tolerance, for prevalence, for all 91 pairs and for images without any finding.
     """
     drawn = sample_population(200_000, np.random.default_rng(2))
     images = np.bincount(drawn.patients)
@@ -137,7 +141,8 @@ def test_labels_follow_nih():
 
 
 def test_findings_persist_within_a_patient(many):
-    """After an image with a finding, the patient's next has it five times as often as any image, the commonest findings in 40 % of cases."""
+    """After an image with a finding, the patient's next has it five times as often as any image, the
+    commonest findings in 40 % of cases."""
     next_one = np.flatnonzero(np.diff(many.patients) == 0) + 1
     for k, share in enumerate(PREVALENCE):
         before = many.labels[next_one - 1, k]
@@ -200,9 +205,11 @@ def test_a_patient_is_recognisable(many):
 
 
 def test_brightness_is_no_shortcut(many):
-    """AUROC of an image's mean brightness, each finding with up to 300 more positives than the random images have.
+    """AUROC of an image's mean brightness, each finding with up to 300 more positives than the random images
+    have.
 
-    At 32 px: the mean of an image is the same at every size. With the 90 images of the rarest finding, an AUROC is known to about 0.03.
+    At 32 px: the mean of an image is the same at every size. With the 90 images of the rarest finding, an
+    AUROC is known to about 0.03.
     """
     rng = np.random.default_rng(1)
     sample = rng.choice(len(many.labels), 3500, replace=False)
@@ -241,7 +248,8 @@ def test_masks_where_labelled(many, name):
 
 @pytest.mark.parametrize("name", FINDINGS)
 def test_masks_agree_between_sizes(many, name):
-    """Pooled over images, the mask of 128 px averaged down covers that of 64 px: half a pixel at the rim is a third of a thin band."""
+    """Pooled over images, the mask of 128 px averaged down covers that of 64 px: half a pixel at the rim is a
+    third of a thin band."""
     k, rows = FINDINGS.index(name), having(many, name, 40)
     small = many.masks(64, rows)[:, k]
     large = many.masks(128, rows)[:, k].reshape(40, 64, 2, 64, 2).mean((2, 4)) >= 0.5
@@ -249,20 +257,22 @@ def test_masks_agree_between_sizes(many, name):
     assert overlap > 0.65, overlap
 
 
-# share of the film's change that lies in the mask widened by two pixels (the edges are soft). Atelectasis and fibrosis also draw the diaphragm up,
-# and the haze of an edema has no border
+# share of the film's change that lies in the mask widened by two pixels (the edges are soft). Atelectasis and
+# fibrosis also draw the diaphragm up, and the haze of an edema has no border
 CONCENTRATED = dict.fromkeys(FINDINGS, 0.8) | {"Atelectasis": 0.15, "Fibrosis": 0.6, "Edema": 0.7}
 
 
 @pytest.mark.parametrize("name", FINDINGS)
 def test_the_film_changes_in_the_mask(many, name):
-    """Drawn with and without the finding, all else equal: so every sign is reached, and its mask is where it is."""
+    """Drawn with and without the finding, all else equal: so every sign is reached, and its mask is where it
+    is."""
     k, rows = FINDINGS.index(name), having(many, name, 30)
     change = np.abs(many.render(64, rows).astype(float) - without(many, name).render(64, rows))
     mask = many.masks(64, rows)[:, k]
     wide = np.stack([binary_dilation(m, iterations=2) for m in mask])
     assert change[mask].mean() > 10 * change[~wide].mean()
-    # and no larger than the finding; but all of an enlarged heart is marked, and the lung between the lines of a fibrosis
+    # and no larger than the finding; but all of an enlarged heart is marked, and the lung between the lines
+    # of a fibrosis
     assert (change[mask] > 2).mean() > (0.4 if name in ("Cardiomegaly", "Fibrosis") else 0.9)
     assert change[wide].sum() > CONCENTRATED[name] * change.sum()
     assert (change.reshape(30, -1).max(1) > 5).all()  # of 255: visible in each
@@ -283,7 +293,8 @@ def test_brighter_or_darker(many, name, sign):
     "name", ["Nodule", "Mass", "Pneumothorax", "Effusion", "Consolidation", "Atelectasis"]
 )
 def test_both_sides(many, name):
-    """One-sided findings are on one side, each about as often, and on the same one in all images of a patient."""
+    """One-sided findings are on one side, each about as often, and on the same one in all images of a
+    patient."""
     k, rows = FINDINGS.index(name), having(many, name, 100)
     mask = many.masks(64, rows)[:, k]
     right = mask[:, :, 32:].sum((1, 2)) > mask[:, :, :32].sum((1, 2))
@@ -296,7 +307,8 @@ def test_both_sides(many, name):
 
 
 def cardiothoracic_ratio(phantom, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Widest heart over widest inner chest, in anatomical coordinates; and which films are antero-posterior, where the heart is magnified."""
+    """Widest heart over widest inner chest, in anatomical coordinates; and which films are antero-posterior,
+    where the heart is magnified."""
     scene, _ = phantom._scene(rows, 128)
 
     def width(inside):
@@ -307,7 +319,8 @@ def cardiothoracic_ratio(phantom, rows: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def test_the_heart_is_wider_than_half_the_chest(many):
-    """On most films with cardiomegaly, on next to none without; and on every one wider than the same patient's would be."""
+    """On most films with cardiomegaly, on next to none without; and on every one wider than the same
+    patient's would be."""
     rows = having(many, "Cardiomegaly", 80)
     enlarged, _ = cardiothoracic_ratio(many, rows)
     same, _ = cardiothoracic_ratio(without(many, "Cardiomegaly"), rows)

@@ -1,4 +1,5 @@
-"""Figures: where they go, that the same figure is the same bytes, and a place in the table for every method."""
+"""Figures: where they go, that the same figure is the same bytes, and a place in the table for every
+method."""
 
 import matplotlib as mpl
 import numpy as np

@@ -1,4 +1,5 @@
-"""The files around the package: one source of truth for dependencies, modules of one purpose, a README whose commands and snippet exist."""
+"""The files around the package: one source of truth for dependencies, modules of one purpose, a README whose
+commands and snippet exist."""
 
 import re
 import shlex

@@ -11,7 +11,8 @@ from deepchest_utils.datasets.splits import FRACTIONS, image_split, limit_images
 
 @st.composite
 def tables(draw):
-    """Labels (with NaN) and patients of 4 to 80 images: patients of any number, in any order, of very unequal size, findings absent, rare or everywhere."""
+    """Labels (with NaN) and patients of 4 to 80 images: patients of any number, in any order, of very unequal
+    size, findings absent, rare or everywhere."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     n, k = draw(st.integers(4, 80)), draw(st.integers(0, 6))
     num_patients = draw(st.integers(4, n))
@@ -56,7 +57,8 @@ def test_fractions_are_met_as_well_as_patients_allow(table, fractions):
 
 @pytest.fixture(scope="module")
 def cohort():
-    """8,000 images of about 2,400 patients; findings in 20, 5, 1 and 0.5 % of the patients, which all their images share."""
+    """8,000 images of about 2,400 patients; findings in 20, 5, 1 and 0.5 % of the patients, which all their
+    images share."""
     rng = np.random.default_rng(0)
     patients = np.repeat(np.arange(8000), rng.geometric(0.3, 8000))[:8000]
     has = rng.random((8000, 4)) < [0.2, 0.05, 0.01, 0.005]

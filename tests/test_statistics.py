@@ -12,7 +12,8 @@ NAN = np.nan
 
 
 def simulate(rng, patients=60, images=3, tasks=3, shift=1.0, shared=0.8):
-    """Binormal scores, N(0, 1) for negatives and N(shift, 1) for positives: AUROC = Phi(shift / sqrt 2), whatever the clustering.
+    """Binormal scores, N(0, 1) for negatives and N(shift, 1) for positives: AUROC = Phi(shift / sqrt 2),
+    whatever the clustering.
 
     A patient's images carry the same labels and share the part `shared` of the variance of their scores.
     """
@@ -123,8 +124,9 @@ def test_interval_over_patients_covers_the_truth_and_one_over_images_does_not():
         by_patient += low <= truth <= high
         by_image += image_low <= truth <= image_high
         wider += high - low > image_high - image_low
-    # a percentile interval of 100 replicates of 60 patients covers a little less than it says; 200 trials know a share of 0.93
-    # to 0.018, so that 0.87 is more than three standard errors away, while images taken as independent cover about 0.75
+    # a percentile interval of 100 replicates of 60 patients covers a little less than it says; 200 trials
+    # know a share of 0.93 to 0.018, so that 0.87 is more than three standard errors away, while images taken
+    # as independent cover about 0.75
     assert by_patient / trials > 0.87
     assert by_image / trials < 0.85
     assert by_image < by_patient

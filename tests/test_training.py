@@ -190,7 +190,9 @@ def test_finished_run_is_returned_without_training_again(tiny, tmp_path, monkeyp
     ],
 )
 def test_run_dir_of_another_configuration_is_refused_by_field(run_dir_of_one_epoch, tiny, changed, named):
-    with pytest.raises(ValueError, match=f"checkpoint.pt belongs to another configuration.*{named}"):
+    with pytest.raises(
+        ValueError, match=f"checkpoint.pt belongs to another configuration or other data.*{named}"
+    ):
         train(config(**{"epochs": 1, "run_dir": str(run_dir_of_one_epoch), **changed}), tiny)
 
 
@@ -199,6 +201,11 @@ def run_dir_of_one_epoch(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     train(config(epochs=1, run_dir=str(folder)), tiny)
     return folder
+
+
+def test_run_dir_of_other_data_is_refused(run_dir_of_one_epoch, few):
+    with pytest.raises(ValueError, match=r"other data.*data: "):
+        train(config(epochs=1, run_dir=str(run_dir_of_one_epoch)), few)
 
 
 def test_run_may_move_to_another_folder(run_dir_of_one_epoch, tiny, tmp_path, monkeypatch):

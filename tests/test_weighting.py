@@ -46,7 +46,8 @@ def permuted(report: EpochReport, order) -> EpochReport:
 
 
 def shared_step(method: Method, order=range(K), missing: int | None = None) -> tuple[torch.Tensor, ...]:
-    """Gradients of a tiny trunk and of its heads (rows in the tasks' own order) after one step on a fixed batch."""
+    """Gradients of a tiny trunk and of its heads (rows in the tasks' own order) after one step on a fixed
+    batch."""
     generator = torch.Generator().manual_seed(0)
     order = list(order)
     trunk, head = nn.Linear(5, 3).double(), nn.Linear(3, K).double()
@@ -249,3 +250,8 @@ def test_composed_hands_the_features_on():
     losses, found = seen[0]
     assert losses.tolist() == STATIC
     assert found is features
+
+
+def test_a_name_that_fixes_its_signal_keeps_it():
+    with pytest.raises(ValueError, match=r"signal of method 'deepchest_auroc' is fixed to 'auroc'"):
+        make_method("deepchest_auroc", 3, signal="accuracy")

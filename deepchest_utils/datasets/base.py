@@ -1,5 +1,7 @@
-"""What every data set becomes: `ChestXrays` (images, labels, patients) in three `Splits` that share no patient."""
+"""What every data set becomes: `ChestXrays` (images, labels, patients) in three `Splits` that share no
+patient."""
 
+import hashlib
 import warnings
 from dataclasses import dataclass
 
@@ -9,7 +11,8 @@ from jaxtyping import Float, Int, UInt8
 
 
 class DataError(ValueError):
-    """A file, a table or a column is not what it should be; the message names it, what was found and what to do."""
+    """A file, a table or a column is not what it should be; the message names it, what was found and what to
+    do."""
 
 
 class DataWarning(UserWarning):
@@ -20,7 +23,8 @@ class DataWarning(UserWarning):
 class ChestXrays:
     """Greyscale radiographs of one split.
 
-    images: (N, H, W) uint8, in memory or memory-mapped. labels: (N, K) float32, 1 present, 0 absent, NaN unknown.
+    images: (N, H, W) uint8, in memory or memory-mapped. labels: (N, K) float32, 1 present, 0 absent, NaN
+    unknown.
     patients: (N,) int64. findings: K names. ids: N names, a file's or the number of the image.
     Raises DataError for lengths that differ, labels other than 0, 1 and NaN, or no image at all.
     """
@@ -72,9 +76,11 @@ class ChestXrays:
 class Splits:
     """train, val and test of one data set, and how they came about.
 
-    split: "official", "patient" or "image"; only "image" lets a patient be on both sides, to measure what that leak is worth.
+    split: "official", "patient" or "image"; only "image" lets a patient be on both sides, to measure what
+    that leak is worth.
     patients_known: False where the data set does not say which images belong to one patient (ChestMNIST).
-    Raises DataError if a patient is in two splits; warns once (DataWarning) of findings without a positive in a split.
+    Raises DataError if a patient is in two splits; warns once (DataWarning) of findings without a positive in
+    a split.
     """
 
     train: ChestXrays
@@ -117,8 +123,17 @@ class Splits:
     def findings(self) -> tuple[str, ...]:
         return self.train.findings
 
+    def fingerprint(self) -> str:
+        """A short hash of labels, patients and image sizes: a run is only continued on the data it began with."""
+        digest = hashlib.sha256()
+        for part in self.parts.values():
+            digest.update(repr((part.images.shape, part.findings)).encode())
+            digest.update(part.labels.tobytes() + part.patients.tobytes())
+        return digest.hexdigest()[:16]
+
     def summary(self) -> pd.DataFrame:
-        """One row a finding and one for the images and patients: positives and unknown labels in each split."""
+        """One row a finding and one for the images and patients: positives and unknown labels in each
+        split."""
         columns = {}
         for name, part in self.parts.items():
             positive = np.nansum(part.labels, axis=0).astype(int)

@@ -1,4 +1,5 @@
-"""A uint8 array made once, kept as `.npy` under a name that covers what it was made from, and memory-mapped ever after."""
+"""A uint8 array made once, kept as `.npy` under a name that covers what it was made from, and memory-mapped
+ever after."""
 
 import hashlib
 import json
@@ -13,7 +14,8 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 
 def default_cache_dir() -> Path:
-    """`DEEPCHEST_CACHE` if set; else the repository's `data/processed`; else, installed elsewhere, `~/.cache/deepchest`."""
+    """`DEEPCHEST_CACHE` if set; else the repository's `data/processed`; else, installed elsewhere,
+    `~/.cache/deepchest`."""
     if folder := os.environ.get("DEEPCHEST_CACHE"):
         return Path(folder)
     if (PROJECT / "pyproject.toml").exists():
@@ -27,7 +29,8 @@ def cache_key(**made_from: object) -> str:
 
 
 def source_hash(folder: Path) -> str:
-    """A hash of the Python files of a folder: a change of the code that draws is a change of what is drawn."""
+    """A hash of the Python files of a folder: a change of the code that draws is a change of what is
+    drawn."""
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.py")):
         digest.update(path.read_bytes())
@@ -43,7 +46,8 @@ def cached_images(
 ) -> UInt8[np.ndarray, "n h w"]:
     """The memory-mapped array `<cache_dir>/<name>-<key>.npy`, made if it is not there.
 
-    make: yields (first row, rows of images), in any order. The file appears under its name only when it is whole.
+    make: yields (first row, rows of images), in any order. The file appears under its name only when it is
+    whole.
     """
     folder = Path(cache_dir) if cache_dir is not None else default_cache_dir()
     path = folder / f"{name}-{key}.npy"

@@ -1,4 +1,5 @@
-"""ChestMNIST: the NIH images at 28, 64, 128 or 224 px, through the `medmnist` package (Yang et al. 2023, arXiv 2110.14795)."""
+"""ChestMNIST: the NIH images at 28, 64, 128 or 224 px, through the `medmnist` package (Yang et al. 2023,
+arXiv 2110.14795)."""
 
 import zipfile
 import zlib
@@ -20,10 +21,13 @@ def load_chestmnist(
     max_images: int | None = None,
     seed: int = 0,
 ) -> Splits:
-    """MedMNIST's own split of the NIH images; `chestmnist_<size>.npz` is taken from `root`, or downloaded there and checked by MD5.
+    """MedMNIST's own split of the NIH images; `chestmnist_<size>.npz` is taken from `root`, or downloaded
+    there and checked by MD5.
 
-    root: default `data/raw` in the repository. The package does not say which images belong to one patient, so each image counts as a patient of its
-    own: bootstrap intervals are then by image, and too narrow. Raises DataError for another size, or a file that is missing or damaged.
+    root: default `data/raw` in the repository. The package does not say which images belong to one patient,
+    so each image counts as a patient of its
+    own: bootstrap intervals are then by image, and too narrow. Raises DataError for another size, or a file
+    that is missing or damaged.
     """
     import medmnist  # slow to import, and needed here only
 

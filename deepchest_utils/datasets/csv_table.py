@@ -1,4 +1,5 @@
-"""Any table with an image column, a patient column and one column a finding, e.g. CheXpert: 1, 0, empty or -1 = unknown."""
+"""Any table with an image column, a patient column and one column a finding, e.g. CheXpert: 1, 0, empty or -1
+= unknown."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,8 @@ def read_csv_table(
 ) -> Table:
     """Read and check a table of one's own.
 
-    root: folder of the images. table: the CSV, relative to root or absolute. image_column: file names relative to root. patient_column: any text or number.
+    root: folder of the images. table: the CSV, relative to root or absolute. image_column: file names
+    relative to root. patient_column: any text or number.
     finding_columns: the tasks; default: those of the 14 findings that the table has.
     Raises DataError naming the table, the column and the row.
     """

@@ -47,7 +47,8 @@ def decode(path: Path, size: int) -> UInt8[np.ndarray, "{size} {size}"]:
 def decode_all(
     name: str, paths: list[Path], size: int, cache_dir: str | Path | None = None
 ) -> UInt8[np.ndarray, "n {size} {size}"]:
-    """All files as one memory-mapped array, from the cache if it has them: same paths, sizes in bytes and times of change."""
+    """All files as one memory-mapped array, from the cache if it has them: same paths, sizes in bytes and
+    times of change."""
     stats = [path.stat() for path in paths]
     files = [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in zip(paths, stats, strict=True)]
 

@@ -50,10 +50,11 @@ def load_dataset(
 ) -> Splits:
     """Load a data set, split by patient.
 
-    name: "phantom", "nih", "chestmnist" or "csv". root: the folder of its files (not needed for the phantom). image_size: px, square. seed: of the phantom and of
-    our own splits. split: "official" where the official lists are there (then the default), "patient", or "image" (leaks; only to
-    measure the leak). cache_dir: where decoded images are kept, default `data/processed`. options: of that data set; `max_images` (at
-    most so many a split) goes with all. Raises DataError for anything that is not as it should be.
+    name: "phantom", "nih", "chestmnist" or "csv". root: the folder of its files (not needed for the phantom).
+    image_size: px, square. seed: of the phantom and of our own splits. split: "official" where the official
+    lists are there (then the default), "patient", or "image" (leaks; only to measure the leak). cache_dir:
+    where decoded images are kept, default `data/processed`. options: of that data set; `max_images` (at most
+    so many a split) goes with all. Raises DataError for anything that is not as it should be.
     """
     if name not in DATASETS:
         raise DataError(f"dataset should be one of {', '.join(DATASETS)}. Found {name!r}.")

@@ -1,6 +1,8 @@
-"""NIH ChestX-ray14 as downloaded: `Data_Entry_2017*.csv`, `images*/`, the official lists, the boxes; any subset, any image size.
+"""NIH ChestX-ray14 as downloaded: `Data_Entry_2017*.csv`, `images*/`, the official lists, the boxes; any
+subset, any image size.
 
-Wang et al., "ChestX-ray8", CVPR 2017, arXiv 1705.02315. Labels were mined from reports: "No Finding" means that none of the 14 was mentioned.
+Wang et al., "ChestX-ray8", CVPR 2017, arXiv 1705.02315. Labels were mined from reports: "No Finding" means
+that none of the 14 was mentioned.
 """
 
 import csv
@@ -23,8 +25,8 @@ ORIGINAL_SIZE = 1024  # px, of the official images; the boxes are in these pixel
 def read_table(path: Path) -> pd.DataFrame:
     """The columns that are needed, found by name and read by position.
 
-    The header of one release says `OriginalImage[Width,Height]` unquoted, that of the other quotes it, so that header and rows can differ in
-    length; only the position of the columns before it can be trusted.
+    The header of one release says `OriginalImage[Width,Height]` unquoted, that of the other quotes it, so
+    that header and rows can differ in length; only the position of the columns before it can be trusted.
     """
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
@@ -50,7 +52,8 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def parse_labels(path: Path, table: pd.DataFrame) -> np.ndarray:
-    """(N, 14) float32 from `Effusion|Mass`; DataError for a name that is not one of the 14 or "No Finding"."""
+    """(N, 14) float32 from `Effusion|Mass`; DataError for a name that is not one of the 14 or "No
+    Finding"."""
     number = {name: i for i, name in enumerate(FINDINGS)}
     labels = np.zeros((len(table), len(FINDINGS)), np.float32)
     for row, text in enumerate(table["Finding Labels"]):
@@ -152,9 +155,11 @@ def read_nih(root: str | Path | None) -> Table:
 
 
 def load_boxes(root: str | Path, image_size: int = ORIGINAL_SIZE) -> pd.DataFrame:
-    """The official boxes: columns image, finding, x, y, width, height, scaled to `image_size` px; x, y the upper left corner.
+    """The official boxes: columns image, finding, x, y, width, height, scaled to `image_size` px; x, y the
+    upper left corner.
 
-    The file says `Infiltrate` where the table says `Infiltration`. Raises DataError if it is missing or has another finding.
+    The file says `Infiltrate` where the table says `Infiltration`. Raises DataError if it is missing or has
+    another finding.
     """
     path = Path(root).expanduser() / "BBox_List_2017.csv"
     if not path.is_file():

@@ -14,7 +14,8 @@ SIZES = {"train": 6000, "val": 2000, "test": 8000}
 
 
 def phantom_of(seed: int, part: str, num_images: int) -> phantom.Phantom:
-    """The population behind one split: `phantom_of(seed, "test", 8000).masks(64, rows)` are the masks of rows of `data.test`."""
+    """The population behind one split: `phantom_of(seed, "test", 8000).masks(64, rows)` are the masks of rows
+    of `data.test`."""
     return phantom.make_phantom(num_images, seed=3 * seed + list(SIZES).index(part))
 
 
@@ -32,9 +33,10 @@ def load_phantom(
 ) -> Splits:
     """Draw (or take from the cache) three splits.
 
-    split: "patient" (default) or "image", which pools all images and deals them out one by one. label_noise: share of the images of train and val that get
-    the labels of another of them, so that prevalence and co-occurrence stay; test stays clean. unknown: share of all labels made NaN.
-    The test split does not depend on num_train. Raises DataError for a share outside [0, 1], or a size outside 28 to 256 px.
+    split: "patient" (default) or "image", which pools all images and deals them out one by one. label_noise:
+    share of the images of train and val that get the labels of another of them, so that prevalence and
+    co-occurrence stay; test stays clean. unknown: share of all labels made NaN. The test split does not
+    depend on num_train. Raises DataError for a share outside [0, 1], or a size outside 28 to 256 px.
     """
     for name, value in (("label_noise", label_noise), ("unknown", unknown)):
         if not 0 <= value <= 1:

@@ -12,10 +12,12 @@ def patient_split(
     fractions: tuple[int | float, ...] = FRACTIONS,
     seed: int = 0,
 ) -> Int[np.ndarray, " n"]:
-    """The number of the split of each image (N,), all images of a patient in one, each finding spread in proportion.
+    """The number of the split of each image (N,), all images of a patient in one, each finding spread in
+    proportion.
 
-    Iterative stratification (Sechidis, Tsoumakas and Vlahavas 2011) over patients: the rarest finding first, each patient to the split that lacks
-    most of it, ties by lack of images, then at random. labels: NaN counts as absent. fractions: positive, any sum.
+    Iterative stratification (Sechidis, Tsoumakas and Vlahavas 2011) over patients: the rarest finding first,
+    each patient to the split that lacks most of it, ties by lack of images, then at random. labels: NaN
+    counts as absent. fractions: positive, any sum.
     Raises ValueError if there are fewer patients than splits.
     """
     rng = np.random.default_rng(seed)
@@ -49,7 +51,8 @@ def patient_split(
 def image_split(
     n: int, fractions: tuple[int | float, ...] = FRACTIONS, seed: int = 0
 ) -> Int[np.ndarray, " n"]:
-    """Each image on its own, whoever it shows: leaks patients between splits. Only for measuring that leak."""
+    """Each image on its own, whoever it shows: leaks patients between splits. Only for measuring that
+    leak."""
     share = np.cumsum(fractions) / sum(fractions)
     rank = np.random.default_rng(seed).permutation(n)
     return np.searchsorted(share, (rank + 0.5) / n)
@@ -58,7 +61,8 @@ def image_split(
 def limit_images(
     patients: Int[np.ndarray, " n"], max_images: int | None, seed: int = 0
 ) -> Int[np.ndarray, " m"]:
-    """Rows of at most `max_images` images (at least one patient's), whole patients drawn at random; in their old order."""
+    """Rows of at most `max_images` images (at least one patient's), whole patients drawn at random; in their
+    old order."""
     if max_images is None or max_images >= len(patients):
         return np.arange(len(patients))
     if max_images < 1:

@@ -16,7 +16,8 @@ SPLITS = ("official", "patient", "image")
 
 @dataclass
 class Table:
-    """Images on disk and what is said of them; `official` is 0 for train_val, 1 for test, where the lists are there."""
+    """Images on disk and what is said of them; `official` is 0 for train_val, 1 for test, where the lists are
+    there."""
 
     name: str
     paths: list[Path]

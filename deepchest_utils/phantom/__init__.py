@@ -1,7 +1,8 @@
-"""The phantom: synthetic chest radiographs with known findings and exact masks. Not real patients, not for training readers.
+"""The phantom: synthetic chest radiographs with known findings and exact masks. Not real patients, not for
+training readers.
 
-`population` decides who has which findings, `anatomy` draws the chest, `signs` draws each finding as its radiographic sign,
-`render` puts them together and exposes the film.
+`population` decides who has which findings, `anatomy` draws the chest, `signs` draws each finding as its
+radiographic sign, `render` puts them together and exposes the film.
 """
 
 from deepchest_utils.phantom.population import Population, sample_population

@@ -1,7 +1,9 @@
-"""The normal chest: outline, lungs, heart, diaphragm, bones and vessels, as smooth attenuation over anatomical coordinates.
+"""The normal chest: outline, lungs, heart, diaphragm, bones and vessels, as smooth attenuation over
+anatomical coordinates.
 
-Coordinates: x to the right of the image (the patient's left), y downwards, both about [-1, 1]. Everything is drawn for a batch of B images at once;
-a parameter has shape (B, 1, 1), a field (B, H, W). Attenuation adds up along the beam, bone and fluid raise it, air lowers it.
+Coordinates: x to the right of the image (the patient's left), y downwards, both about [-1, 1]. Everything is
+drawn for a batch of B images at once; a parameter has shape (B, 1, 1), a field (B, H, W). Attenuation adds up
+along the beam, bone and fluid raise it, air lowers it.
 """
 
 from dataclasses import dataclass
@@ -68,7 +70,8 @@ def texture(noise: Float[Tensor, "b n n"], u: Field, v: Field) -> Field:
 
 @dataclass
 class Scene:
-    """What the signs see of B images: coordinates, anatomy (each parameter (B, 1, 1)) and the soft masks of lung and heart."""
+    """What the signs see of B images: coordinates, anatomy (each parameter (B, 1, 1)) and the soft masks of
+    lung and heart."""
 
     x: Field
     y: Field
@@ -93,7 +96,8 @@ class Scene:
 def draw_parameters(
     patients: np.ndarray, num_patients: int, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    """Normal draws, cut at 2.5 standard deviations: anatomy once a patient, positioning and exposure once an image."""
+    """Normal draws, cut at 2.5 standard deviations: anatomy once a patient, positioning and exposure once an
+    image."""
     columns = {}
     for table, rows, index in ((PATIENT, num_patients, patients), (IMAGE, len(patients), slice(None))):
         for name, (mean, std) in table.items():
@@ -105,7 +109,8 @@ def draw_parameters(
 def build_scene(
     p: dict[str, Param], tree: Float[Tensor, "b n n"], noise: Float[Tensor, "b n n"], size: int
 ) -> Scene:
-    """Place the coordinates and find lungs and heart; `p` already holds what the findings change of the anatomy."""
+    """Place the coordinates and find lungs and heart; `p` already holds what the findings change of the
+    anatomy."""
     ap = (p["ap"] > 0).float()
     line = (torch.arange(size) + 0.5) / size * 2 - 1
     row, column = torch.meshgrid(line, line, indexing="ij")
@@ -139,7 +144,8 @@ def build_scene(
 
 
 def attenuation(s: Scene) -> Field:
-    """The normal chest of the scene; about 0.2 in the lungs, 1 in the abdomen, 0 in the air beside the patient."""
+    """The normal chest of the scene; about 0.2 in the lungs, 1 in the abdomen, 0 in the air beside the
+    patient."""
     x, y, p, ax = s.x, s.y, s.p, s.x.abs()
     ap = (p["ap"] > 0).float()
     edge = 0.012 + 0.25 * s.pixel

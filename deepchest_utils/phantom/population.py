@@ -1,10 +1,12 @@
-"""Who has which findings: NIH's prevalence and co-occurrence, several images a patient, findings that persist.
+"""Who has which findings: NIH's prevalence and co-occurrence, several images a patient, findings that
+persist.
 
-A Gaussian copula (multivariate probit). Image i of patient p has a latent vector z = sqrt(r) u_p + sqrt(1 - r) v_i with u_p and v_i
-drawn from N(0, R) and r = `PERSISTENCE`; finding k is present where z_k exceeds the normal quantile of 1 - prevalence_k. Marginally z is
-N(0, R) for every image, so prevalence and co-occurrence do not depend on r. R_jk is solved for each pair so that the bivariate
-normal tail equals the share of NIH images with both findings; the matrix is then moved to the nearest correlation matrix
-(negative eigenvalues to zero, diagonal back to one).
+A Gaussian copula (multivariate probit). Image i of patient p has a latent vector z = sqrt(r) u_p + sqrt(1 -
+r) v_i with u_p and v_i drawn from N(0, R) and r = `PERSISTENCE`; finding k is present where z_k exceeds the
+normal quantile of 1 - prevalence_k. Marginally z is N(0, R) for every image, so prevalence and co-occurrence
+do not depend on r. R_jk is solved for each pair so that the bivariate normal tail equals the share of NIH
+images with both findings; the matrix is then moved to the nearest correlation matrix (negative eigenvalues to
+zero, diagonal back to one).
 """
 
 from dataclasses import dataclass
@@ -33,8 +35,8 @@ def joint_tail(
 ) -> Float[np.ndarray, "*s"]:
     """P(X > a, Y > b) for a standard bivariate normal with correlation rho.
 
-    Plackett's identity, d P / d rho = the density at (a, b), integrated over rho = sin(t) by 40-point Gauss-Legendre (Drezner and
-    Wesolowsky 1990).
+    Plackett's identity, d P / d rho = the density at (a, b), integrated over rho = sin(t) by 40-point
+    Gauss-Legendre (Drezner and Wesolowsky 1990).
     """
     nodes, weights = np.polynomial.legendre.leggauss(40)
     limit = np.arcsin(rho)[..., None]
@@ -67,7 +69,8 @@ def latent_correlation() -> Float[np.ndarray, "k k"]:
 def sample_population(num_images: int, rng: np.random.Generator) -> Population:
     """Draw patients until they have `num_images` images between them.
 
-    A patient has 1 + Geometric images (mean 3.2, at most 12; NIH's mean is 3.6), and keeps most findings from one to the next.
+    A patient has 1 + Geometric images (mean 3.2, at most 12; NIH's mean is 3.6), and keeps most findings from
+    one to the next.
     """
     if num_images < 1:
         raise ValueError(f"num_images should be at least 1. Found {num_images}.")

@@ -1,7 +1,7 @@
 """From parameters to films: scene, attenuation, signs, exposure, noise; in batches, deterministic by seed.
 
-Image i of a phantom depends on (seed, number of images, i) and on nothing else: its noise has a generator of its own, so any images can be
-drawn again, at any size, and their masks made only where someone looks at them.
+Image i of a phantom depends on (seed, number of images, i) and on nothing else: its noise has a generator of
+its own, so any images can be drawn again, at any size, and their masks made only where someone looks at them.
 """
 
 from dataclasses import dataclass, field
@@ -25,7 +25,8 @@ NOISE_GRID = 24
 class Phantom:
     """A drawn population: the truth of N images, and `render` and `masks` to look at them.
 
-    labels: (N, K) bool, what is in the image. patients: (N,), numbered from 0. parameters: name -> (N,) float32.
+    labels: (N, K) bool, what is in the image. patients: (N,), numbered from 0. parameters: name -> (N,)
+    float32.
     """
 
     seed: int

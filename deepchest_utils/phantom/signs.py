@@ -1,8 +1,10 @@
-"""The 14 findings, each as its radiographic sign in its usual place: attenuation added to the normal chest, and the exact mask.
+"""The 14 findings, each as its radiographic sign in its usual place: attenuation added to the normal chest,
+and the exact mask.
 
-A sign is a function (scene, u, strength) -> (attenuation (B, H, W), mask (B, H, W) bool). `u` (B, 8) is uniform on [0, 1], drawn once a patient and
-finding (where it sits, on which side, how large); `strength` (B, 1, 1) on [0, 1] is drawn once an image. Some findings also change the
-anatomy before it is drawn (`change_anatomy`): the heart's size, the diaphragm's height and shape.
+A sign is a function (scene, u, strength) -> (attenuation (B, H, W), mask (B, H, W) bool). `u` (B, 8) is
+uniform on [0, 1], drawn once a patient and finding (where it sits, on which side, how large); `strength` (B,
+1, 1) on [0, 1] is drawn once an image. Some findings also change the anatomy before it is drawn
+(`change_anatomy`): the heart's size, the diaphragm's height and shape.
 """
 
 from collections.abc import Callable
@@ -62,12 +64,14 @@ def atelectasis(s: Scene, u, strength):
 
 
 def cardiomegaly(s: Scene, u, strength):
-    """The heart is wide, in most films wider than half the chest (`change_anatomy`); the mask is the heart."""
+    """The heart is wide, in most films wider than half the chest (`change_anatomy`); the mask is the
+    heart."""
     return torch.zeros_like(s.x), s.heart > 0.5
 
 
 def effusion(s: Scene, u, strength):
-    """Fluid blunts the costophrenic angle: dense, its upper edge a meniscus that rises towards the chest wall."""
+    """Fluid blunts the costophrenic angle: dense, its upper edge a meniscus that rises towards the chest
+    wall."""
     side, a, *_ = _unpack(u)
     level = s.p["dome"] + s.p["inspiration"] + 0.13 - 0.30 * strength * (0.3 + 0.7 * a)
     meniscus = 0.16 * torch.exp(-s.side_distance.clamp(min=0.0) / 0.09)
@@ -117,7 +121,8 @@ def pneumonia(s: Scene, u, strength):
 
 
 def pneumothorax(s: Scene, u, strength):
-    """Air between lung and apical chest wall: dark, without vessels, bounded by the thin white pleural line."""
+    """Air between lung and apical chest wall: dark, without vessels, bounded by the thin white pleural
+    line."""
     side, a, *_ = _unpack(u)
     depth = 0.06 + 0.14 * strength + 0.05 * a
     rim = depth * (1 - 0.75 * ((s.y - s.p["apex"]) / 1.05).clamp(0, 1)) - s.side_distance
@@ -153,7 +158,8 @@ def edema(s: Scene, u, strength):
 
 
 def emphysema(s: Scene, u, strength):
-    """Over-inflated: dark, few vessels, flat low diaphragm, narrow heart (`change_anatomy`), bullae in the upper zones."""
+    """Over-inflated: dark, few vessels, flat low diaphragm, narrow heart (`change_anatomy`), bullae in the
+    upper zones."""
     side, a, b, c, *_ = _unpack(u)
     r = 0.10 + 0.07 * c
     dist = r - torch.hypot(s.x * side - 0.38 - 0.12 * a, s.y + 0.48 - 0.15 * b)
@@ -185,7 +191,8 @@ def pleural_thickening(s: Scene, u, strength):
 
 
 def hernia(s: Scene, u, strength):
-    """Stomach in the chest: a round shadow behind the heart, above the diaphragm, with air over a fluid level."""
+    """Stomach in the chest: a round shadow behind the heart, above the diaphragm, with air over a fluid
+    level."""
     _, a, b, c, *_ = _unpack(u)
     x0, y0, r = 0.02 + 0.14 * a, s.p["dome"] + s.p["inspiration"] - 0.12 - 0.05 * b, 0.15 + 0.05 * c
     dist = ellipse(s.x, s.y, x0, y0, r * 1.15, r)

@@ -1,4 +1,5 @@
-"""Batches of a split, in memory or memory-mapped, onto the device; and a network's logits of a whole split."""
+"""Batches of a split, in memory or memory-mapped, onto the device; and a network's logits of a whole
+split."""
 
 from collections.abc import Iterator
 
@@ -15,7 +16,8 @@ EVAL_BATCH = 256
 
 
 def training_order(n: int, batch_size: int, generator: torch.Generator) -> Int[Tensor, "steps b"]:
-    """A fresh order of n images as rows of whole batches; the few left over wait for the next epoch's order."""
+    """A fresh order of n images as rows of whole batches; the few left over wait for the next epoch's
+    order."""
     size = min(batch_size, n)
     steps = n // size
     return torch.randperm(n, generator=generator)[: steps * size].view(steps, size)

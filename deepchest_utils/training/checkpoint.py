@@ -12,7 +12,8 @@ VERSION = 1
 
 
 def save_checkpoint(run_dir: str | Path, state: dict) -> None:
-    """Write `run_dir/checkpoint.pt` atomically. state: tensors, numbers, strings, and dicts and lists of them."""
+    """Write `run_dir/checkpoint.pt` atomically. state: tensors, numbers, strings, and dicts and lists of
+    them."""
     buffer = io.BytesIO()
     torch.save({"version": VERSION, **state}, buffer)
     write_atomic(Path(run_dir) / NAME, buffer.getvalue())
@@ -21,7 +22,8 @@ def save_checkpoint(run_dir: str | Path, state: dict) -> None:
 def load_checkpoint(run_dir: str | Path, identity: dict) -> dict | None:
     """The state of the run in `run_dir`, on the CPU; None if there is none.
 
-    Raises ValueError if the file is no checkpoint, or belongs to another configuration (naming the fields that differ).
+    Raises ValueError if the file is no checkpoint, or belongs to another configuration (naming the fields
+    that differ).
     """
     path = Path(run_dir) / NAME
     if not path.exists():
@@ -38,5 +40,7 @@ def load_checkpoint(run_dir: str | Path, identity: dict) -> dict | None:
     names = [name for name in identity if found.get(name) != identity[name]]
     if names:
         listed = ", ".join(f"{name}: {found.get(name)!r} there, {identity[name]!r} now" for name in names)
-        raise ValueError(f"{path} belongs to another configuration ({listed}). Choose another run_dir.")
+        raise ValueError(
+            f"{path} belongs to another configuration or other data ({listed}). Choose another run_dir."
+        )
     return state

@@ -53,6 +53,10 @@ class Loop:
         self.rows: list[dict] = []
         self.epoch, self.best_epoch, self.best_score, self.best_model = 0, 0, -np.inf, None
 
+    def identity(self) -> dict:
+        """What a checkpoint must agree with: the configuration and the data."""
+        return {**self.config.identity(), "data": self.data.fingerprint()}
+
     def predict(self, part: ChestXrays) -> Float[np.ndarray, "n k"]:
         """Logits of every image of a split."""
         return predict(self.net, part, self.device, self.memory_format)
@@ -93,7 +97,8 @@ class Loop:
             self.best_model = {k: v.detach().cpu().clone() for k, v in self.net.state_dict().items()}
 
     def pass_over_training(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Labels, logits and the losses (steps, K) of one epoch; nothing is read back from the device before its end."""
+        """Labels, logits and the losses (steps, K) of one epoch; nothing is read back from the device before
+        its end."""
         images, labels = self.data.train.images, self.data.train.labels
         order = training_order(len(images), self.config.batch_size, self.order_rng).numpy()
         all_logits = torch.empty(*order.shape, labels.shape[1], device=self.device)
@@ -123,7 +128,8 @@ class Loop:
         self.scaler.update()
         if self.scaler.is_enabled() and self.schedule.last_epoch == 0:
             with warnings.catch_warnings():
-                # until fp16 has found its scale, steps are skipped: the schedule counts them, and torch takes that for a mistake
+                # until fp16 has found its scale, steps are skipped: the schedule counts them, and torch takes
+                # that for a mistake
                 warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
                 self.schedule.step()
         else:
@@ -159,7 +165,7 @@ class Loop:
         best = {"epoch": self.best_epoch, "score": float(self.best_score), "model": self.best_model}
         return {
             **state,
-            "identity": self.config.identity(),
+            "identity": self.identity(),
             "epoch": self.epoch,
             "rows": self.rows,
             "best": best,

@@ -22,8 +22,9 @@ from deepchest_utils.weighting import Method
 class Run:
     """A finished run.
 
-    history: long table of train and val, every epoch; test: long table of the test split, once, from the epoch chosen on validation. There, thresholds come
-    from validation; in the history they are the training prevalence. logits: split -> (N, K) of the chosen epoch, for val and test, in the data's order.
+    history: long table of train and val, every epoch; test: long table of the test split, once, from the
+    epoch chosen on validation. There, thresholds come from validation; in the history they are the training
+    prevalence. logits: split -> (N, K) of the chosen epoch, for val and test, in the data's order.
     """
 
     config: TrainConfig
@@ -38,8 +39,9 @@ class Run:
 def train(config: TrainConfig, data: Splits | None = None) -> Run:
     """Train by the configuration, choose the epoch by validation macro AUROC, test once.
 
-    data: if it is at hand already; otherwise `load_dataset` by the configuration. With `run_dir`, writes a checkpoint after each epoch and, if there is one,
-    goes on from it: on the CPU the result equals that of a run never stopped, bit for bit. Leaves the caller's random state alone.
+    data: if it is at hand already; otherwise `load_dataset` by the configuration. With `run_dir`, writes a
+    checkpoint after each epoch and, if there is one, goes on from it: on the CPU the result equals that of a
+    run never stopped, bit for bit. Leaves the caller's random state alone.
     Raises FloatingPointError, naming epoch, step and task, if a loss is not finite.
     """
     if data is None:
@@ -53,7 +55,7 @@ def train(config: TrainConfig, data: Splits | None = None) -> Run:
         )
     with torch.random.fork_rng():
         loop = Loop(config, data)
-        if config.run_dir and (state := load_checkpoint(config.run_dir, config.identity())):
+        if config.run_dir and (state := load_checkpoint(config.run_dir, loop.identity())):
             loop.load_state(state)
         while loop.epoch < config.epochs:
             loop.one_epoch()

@@ -12,7 +12,8 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve_device(name: str) -> torch.device:
-    """ "auto" is cuda if there is one, else the CPU. Raises ValueError for a device that is unknown or not there."""
+    """ "auto" is cuda if there is one, else the CPU. Raises ValueError for a device that is unknown or not
+    there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -29,7 +30,8 @@ def resolve_device(name: str) -> torch.device:
 
 
 def make_optimizer(config: TrainConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """Over all parameters; a task without a label in a batch gets a zero gradient, not none, from one matrix of heads."""
+    """Over all parameters; a task without a label in a batch gets a zero gradient, not none, from one matrix
+    of heads."""
     options = {"lr": config.lr, "weight_decay": config.weight_decay}
     match config.optimizer:
         case "adamw":
@@ -58,7 +60,8 @@ def autocast(amp: str, device: torch.device) -> AbstractContextManager:
 
 
 class ScaleGradient(torch.autograd.Function):
-    """Identity whose gradient is multiplied by `scale`: fp16's loss scaling, without a method seeing scaled losses."""
+    """Identity whose gradient is multiplied by `scale`: fp16's loss scaling, without a method seeing scaled
+    losses."""
 
     @staticmethod
     def forward(ctx, losses, scale):

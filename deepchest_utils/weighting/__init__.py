@@ -22,14 +22,19 @@ METHODS: dict[str, Callable[..., Method]] = {
 def make_method(name: str, num_tasks: int, inner_options: dict | None = None, **options) -> Method:
     """A method by name, for K tasks.
 
-    name: one of `METHODS`, or "A+B": loss weighting A composed over any method B (A's weights multiply the losses before B sees them).
-    options: of the method (of A); inner_options: of B. Raises ValueError for an unknown name or option, naming those there are.
+    name: one of `METHODS`, or "A+B": loss weighting A composed over any method B (A's weights multiply the
+    losses before B sees them).
+    options: of the method (of A); inner_options: of B. Raises ValueError for an unknown name or option,
+    naming those there are.
     """
     outer, plus, inner = name.partition("+")
     if outer not in METHODS or (plus and inner.split("+")[0] not in METHODS):
         raise ValueError(
             f"method should be one of {', '.join(METHODS)}, or two of them as A+B. Found {name!r}."
         )
+    fixed = getattr(METHODS[outer], "keywords", {})  # of a partial: what its name promises
+    if given := set(fixed) & set(options):
+        raise ValueError(f"{min(given)} of method {outer!r} is fixed to {fixed[min(given)]!r}. Leave it out.")
     try:
         method = METHODS[outer](num_tasks, **options)
     except TypeError as error:

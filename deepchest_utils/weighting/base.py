@@ -1,4 +1,5 @@
-"""The protocol between the training loop and a method: `backward` in a step, `end_epoch` after an epoch, state in `state_dict()`."""
+"""The protocol between the training loop and a method: `backward` in a step, `end_epoch` after an epoch,
+state in `state_dict()`."""
 
 from dataclasses import dataclass, field
 
@@ -13,8 +14,9 @@ SOURCES = ("train", "val")
 class EpochReport:
     """What a method may learn of an epoch.
 
-    epoch: from 1. prevalence: (K,) share of positives among the known training labels. train, val: name of a score -> (K,), NaN where it is undefined;
-    "loss" (nats, lower is better), and "accuracy", "auroc", "balanced_accuracy" (higher is better).
+    epoch: from 1. prevalence: (K,) share of positives among the known training labels. train, val: name of a
+    score -> (K,), NaN where it is undefined; "loss" (nats, lower is better), and "accuracy", "auroc",
+    "balanced_accuracy" (higher is better).
     """
 
     epoch: int
@@ -24,7 +26,8 @@ class EpochReport:
 
 
 class Method(nn.Module):
-    """A way to train K tasks together. Buffers and parameters are its state; trainable parameters go to the optimiser."""
+    """A way to train K tasks together. Buffers and parameters are its state; trainable parameters go to the
+    optimiser."""
 
     def __init__(self, num_tasks: int):
         super().__init__()
@@ -43,7 +46,8 @@ class Method(nn.Module):
         return self.weights
 
     def backward(self, losses: Float[Tensor, " k"], features: Float[Tensor, "b f"] | None = None) -> None:
-        """Add to `.grad` of trunk and heads. losses: (K,), 0 without gradient for a task not in the batch. features: the trunk's output."""
+        """Add to `.grad` of trunk and heads. losses: (K,), 0 without gradient for a task not in the batch.
+        features: the trunk's output."""
         raise NotImplementedError
 
     def end_epoch(self, report: EpochReport) -> None:

@@ -7,7 +7,8 @@ from deepchest_utils.weighting.base import EpochReport, LossWeighting, Method
 
 
 class Composed(Method):
-    """`outer` is a loss weighting with weights of its own, `inner` any method; both learn from every epoch."""
+    """`outer` is a loss weighting with weights of its own, `inner` any method; both learn from every
+    epoch."""
 
     def __init__(self, outer: LossWeighting, inner: Method):
         super().__init__(outer.num_tasks)

@@ -18,16 +18,22 @@ class DeepChest(LossWeighting):
 
     With scores s_k (higher is better) and tau their mean over the scored tasks:
         s_k < tau:  w_k <- min(step_up * w_k, cap)        otherwise:  w_k <- max(w_k / step_down, floor)
-    The loss of a step is sum_k w_k L_k. The defaults are the published rule exactly: the training accuracy as the signal, no floor, no
-    normalisation. In one's own loop: `loss = w(losses)` in a step, `w.update(scores)` after an epoch.
+    The loss of a step is sum_k w_k L_k. The defaults are the published rule exactly: the training accuracy as
+    the signal, no floor, no normalisation. In one's own loop: `loss = w(losses)` in a step,
+    `w.update(scores)` after an epoch.
 
     num_tasks: K. signal: what `end_epoch` takes as the score of task k in epoch t:
         "accuracy", "auroc", "balanced_accuracy"    as measured;
-        "loss_trend"       -L_k(t) / L_k(t - 1): a loss that falls more slowly than the mean is behind (no score in the first epoch);
-        "relative_loss"    -L_k(t) / H_k, H_k the entropy of the training prevalence, i.e. the loss of the best constant predictor.
-    scores_from: "train" or "val". step_up, step_down: at least 1. floor, cap: 0 <= floor <= cap, bounds of the raw weights.
-    normalize: scale the weights in force to mean 1; the raw ones go on by the rule. initial: (K,) raw weights in [floor, cap]; default ones, cut to the bounds.
-    Raises ValueError naming the argument. State (`raw_weights`, `previous_loss`) is float64; keep the module on a device that has it.
+        "loss_trend"       -L_k(t) / L_k(t - 1): a loss that falls more slowly than the mean is behind
+                           (no score in the first epoch);
+        "relative_loss"    -L_k(t) / H_k, H_k the entropy of the training prevalence, i.e. the loss of the
+                           best constant predictor.
+    scores_from: "train" or "val". step_up, step_down: at least 1. floor, cap: 0 <= floor <= cap, bounds of
+    the raw weights.
+    normalize: scale the weights in force to mean 1; the raw ones go on by the rule. initial: (K,) raw weights
+    in [floor, cap]; default ones, cut to the bounds.
+    Raises ValueError naming the argument. State (`raw_weights`, `previous_loss`) is float64; keep the module
+    on a device that has it.
     """
 
     def __init__(
@@ -80,14 +86,16 @@ class DeepChest(LossWeighting):
 
     @torch.no_grad()
     def update(self, scores: Sequence[float] | Tensor) -> None:
-        """One step of the rule. scores: (K,), higher is better; NaN = task not scored this time, its weight stays.
+        """One step of the rule. scores: (K,), higher is better; NaN = task not scored this time, its weight
+        stays.
 
         Raises ValueError for another shape.
         """
         s = torch.as_tensor(scores, dtype=torch.float64, device=self._raw_weights.device).detach()
         if s.shape != (self.num_tasks,):
             raise ValueError(f"scores should have shape ({self.num_tasks},). Found {tuple(s.shape)}.")
-        # summed in one order and from the lowest up: the rule knows no order of tasks, and equal scores have exactly their value as the mean
+        # summed in one order and from the lowest up: the rule knows no order of tasks, and equal scores have
+        # exactly their value as the mean
         ranked = s.sort().values
         behind = s < ranked[0] + (ranked - ranked[0]).nanmean()
         up = (self._raw_weights * self.step_up).clamp(max=self.cap)

@@ -10,7 +10,8 @@ from torch import Tensor
 def initial_weights(accuracies: Sequence[float] | Tensor) -> Float[Tensor, " k"]:
     """w_k = 1 + (1 - a_k) / 2, from the accuracy a_k of a network trained on task k alone.
 
-    accuracies: (K,), each in [0, 1]. Returns (K,) float64, each in [1, 1.5]. The formula fits the published values (DeepChest, arXiv 2505.23595).
+    accuracies: (K,), each in [0, 1]. Returns (K,) float64, each in [1, 1.5]. The formula fits the published
+    values (DeepChest, arXiv 2505.23595).
     Raises ValueError for an accuracy outside [0, 1] or NaN.
     """
     a = torch.as_tensor(accuracies, dtype=torch.float64)
