@@ -5,9 +5,6 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-# threads that wait give way instead of spinning: on a machine that is busy otherwise, torch is several times as fast
-export OMP_WAIT_POLICY ?= PASSIVE
-
 .PHONY: run test lab lint clean
 
 run: $(STAMP)

@@ -1,10 +1,13 @@
-"""Sliders in JupyterLab, the same figure once where nobody can move them."""
+"""How a notebook shows figures: in few bytes, and with sliders where there is somebody to move them."""
 
+import io
 import os
 from collections.abc import Callable
 
+import matplotlib as mpl
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
+from PIL import Image
 
 
 def in_jupyterlab() -> bool:
@@ -49,3 +52,33 @@ def explore(draw: Callable[..., Figure], **sliders: tuple[float, float, float, f
         )
     )
     return None
+
+
+def _small_png(fig: Figure) -> bytes:
+    """The figure as PNG with a palette of 128 colours: a third of the bytes, and no difference to the eye."""
+    buffer, small = io.BytesIO(), io.BytesIO()
+    fig.savefig(buffer, format="png", dpi=fig.dpi)
+    Image.open(buffer).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(
+        small, "png", optimize=True
+    )
+    return small.getvalue()
+
+
+def keep_notebooks_small() -> None:
+    """In a notebook, show figures through `_small_png`."""
+    from IPython import get_ipython
+
+    if (shell := get_ipython()) is not None and hasattr(shell, "kernel"):
+        plt.switch_backend(mpl.get_backend())  # Jupyter's backend sets its own formatter when it is loaded
+        shell.display_formatter.formatters["image/png"].for_type(Figure, _small_png)
+
+
+def show_as_jpeg(fig: Figure, dpi: int = 100) -> None:
+    """Show a figure of radiographs in the notebook, in a tenth of the bytes: their grain does not compress as
+    PNG."""
+    from IPython import display
+
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="jpeg", dpi=dpi, pil_kwargs={"quality": 82})
+    plt.close(fig)
+    display.display(display.Image(buffer.getvalue(), format="jpeg"))

@@ -78,10 +78,22 @@ def failure(error: Exception) -> str:
     return f"cell [{error.exec_count}]: {error.ename}: {message}"
 
 
+def results(path: Path) -> str:
+    """What the cells tagged "result" of an executed notebook put out, as text."""
+    import nbformat
+
+    cells = nbformat.read(path, as_version=4).cells
+    outputs = [
+        output for cell in cells if "result" in cell.metadata.get("tags", []) for output in cell.outputs
+    ]
+    texts = [output.get("text") or output.get("data", {}).get("text/plain", "") for output in outputs]
+    return "\n".join(text.rstrip() for text in texts if not text.startswith("<"))
+
+
 def run_notebooks(
     paths: Sequence[Path], parameters: dict[str, object], output: Path = OUTPUT, progress: bool = True
 ) -> int:
-    """Run them one after the other in the caller's folder; returns how many failed.
+    """Run them one after the other in the caller's folder, print their results; returns how many failed.
 
     A figure that a changed run draws does not replace the committed one: with any parameter given, figures go
     to `<output>/figures`.
@@ -114,6 +126,7 @@ def run_notebooks(
                 print(f"{path.stem} failed in {failure(error)}\n  see {target}", flush=True)
             else:
                 print(f"{path.stem} done in {time.perf_counter() - start:.0f} s: {target}", flush=True)
+                print(results(target), flush=True)
     finally:
         for name, value in before.items():
             if value is None:

@@ -1,12 +1,10 @@
 """Figures: one style, one `save_figure`, one table of names and colours."""
 
-import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, UInt8
@@ -14,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from deepchest_utils.datasets.cache import PROJECT
+from deepchest_utils.interactive import keep_notebooks_small
 
 # Okabe and Ito's colours, told apart in every form of colour blindness, and in grey
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY = (
@@ -38,10 +37,12 @@ SIGNAL_STYLE = {  # the same colours by what drives the update
 
 
 def use_style() -> None:
-    """Set matplotlib up for all figures of the notebooks."""
+    """Set matplotlib up for all figures of the notebooks, and pandas to print a table in one piece."""
+    pd.set_option("display.width", 140)
+    keep_notebooks_small()
     mpl.rcParams.update(
         {
-            "figure.dpi": 76,
+            "figure.dpi": 84,
             "savefig.dpi": 160,
             "savefig.bbox": "tight",
             "figure.constrained_layout.use": True,
@@ -93,17 +94,6 @@ def save_figure(fig: Figure, name: str, folder: str | Path | None = None) -> lis
     fig.savefig(paths[0], metadata={"Date": None, "Creator": None})
     fig.savefig(paths[1], metadata={"Software": None})
     return paths
-
-
-def show_as_jpeg(fig: Figure, dpi: int = 100) -> None:
-    """Show a figure of radiographs in the notebook, in a tenth of the bytes: their grain does not compress as
-    PNG."""
-    from IPython.display import Image, display
-
-    buffer = io.BytesIO()
-    fig.savefig(buffer, format="jpeg", dpi=dpi, pil_kwargs={"quality": 82})
-    plt.close(fig)
-    display(Image(buffer.getvalue(), format="jpeg"))
 
 
 def pretty(finding: str) -> str:

@@ -133,6 +133,17 @@ def test_a_kernel_that_dies_is_a_failure_too(folder, tmp_path, capsys):
     assert "05_dies failed in its kernel" in capsys.readouterr().out
 
 
+def test_result_cells_are_printed(tmp_path):
+    book = nbformat.v4.new_notebook()
+    stream = nbformat.v4.new_output("stream", name="stdout", text="macro 0.9\n")
+    table = nbformat.v4.new_output("execute_result", data={"text/plain": "a  b", "text/html": "<table>"})
+    figure = nbformat.v4.new_output("display_data", data={"text/plain": "<Figure size 1x1>"})
+    shown = nbformat.v4.new_code_cell("", outputs=[stream, table, figure], metadata={"tags": ["result"]})
+    book.cells = [nbformat.v4.new_code_cell("", outputs=[stream]), shown]
+    nbformat.write(book, tmp_path / "book.ipynb")
+    assert notebooks.results(tmp_path / "book.ipynb") == "macro 0.9\na  b"
+
+
 def test_no_notebooks_at_all(tmp_path, monkeypatch):
     monkeypatch.setattr(notebooks, "FOLDER", tmp_path)
     with pytest.raises(NotebookError, match="run from a checkout"):

@@ -12,7 +12,7 @@ import yaml
 
 from deepchest_utils import DeepChest
 from deepchest_utils.__main__ import build_parser
-from deepchest_utils.notebooks import find_notebooks, notebook_parameters
+from deepchest_utils.notebooks import find_notebooks, notebook_parameters, results
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -58,6 +58,11 @@ def test_readme_indexes_every_notebook_with_its_question():
         assert f"(notebooks/{path.name})" in README
         question = re.search(r"\*\*(.*\?)\*\*", path.read_text()).group(1)
         assert question in README
+
+
+def test_readme_quotes_the_committed_notebook():
+    (quoted,) = re.findall(r"```text\n(.*?)\n```", README, re.DOTALL)
+    assert quoted in results(ROOT / "notebooks" / "03_training.ipynb")
 
 
 def test_readme_links_and_pictures_exist():

@@ -121,16 +121,14 @@ def pneumonia(s: Scene, u, strength):
 
 
 def pneumothorax(s: Scene, u, strength):
-    """Air between lung and apical chest wall: dark, without vessels, bounded by the thin white pleural
-    line."""
+    """Air between lung and apical chest wall: dark, bounded by the thin white pleural line."""
     side, a, *_ = _unpack(u)
     depth = 0.06 + 0.14 * strength + 0.05 * a
     rim = depth * (1 - 0.75 * ((s.y - s.p["apex"]) / 1.05).clamp(0, 1)) - s.side_distance
     here = s.x * side > 0.10
     gap = soft(rim, 0.008) * s.lung * here
     line = torch.exp(-((rim / (0.008 + 0.3 * s.pixel)) ** 2)) * s.lung * here
-    mask = (rim > 0) & here & (s.lung > 0.5)
-    return -0.14 * gap + 0.13 * line, mask
+    return -0.14 * gap + 0.13 * line, (rim > 0) & here & (s.lung > 0.5)
 
 
 def consolidation(s: Scene, u, strength):
@@ -158,8 +156,7 @@ def edema(s: Scene, u, strength):
 
 
 def emphysema(s: Scene, u, strength):
-    """Over-inflated: dark, few vessels, flat low diaphragm, narrow heart (`change_anatomy`), bullae in the
-    upper zones."""
+    """Over-inflated (`change_anatomy`): flat low diaphragm, narrow heart; dark, with bullae in the upper zones."""
     side, a, b, c, *_ = _unpack(u)
     r = 0.10 + 0.07 * c
     dist = r - torch.hypot(s.x * side - 0.38 - 0.12 * a, s.y + 0.48 - 0.15 * b)
@@ -181,18 +178,15 @@ def fibrosis(s: Scene, u, strength):
 def pleural_thickening(s: Scene, u, strength):
     """A band along the lateral chest wall or a cap on the apex."""
     side, a, b, c, *_ = _unpack(u)
-    thick = 0.035 + 0.040 * c
-    centre = -0.45 + 0.65 * b
+    thick, centre = 0.035 + 0.040 * c, -0.45 + 0.65 * b
     along = 0.22 + 0.10 * a - (s.y - centre).abs()
     band = torch.minimum(thick * (along / 0.12).clamp(0, 1) - s.side_distance, along)
     here = s.x * side > 0.05
-    mask = (band > 0) & here & (s.lung > 0.5)
-    return (0.24 + 0.16 * strength) * soft(band, 0.012) * s.lung * here, mask
+    return (0.24 + 0.16 * strength) * soft(band, 0.012) * s.lung * here, (band > 0) & here & (s.lung > 0.5)
 
 
 def hernia(s: Scene, u, strength):
-    """Stomach in the chest: a round shadow behind the heart, above the diaphragm, with air over a fluid
-    level."""
+    """Stomach in the chest: a round shadow behind the heart, with air over a fluid level."""
     _, a, b, c, *_ = _unpack(u)
     x0, y0, r = 0.02 + 0.14 * a, s.p["dome"] + s.p["inspiration"] - 0.12 - 0.05 * b, 0.15 + 0.05 * c
     dist = ellipse(s.x, s.y, x0, y0, r * 1.15, r)
@@ -202,7 +196,5 @@ def hernia(s: Scene, u, strength):
     return (0.10 + 0.08 * strength) * (fluid + rim) - (0.16 + 0.12 * strength) * air, dist > 0
 
 
-SIGNS: dict[str, Sign] = {
-    name: globals()[name.lower()]  # one function a finding, under the finding's own name
-    for name in FINDINGS
-}
+# one function a finding, under the finding's own name
+SIGNS: dict[str, Sign] = {name: globals()[name.lower()] for name in FINDINGS}
