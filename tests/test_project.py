@@ -105,7 +105,7 @@ def test_readme_snippet_runs():
         "net": net,
         "epochs": 2,
         "loader": [(torch.randn(8, 4), torch.randint(0, 2, (8, 14)).float())],
-        "criterion": torch.nn.BCEWithLogitsLoss(reduction="none"),
+        "torch": torch,
         "optimizer": torch.optim.SGD(net.parameters(), lr=0.1),
         "training_accuracy": torch.linspace(0.5, 1, 14),
     }
