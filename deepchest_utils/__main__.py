@@ -6,6 +6,8 @@ import inspect
 import re
 import sys
 
+PAIRS = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
+
 
 def _config_arguments(parser: argparse.ArgumentParser) -> None:
     """An option a field of TrainConfig, its help the comment beside the field."""
@@ -16,14 +18,7 @@ def _config_arguments(parser: argparse.ArgumentParser) -> None:
         default = "" if field.default is dataclasses.MISSING else f" (default: {field.default})"
         name = "--" + field.name.replace("_", "-")
         if field.name.endswith("_options"):
-            parser.add_argument(
-                name,
-                nargs=2,
-                action="append",
-                default=[],
-                metavar=("NAME", "VALUE"),
-                help=comments[field.name],
-            )
+            parser.add_argument(name, **PAIRS, help=comments[field.name])
         elif isinstance(field.default, bool):
             parser.add_argument(
                 name,
@@ -49,15 +44,7 @@ def build_parser(command: str = "") -> argparse.ArgumentParser:
 
     books = commands.add_parser("notebooks", help="run notebooks headless through papermill")
     books.add_argument("names", nargs="*", metavar="NN", help="which ones, e.g. 01 03 (default: all)")
-    books.add_argument(
-        "-p",
-        "--parameter",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("NAME", "VALUE"),
-        help="set a parameter",
-    )
+    books.add_argument("-p", "--parameter", **PAIRS, help="set a parameter")
     books.add_argument(
         "-l", "--list", action="store_true", help="list the parameters with their help, run nothing"
     )
@@ -74,14 +61,7 @@ def build_parser(command: str = "") -> argparse.ArgumentParser:
     data.add_argument("--image-size", type=int, default=64, help="px, square (default: 64)")
     data.add_argument("--split", help="official, patient, or the data set's default")
     data.add_argument("--data-seed", type=int, default=0, help="of the phantom and of our own splits")
-    data.add_argument(
-        "--data-options",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("NAME", "VALUE"),
-        help="further options of load_dataset",
-    )
+    data.add_argument("--data-options", **PAIRS, help="further options of load_dataset")
     data.set_defaults(function=_data)
     return parser
 

@@ -46,11 +46,8 @@ def explore(draw: Callable[..., Figure], **sliders: tuple[float, float, float, f
     output = widgets.interactive_output(redraw, controls)
     from IPython.display import display
 
-    display(
-        widgets.VBox(
-            [widgets.HBox(list(controls.values())[:2]), widgets.HBox(list(controls.values())[2:]), output]
-        )
-    )
+    row = list(controls.values())
+    display(widgets.VBox([widgets.HBox(row[:2]), widgets.HBox(row[2:]), output]))
     return None
 
 

@@ -90,12 +90,17 @@ def _divide(a, b):
         return np.where(b > 0, a / b, np.nan)
 
 
+def rank_tasks(labels: Float[np.ndarray, "n k"], scores: Float[np.ndarray, "n k"]) -> list[Ranking]:
+    """The ranking of each of the K tasks."""
+    return [Ranking(t, s) for t, s in zip(labels.T, scores.T, strict=True)]
+
+
 def choose_thresholds(
     labels: Float[np.ndarray, "n k"], probabilities: Float[np.ndarray, "n k"]
 ) -> dict[str, Float[np.ndarray, " k"]]:
     """For F1 and for balanced accuracy, the (K,) thresholds that are best on these images: take the
     validation split."""
-    each = [Ranking(t, p).best_thresholds() for t, p in zip(labels.T, probabilities.T, strict=True)]
+    each = [ranking.best_thresholds() for ranking in rank_tasks(labels, probabilities)]
     return {name: np.array([found[name] for found in each]) for name in THRESHOLD_METRICS}
 
 
@@ -114,7 +119,7 @@ def score_tasks(
     known = ~np.isnan(labels)
     y = np.nan_to_num(labels)
     count = known.sum(0)
-    rankings = [Ranking(t, s) for t, s in zip(labels.T, logits.T, strict=True)]
+    rankings = rank_tasks(labels, logits)
     out = {
         "auroc": np.concatenate([r.auroc() for r in rankings]),
         "average_precision": np.concatenate([r.average_precision() for r in rankings]),
@@ -123,10 +128,10 @@ def score_tasks(
         "loss": _divide(((np.logaddexp(0, logits) - y * logits) * known).sum(0), count),
         "accuracy": _divide((((p >= 0.5) == (y == 1)) * known).sum(0), count),
     }
+    positives, negatives = ((y == 1) & known).sum(0), ((y == 0) & known).sum(0)
     for name in thresholds or {}:
         called = p >= thresholds[name]
         true = (called & (y == 1) & known).sum(0)
-        positives, negatives = ((y == 1) & known).sum(0), ((y == 0) & known).sum(0)
         false = (called & (y == 0) & known).sum(0)
         if name == "f1":
             value = _divide(2 * true, true + false + positives)

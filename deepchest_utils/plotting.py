@@ -18,21 +18,22 @@ from deepchest_utils.interactive import keep_notebooks_small
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#7F7F7F",
 )  # fmt: skip
-METHOD_STYLE = {  # name: (label, colour), in the order of every legend and table
-    "equal": ("Equal", GREY),
-    "static": ("Static", SKY),
-    "deepchest": ("DeepChest", VERMILION),
-    "deepchest_loss_trend": ("DeepChest (loss trend)", PURPLE),
-    "deepchest_relative_loss": ("DeepChest (L/H)", BLUE),
-    "deepchest_auroc": ("DeepChest (AUROC)", GREEN),
-    "deepchest_balanced_accuracy": ("DeepChest (balanced accuracy)", ORANGE),
-}
-SIGNAL_STYLE = {  # the same colours by what drives the update
+SIGNAL_STYLE = {  # what drives DeepChest's update: (label, colour)
     "accuracy": ("accuracy", VERMILION),
     "loss_trend": ("loss trend", PURPLE),
     "relative_loss": ("L/H", BLUE),
     "auroc": ("AUROC", GREEN),
     "balanced_accuracy": ("balanced accuracy", ORANGE),
+}
+METHOD_STYLE = {  # name: (label, colour), in the order of every legend and table
+    "equal": ("Equal", GREY),
+    "static": ("Static", SKY),
+    "deepchest": ("DeepChest", SIGNAL_STYLE["accuracy"][1]),
+    **{
+        f"deepchest_{signal}": (f"DeepChest ({label})", color)
+        for signal, (label, color) in SIGNAL_STYLE.items()
+        if signal != "accuracy"
+    },
 }
 
 

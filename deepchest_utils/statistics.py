@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from deepchest_utils.metrics import Ranking
+from deepchest_utils.metrics import rank_tasks
 
 BOOTSTRAP_METRICS = ("auroc", "average_precision")
 _BLOCK = 100  # replicates at a time, to bound memory
@@ -39,7 +39,7 @@ def bootstrap_metric(
     """
     if metric not in BOOTSTRAP_METRICS:
         raise ValueError(f"metric should be one of {', '.join(BOOTSTRAP_METRICS)}. Found {metric!r}.")
-    rankings = [[Ranking(t, s) for t, s in zip(labels.T, array.T, strict=True)] for array in scores]
+    rankings = [rank_tasks(labels, array) for array in scores]
     out = np.empty((len(scores), replicates, labels.shape[1]))
     for start in range(0, replicates, _BLOCK):
         stop = min(start + _BLOCK, replicates)
@@ -86,10 +86,9 @@ def compare_runs(
     networks: it says nothing about another seed.
     """
     values = bootstrap_metric(labels, [baseline, other], patients, rng, metric, replicates)
-    ones = np.ones((1, len(labels)))
     point = np.array(
         [
-            [getattr(Ranking(t, s), metric)(ones)[0] for t, s in zip(labels.T, scores.T, strict=True)]
+            [getattr(ranking, metric)()[0] for ranking in rank_tasks(labels, scores)]
             for scores in (baseline, other)
         ]
     )

@@ -1,8 +1,10 @@
 """The phantom as a data set: three populations with patients of their own, drawn once and cached."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from deepchest_utils import phantom
 from deepchest_utils.datasets.base import ChestXrays, DataError, Splits
@@ -70,7 +72,7 @@ def load_phantom(
             rows = rng.permutation(np.flatnonzero(rng.random(len(part)) < label_noise))
             noisy[rows] = noisy[np.roll(rows, 1)]
         noisy[rng.random(noisy.shape) < unknown] = np.nan
-        parts[name] = ChestXrays(part.images, noisy, part.patients, FINDINGS, part.ids)
+        parts[name] = replace(part, labels=noisy)
     return Splits(**parts, name="phantom", split=split or "patient")
 
 
@@ -80,8 +82,6 @@ def _images(drawn: phantom.Phantom, name: str, size: int, cache_dir: str | Path 
     key = cache_key(code=code, seed=drawn.seed, count=count, size=size)
 
     def make():
-        from tqdm import tqdm
-
         for start in tqdm(range(0, count, block), desc=f"drawing phantom {name}", disable=None):
             yield start, drawn.render(size, np.arange(start, min(start + block, count)))
 

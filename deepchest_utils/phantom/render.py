@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
-from tqdm import tqdm
 
 from deepchest_utils.findings import NUM_FINDINGS
 from deepchest_utils.phantom.anatomy import Scene, attenuation, build_scene, draw_parameters
@@ -37,34 +36,33 @@ class Phantom:
     strengths: Float[np.ndarray, "n k"] = field(repr=False)
 
     def render(
-        self, size: int = 64, indices: np.ndarray | None = None, progress: bool = False
+        self, size: int = 64, indices: np.ndarray | None = None
     ) -> UInt8[np.ndarray, "m {size} {size}"]:
         """Draw the images of `indices` (default: all) as uint8, 0 black."""
-        return self._draw(size, indices, masks=False, progress=progress)
+        return self._draw(size, indices, masks=False)
 
     def masks(
         self, size: int = 64, indices: np.ndarray | None = None
     ) -> Bool[np.ndarray, "m k {size} {size}"]:
         """Where each finding is drawn; empty for a finding that the image does not have."""
-        return self._draw(size, indices, masks=True, progress=False)
+        return self._draw(size, indices, masks=True)
 
-    def _draw(self, size: int, indices: np.ndarray | None, masks: bool, progress: bool) -> np.ndarray:
+    def _draw(self, size: int, indices: np.ndarray | None, masks: bool) -> np.ndarray:
         if not 28 <= size <= MAX_SIZE:
             raise ValueError(f"size should be between 28 and {MAX_SIZE} px. Found {size}.")
         indices = np.arange(len(self.labels)) if indices is None else np.asarray(indices)
         shape = (len(indices), NUM_FINDINGS, size, size) if masks else (len(indices), size, size)
         out = np.zeros(shape, bool if masks else np.uint8)
         chunk = max(8, CHUNK * 64**2 // size**2)
-        starts = range(0, len(indices), chunk)
-        for start in tqdm(starts, desc=f"phantom {size} px", disable=None if progress else True):
+        for start in range(0, len(indices), chunk):
             rows = indices[start : start + chunk]
             out[start : start + chunk] = self._masks(rows, size) if masks else self._films(rows, size)
         return out
 
-    def _scene(self, rows: np.ndarray, size: int) -> tuple[Scene, np.ndarray]:
+    def _scene(self, rows: np.ndarray, size: int) -> tuple[Scene, list[np.random.Generator]]:
+        """The scene, and each image's generator, which goes on to the film's grain."""
         own = [self._stream(int(i), "image") for i in rows]
         grids = [g.standard_normal((NOISE_GRID, NOISE_GRID), dtype=np.float32) for g in own]
-        pixels = np.stack([g.standard_normal((size, size), dtype=np.float32) for g in own])
         trees = [
             self._stream(int(i), "patient").standard_normal((NOISE_GRID, NOISE_GRID), dtype=np.float32)
             for i in self.patients[rows]
@@ -75,7 +73,7 @@ class Phantom:
         )
         p.update(change_anatomy(labels, u, strength))
         noise = torch.from_numpy(np.stack(grids))
-        return build_scene(p, torch.from_numpy(np.stack(trees)), noise, size), pixels
+        return build_scene(p, torch.from_numpy(np.stack(trees)), noise, size), own
 
     def _stream(self, number: int, kind: str) -> np.random.Generator:
         """The generator of one image's noise, or of one patient's vessels."""
@@ -91,7 +89,8 @@ class Phantom:
                 yield k, having, *sign(scene.rows(having), u, strength)
 
     def _films(self, rows: np.ndarray, size: int) -> UInt8[np.ndarray, "m h w"]:
-        scene, pixels = self._scene(rows, size)
+        scene, own = self._scene(rows, size)
+        pixels = np.stack([g.standard_normal((size, size), dtype=np.float32) for g in own])
         film = attenuation(scene)
         for _, having, added, _ in self._signs(scene, rows):
             film.index_add_(0, having, added)

@@ -1,8 +1,6 @@
 """Batches of a split, in memory or memory-mapped, onto the device; and a network's logits of a whole
 split."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from jaxtyping import Float, Int
@@ -15,11 +13,16 @@ from deepchest_utils.models import MultiTaskNet
 EVAL_BATCH = 256
 
 
+def epoch_shape(n: int, batch_size: int) -> tuple[int, int]:
+    """Steps of an epoch over n images, and images a step: whole batches only, at least one."""
+    size = min(batch_size, n)
+    return n // size, size
+
+
 def training_order(n: int, batch_size: int, generator: torch.Generator) -> Int[Tensor, "steps b"]:
     """A fresh order of n images as rows of whole batches; the few left over wait for the next epoch's
     order."""
-    size = min(batch_size, n)
-    steps = n // size
+    steps, size = epoch_shape(n, batch_size)
     return torch.randperm(n, generator=generator)[: steps * size].view(steps, size)
 
 
@@ -29,11 +32,6 @@ def fetch(images: np.ndarray, rows: np.ndarray, device: torch.device) -> Tensor:
     if device.type == "cuda":
         batch = batch.pin_memory()
     return batch.to(device, non_blocking=True)
-
-
-def _slices(n: int, size: int) -> Iterator[slice]:
-    for start in range(0, n, size):
-        yield slice(start, min(start + size, n))
 
 
 @torch.no_grad()
@@ -47,14 +45,10 @@ def predict(
     was_training = net.training
     net.eval()
     try:
-        out = [
-            net(
-                to_input(fetch(data.images, np.arange(s.start, s.stop), device)).to(
-                    memory_format=memory_format
-                )
-            ).float()
-            for s in _slices(len(data), EVAL_BATCH)
-        ]
+        out = []
+        for rows in np.split(np.arange(len(data)), range(EVAL_BATCH, len(data), EVAL_BATCH)):
+            x = to_input(fetch(data.images, rows, device))
+            out.append(net(x.to(memory_format=memory_format)).float())
         return torch.cat(out).cpu().numpy()
     finally:
         net.train(was_training)

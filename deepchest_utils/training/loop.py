@@ -1,6 +1,5 @@
 """The training loop, an epoch at a time: it knows nothing of the method but `backward` and `end_epoch`."""
 
-import copy
 import time
 import warnings
 
@@ -16,7 +15,7 @@ from deepchest_utils.losses import masked_bce
 from deepchest_utils.metrics import macro, score_tasks
 from deepchest_utils.models import MultiTaskNet
 from deepchest_utils.records import task_rows
-from deepchest_utils.training.batches import fetch, predict, training_order
+from deepchest_utils.training.batches import epoch_shape, fetch, predict, training_order
 from deepchest_utils.training.config import TrainConfig
 from deepchest_utils.training.setup import (
     ScaleGradient,
@@ -45,7 +44,7 @@ class Loop:
         )
         self.net = net.to(self.device, memory_format=self.memory_format)
         self.method = make_method(config.method, num_tasks, **config.method_options).to(self.device)
-        self.steps = len(data.train) // min(config.batch_size, len(data.train))
+        self.steps, _ = epoch_shape(len(data.train), config.batch_size)
         parameters = [*self.net.parameters(), *self.method.parameters()]
         self.optimizer = make_optimizer(config, parameters)
         self.schedule = make_schedule(config, self.optimizer, self.steps * config.epochs)
@@ -154,7 +153,8 @@ class Loop:
         }
 
     def state(self) -> dict:
-        state = {name: copy.deepcopy(part.state_dict()) for name, part in self._parts().items()}
+        """What a checkpoint holds; shares its tensors with the run, so it is to be written before the next step."""
+        state = {name: part.state_dict() for name, part in self._parts().items()}
         state["rng"] = {
             "torch": torch.get_rng_state(),
             "order": self.order_rng.get_state(),
