@@ -44,9 +44,9 @@ class Loop:
         )
         self.net = net.to(self.device, memory_format=self.memory_format)
         self.method = make_method(config.method, num_tasks, **config.method_options).to(self.device)
+        self.method.begin(self.prevalence)
         self.steps, _ = epoch_shape(len(data.train), config.batch_size)
-        parameters = [*self.net.parameters(), *self.method.parameters()]
-        self.optimizer = make_optimizer(config, parameters)
+        self.optimizer = make_optimizer(config, self.net.parameters(), self.method.parameters())
         self.schedule = make_schedule(config, self.optimizer, self.steps * config.epochs)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.amp == "fp16")
         self.rows: list[dict] = []
@@ -116,13 +116,23 @@ class Loop:
             losses = masked_bce(logits, target)
             all_logits[step], all_losses[step] = logits.detach(), losses.detach()
             self.step(losses, features)
+            if self.method.looks_after_step:
+                with torch.no_grad(), autocast(self.config.amp, self.device):
+                    again = self.net(x.to(memory_format=self.memory_format))
+                self.method.after_step(masked_bce(again, target))
         return labels[order.ravel()], all_logits.flatten(0, 1).cpu().numpy(), all_losses.cpu().numpy()
 
-    def step(self, losses: Float[Tensor, " k"], features: Float[Tensor, "b f"]) -> None:
+    def step(self, losses: Float[Tensor, " k"], features: Float[Tensor, "b *f"]) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         if self.scaler.is_enabled():
-            losses = ScaleGradient.apply(losses, self.scaler.scale(torch.ones((), device=self.device)))
+            scale = self.scaler.scale(torch.ones((), device=self.device))
+            losses = ScaleGradient.apply(losses, scale)
         self.method.backward(losses, features)
+        if (
+            self.scaler.is_enabled()
+        ):  # the scaler will divide the gradients of the method's own parameters too
+            for parameter in self.method.parameters():
+                parameter.grad.mul_(scale)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.scaler.is_enabled() and self.schedule.last_epoch == 0:

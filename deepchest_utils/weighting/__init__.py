@@ -4,18 +4,54 @@ import inspect
 from collections.abc import Callable
 from functools import partial
 
+from deepchest_utils.weighting.balance import IMTLG, MGDA, RGW, AlignedMTL, FairGrad, NashMTL
 from deepchest_utils.weighting.base import EpochReport, LossWeighting, Method
 from deepchest_utils.weighting.composed import Composed
+from deepchest_utils.weighting.dbmtl_l import DBMTLL
 from deepchest_utils.weighting.deepchest import SIGNALS, DeepChest
+from deepchest_utils.weighting.dwa import DWA
 from deepchest_utils.weighting.equal import Equal
+from deepchest_utils.weighting.famo import FAMO
+from deepchest_utils.weighting.gls import GLS
+from deepchest_utils.weighting.gradnorm import GradNorm
+from deepchest_utils.weighting.imtl_l import IMTLL
 from deepchest_utils.weighting.initial import PUBLISHED_INITIAL_WEIGHTS, initial_weights
+from deepchest_utils.weighting.prevalence_oracle import PrevalenceOracle
+from deepchest_utils.weighting.rlw import RLW
 from deepchest_utils.weighting.static import Static
+from deepchest_utils.weighting.stch import STCH
+from deepchest_utils.weighting.surgery import CAGrad, ConFIG, DualProj, GradDrop, GradVac, PCGrad, UPGrad
+from deepchest_utils.weighting.uncertainty import Uncertainty
 
 METHODS: dict[str, Callable[..., Method]] = {
     "equal": Equal,
     "static": Static,
+    "inverse_prevalence": partial(Static, values="inverse_prevalence"),
     "deepchest": DeepChest,
     **{f"deepchest_{s}": partial(DeepChest, signal=s) for s in SIGNALS if s != "accuracy"},
+    "prevalence_oracle": PrevalenceOracle,
+    "uncertainty": Uncertainty,
+    "dwa": DWA,
+    "rlw": RLW,
+    "gls": GLS,
+    "imtl_l": IMTLL,
+    "stch": STCH,
+    "famo": FAMO,
+    "dbmtl_l": DBMTLL,
+    "gradnorm": GradNorm,
+    "mgda": MGDA,
+    "pcgrad": PCGrad,
+    "graddrop": GradDrop,
+    "gradvac": GradVac,
+    "cagrad": CAGrad,
+    "imtl_g": IMTLG,
+    "nash_mtl": NashMTL,
+    "aligned_mtl": AlignedMTL,
+    "fairgrad": FairGrad,
+    "config": ConFIG,
+    "dualproj": DualProj,
+    "upgrad": UPGrad,
+    "rgw": RGW,
 }
 
 

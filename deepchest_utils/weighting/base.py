@@ -1,10 +1,10 @@
-"""The protocol between the training loop and a method: `backward` in a step, `end_epoch` after an epoch,
-state in `state_dict()`."""
+"""The protocol between the training loop and a method: `begin` before the first step, `backward` in a step,
+`end_epoch` after an epoch, state in `state_dict()`."""
 
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 SOURCES = ("train", "val")
@@ -27,31 +27,55 @@ class EpochReport:
 
 class Method(nn.Module):
     """A way to train K tasks together. Buffers and parameters are its state; trainable parameters go to the
-    optimiser."""
+    optimiser, without weight decay.
+
+    looks_after_step: the loop computes the losses of the batch once more after the optimiser's step and hands
+    them to `after_step` (a forward pass more a step; FAMO alone needs it).
+    """
+
+    looks_after_step = False
 
     def __init__(self, num_tasks: int):
         super().__init__()
         if num_tasks < 1:
             raise ValueError(f"num_tasks should be at least 1. Found {num_tasks}.")
         self.num_tasks = num_tasks
+        self._used, self._steps = None, 0  # of the epoch under way: not state, an epoch starts with none
 
     @property
     def weights(self) -> Float[Tensor, " k"]:
-        """(K,) task weights in force, for the log; ones for a method that has none."""
-        return torch.ones(self.num_tasks, dtype=torch.float64)
+        """(K,) task weights in force, for the log. A method that sets them anew in each step: their mean over
+        the epoch so far; ones if it has none."""
+        if self._used is None:
+            return torch.ones(self.num_tasks, dtype=torch.float64)
+        return self._used / self._steps
 
     @property
     def raw_weights(self) -> Float[Tensor, " k"]:
         """(K,) task weights before any normalisation."""
         return self.weights
 
-    def backward(self, losses: Float[Tensor, " k"], features: Float[Tensor, "b f"] | None = None) -> None:
+    def record(self, weights: Float[Tensor, " k"]) -> None:
+        """Note the weights of one step for the log. Stays on the device."""
+        used = weights.detach().double()
+        self._used = used.clone() if self._used is None else self._used + used
+        self._steps += 1
+
+    def begin(self, prevalence: Float[Tensor, " k"]) -> None:
+        """Before the first step: the share of positives among the known training labels; nothing by
+        default."""
+
+    def backward(self, losses: Float[Tensor, " k"], features: Float[Tensor, "b *f"] | None = None) -> None:
         """Add to `.grad` of trunk and heads. losses: (K,), 0 without gradient for a task not in the batch.
         features: the trunk's output."""
         raise NotImplementedError
 
+    def after_step(self, losses: Float[Tensor, " k"]) -> None:
+        """The losses of the same batch after the optimiser's step, without gradient."""
+
     def end_epoch(self, report: EpochReport) -> None:
-        """Learn from the epoch; nothing by default."""
+        """Learn from the epoch. Whoever overrides it calls this one too: it starts the log of the next."""
+        self._used, self._steps = None, 0
 
 
 class LossWeighting(Method):
@@ -61,5 +85,21 @@ class LossWeighting(Method):
         """sum_k w_k L_k, differentiable. losses: (K,)."""
         return losses @ self.weights.to(losses)
 
-    def backward(self, losses: Float[Tensor, " k"], features: Float[Tensor, "b f"] | None = None) -> None:
+    def backward(self, losses: Float[Tensor, " k"], features: Float[Tensor, "b *f"] | None = None) -> None:
         self(losses).backward()
+
+
+class Scalarization(LossWeighting):
+    """A loss weighting whose scalar is not sum_k w_k L_k with weights fixed over the epoch. Its weights are what the
+    scalar gave each task: its derivative by L_k, averaged over the epoch's steps."""
+
+    def backward(self, losses: Float[Tensor, " k"], features: Float[Tensor, "b *f"] | None = None) -> None:
+        losses = losses.view_as(losses)  # a tensor of our own: whoever called keeps no gradient of it
+        losses.retain_grad()
+        self(losses).backward()
+        self.record(losses.grad)
+
+
+def in_batch(losses: Float[Tensor, " k"]) -> Bool[Tensor, " k"]:
+    """Which tasks have a known label in the batch: the loss of one that has not is exactly 0."""
+    return losses.detach() > 0

@@ -3,22 +3,25 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from deepchest_utils.weighting.base import EpochReport, LossWeighting, Method
+from deepchest_utils.weighting.base import EpochReport, LossWeighting, Method, Scalarization
 
 
 class Composed(Method):
-    """`outer` is a loss weighting with weights of its own, `inner` any method; both learn from every
+    """`outer` is a loss weighting that holds its weights over an epoch, `inner` any method; both learn from every
     epoch."""
 
     def __init__(self, outer: LossWeighting, inner: Method):
         super().__init__(outer.num_tasks)
-        if not isinstance(outer, LossWeighting):
-            raise ValueError(f"outer should be a loss weighting. Found {type(outer).__name__}.")
+        if not isinstance(outer, LossWeighting) or isinstance(outer, Scalarization):
+            raise ValueError(
+                f"outer should be a loss weighting that holds its weights over an epoch. Found {type(outer).__name__}."
+            )
         if outer.num_tasks != inner.num_tasks:
             raise ValueError(
                 f"outer and inner should have the same num_tasks. Found {outer.num_tasks} and {inner.num_tasks}."
             )
         self.outer, self.inner = outer, inner
+        self.looks_after_step = inner.looks_after_step
 
     @property
     def weights(self) -> Float[Tensor, " k"]:
@@ -28,8 +31,15 @@ class Composed(Method):
     def raw_weights(self) -> Float[Tensor, " k"]:
         return self.outer.raw_weights * self.inner.raw_weights.to(self.outer.raw_weights)
 
-    def backward(self, losses: Float[Tensor, " k"], features: Float[Tensor, "b f"] | None = None) -> None:
+    def backward(self, losses: Float[Tensor, " k"], features: Float[Tensor, "b *f"] | None = None) -> None:
         self.inner.backward(losses * self.outer.weights.to(losses), features)
+
+    def begin(self, prevalence: Float[Tensor, " k"]) -> None:
+        self.outer.begin(prevalence)
+        self.inner.begin(prevalence)
+
+    def after_step(self, losses: Float[Tensor, " k"]) -> None:
+        self.inner.after_step(losses * self.outer.weights.to(losses))
 
     def end_epoch(self, report: EpochReport) -> None:
         self.outer.end_epoch(report)

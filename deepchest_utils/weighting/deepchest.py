@@ -8,6 +8,7 @@ from torch import Tensor
 
 from deepchest_utils.losses import prevalence_entropy
 from deepchest_utils.weighting.base import SOURCES, EpochReport, LossWeighting
+from deepchest_utils.weighting.initial import published
 from deepchest_utils.weighting.static import as_weights
 
 SIGNALS = ("accuracy", "loss_trend", "relative_loss", "auroc", "balanced_accuracy")
@@ -31,7 +32,8 @@ class DeepChest(LossWeighting):
     scores_from: "train" or "val". step_up, step_down: at least 1. floor, cap: 0 <= floor <= cap, bounds of
     the raw weights.
     normalize: scale the weights in force to mean 1; the raw ones go on by the rule. initial: (K,) raw weights
-    in [floor, cap]; default ones, cut to the bounds.
+    in [floor, cap], or the name of those that the authors published for the 14 findings ("resnet",
+    "cnnmodel1"); default ones, cut to the bounds.
     Raises ValueError naming the argument. State (`raw_weights`, `previous_loss`) is float64; keep the module
     on a device that has it.
     """
@@ -45,7 +47,7 @@ class DeepChest(LossWeighting):
         cap: float = 1.5,
         floor: float = 0.0,
         normalize: bool = False,
-        initial: Sequence[float] | Tensor | None = None,
+        initial: Sequence[float] | Tensor | str | None = None,
         scores_from: str = "train",
     ):
         super().__init__(num_tasks)
@@ -65,7 +67,7 @@ class DeepChest(LossWeighting):
         if initial is None:
             raw = torch.ones(num_tasks, dtype=torch.float64).clamp(floor, cap)
         else:
-            raw = as_weights("initial", initial, num_tasks)
+            raw = as_weights("initial", published(initial), num_tasks)
             if not ((raw >= floor) & (raw <= cap)).all():
                 raise ValueError(f"initial should lie in [{floor}, {cap}]. Found {raw.tolist()}.")
             if normalize and raw.sum() == 0:
@@ -106,6 +108,7 @@ class DeepChest(LossWeighting):
         self._raw_weights = torch.where(s.isnan(), self._raw_weights, new)
 
     def end_epoch(self, report: EpochReport) -> None:
+        super().end_epoch(report)
         self.update(self.scores(report))
 
     @torch.no_grad()

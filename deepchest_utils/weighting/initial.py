@@ -26,3 +26,13 @@ PUBLISHED_INITIAL_WEIGHTS = {  # in the order of FINDINGS; from the configuratio
     "resnet": (1.0102, 1.00535, 1.013, 1.08655, 1.025, 1.0277, 1.0059, 1.0219, 1.0104, 1.009, 1.006, 1.00715, 1.0142, 1.00055),
 }
 # fmt: on
+
+
+def published(initial: Sequence[float] | Tensor | str) -> Sequence[float] | Tensor:
+    """The published weights of that name; anything but a name as it is. Raises ValueError for an unknown name."""
+    if not isinstance(initial, str):
+        return initial
+    if initial not in PUBLISHED_INITIAL_WEIGHTS:
+        known = ", ".join(PUBLISHED_INITIAL_WEIGHTS)
+        raise ValueError(f"initial should be numbers, or one of {known}. Found {initial!r}.")
+    return PUBLISHED_INITIAL_WEIGHTS[initial]

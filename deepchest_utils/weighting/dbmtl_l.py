@@ -1,0 +1,16 @@
+"""The loss half of DB-MTL, dual-balancing for multi-task learning (Lin et al. 2023, arXiv 2308.12029)."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from deepchest_utils.weighting.base import Scalarization, in_batch
+
+EPSILON = 1e-8  # the paper's
+
+
+class DBMTLL(Scalarization):
+    """The loss of a step is sum_k log(L_k + 1e-8) (section 3.1 of the paper), which brings all losses to one
+    scale without a parameter. The paper's other half normalises gradients and is not part of this one."""
+
+    def forward(self, losses: Float[Tensor, " k"]) -> Float[Tensor, ""]:
+        return (losses.where(in_batch(losses), 1.0) + EPSILON).log().sum()

@@ -1,0 +1,55 @@
+"""FAMO, fast adaptive multi-task optimisation (Liu et al. 2023, arXiv 2306.03792)."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from deepchest_utils.weighting.base import Scalarization, in_batch
+
+EPSILON = 1e-8
+
+
+class FAMO(Scalarization):
+    """Lowers all losses at one rate without a task's gradient: the loss of a step is c sum_k z_k log L_k with
+    z = softmax(xi) and c = 1 / sum_k (z_k / L_k); after the step, xi takes an Adam step along how much less each
+    task's log-loss has fallen on the same batch (algorithm 1 of the paper).
+
+    lr: of xi. gamma: decay of xi. Both are the paper's. A task without a label in the batch is left out of the
+    sums, and its xi moves by its decay alone.
+    """
+
+    looks_after_step = True
+
+    def __init__(self, num_tasks: int, lr: float = 0.025, gamma: float = 1e-3):
+        super().__init__(num_tasks)
+        for name, value in (("lr", lr), ("gamma", gamma)):
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"{name} should not be negative. Found {value}.")
+        self.lr, self.gamma = lr, gamma
+        for name in ("xi", "mean", "square"):  # the logits, and Adam's two moments
+            self.register_buffer(name, torch.zeros(num_tasks, dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self._before = None
+
+    def forward(self, losses: Float[Tensor, " k"]) -> Float[Tensor, ""]:
+        self._before = losses.detach()
+        here = in_batch(losses)
+        z = torch.softmax(self.xi, dim=0).to(losses) * here
+        shifted = losses.where(here, 1.0) + EPSILON
+        c = (z / shifted).sum().detach().clamp(min=EPSILON)
+        return (z * shifted.log()).sum() / c
+
+    @torch.no_grad()
+    def after_step(self, losses: Float[Tensor, " k"]) -> None:
+        if self._before is None:
+            raise ValueError("after_step should come after backward: there are no losses to compare with.")
+        fall = ((self._before + EPSILON).log() - (losses + EPSILON).log()).double() * in_batch(self._before)
+        z = torch.softmax(self.xi, dim=0)
+        # of sum_k z_k fall_k by xi, and the decay; then Adam, with its usual constants
+        gradient = z * (fall - z @ fall) + self.gamma * self.xi
+        self.count += 1
+        self.mean.lerp_(gradient, 0.1)
+        self.square.lerp_(gradient**2, 0.001)
+        mean, square = self.mean / (1 - 0.9**self.count), self.square / (1 - 0.999**self.count)
+        self.xi -= self.lr * mean / (square.sqrt() + EPSILON)
+        self._before = None

@@ -1,0 +1,24 @@
+"""Uncertainty weighting (Kendall, Gal and Cipolla 2018, arXiv 1705.07115)."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from deepchest_utils.weighting.base import Scalarization, in_batch
+
+
+class Uncertainty(Scalarization):
+    """Each task has a log-variance s_k = log sigma_k^2, learned with the network; the loss of a step is
+    sum_k exp(-s_k) L_k + s_k / 2, the paper's form for classification (its equation 10). At rest
+    exp(-s_k) = 1 / (2 L_k): a task with a small loss gets a large weight. s starts at 0.
+
+    A task without a label in the batch leaves its s_k where it is.
+    """
+
+    def __init__(self, num_tasks: int):
+        super().__init__(num_tasks)
+        self.log_variance = nn.Parameter(torch.zeros(num_tasks))
+
+    def forward(self, losses: Float[Tensor, " k"]) -> Float[Tensor, ""]:
+        s = self.log_variance
+        return (s.neg().exp() * losses + in_batch(losses) * s / 2).sum()
