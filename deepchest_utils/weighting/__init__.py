@@ -55,6 +55,14 @@ METHODS: dict[str, Callable[..., Method]] = {
 }
 
 
+def check_names(name: str) -> None:
+    """Raise ValueError, with the names that there are, unless `name` is one or some of them joined by "+"."""
+    if not set(name.split("+")) <= set(METHODS):
+        raise ValueError(
+            f"method should be one of {', '.join(METHODS)}, or two of them as A+B. Found {name!r}."
+        )
+
+
 def make_method(name: str, num_tasks: int, inner_options: dict | None = None, **options) -> Method:
     """A method by name, for K tasks.
 
@@ -63,11 +71,8 @@ def make_method(name: str, num_tasks: int, inner_options: dict | None = None, **
     options: of the method (of A); inner_options: of B. Raises ValueError for an unknown name or option,
     naming those there are.
     """
+    check_names(name)
     outer, plus, inner = name.partition("+")
-    if outer not in METHODS or (plus and inner.split("+")[0] not in METHODS):
-        raise ValueError(
-            f"method should be one of {', '.join(METHODS)}, or two of them as A+B. Found {name!r}."
-        )
     fixed = getattr(METHODS[outer], "keywords", {})  # of a partial: what its name promises
     if given := set(fixed) & set(options):
         raise ValueError(f"{min(given)} of method {outer!r} is fixed to {fixed[min(given)]!r}. Leave it out.")
@@ -98,6 +103,7 @@ __all__ = [
     "LossWeighting",
     "Method",
     "Static",
+    "check_names",
     "initial_weights",
     "make_method",
 ]

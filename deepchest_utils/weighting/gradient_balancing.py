@@ -26,8 +26,8 @@ class GradientBalancing(Method):
                        the trunk, at about the cost of equal weighting. Conflict is judged where trunk and heads
                        meet, which is not where the papers judge it.
     `weights` are the factors that the aggregator gave the tasks' gradients, averaged over the epoch's steps; ones
-    where it has none (GradDrop, ConFIG). A task without a label in the batch has no gradient and is left out,
-    but by the two that remember each task (GradVac, Nash-MTL): they see a row of zeros.
+    where it has none (GradDrop, ConFIG). A task without a label in the batch has no gradient and is left out;
+    to the two that remember each task (GradVac, Nash-MTL) it shows a gradient that conflicts with none.
     Raises ValueError for an unknown level, and where a solver is not installed.
     """
 
@@ -50,18 +50,24 @@ class GradientBalancing(Method):
 
     def combine(self, jacobian: Float[Tensor, "k p"], here: Bool[Tensor, " k"]) -> Float[Tensor, " p"]:
         """The aggregator's vector for a Jacobian with a row a task. here: the tasks in the batch."""
-        matrix = jacobian.float()
-        rows = here if self._memory is None else torch.ones_like(here)
+        matrix, rows = jacobian.float(), here
+        if (
+            self._memory is not None
+        ):  # a missing task stands at right angles to all others, as long as their mean
+            length = matrix[here].norm(dim=1).mean()
+            matrix = torch.cat([matrix, torch.diag(length * ~here)], dim=1)
+            rows = torch.ones_like(here)
+        aggregator = self._aggregator[0]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # cvxpy warns of an inexact solution, and of how it is called
-            aggregator = self._aggregator[0]
-            if not hasattr(aggregator, "weighting"):
+            warnings.simplefilter("ignore")  # cvxpy warns of an inexact solution, and of how TorchJD calls it
+            if not isinstance(aggregator, import_module("torchjd.aggregation").WeightedAggregator):
                 return aggregator(matrix[rows]).to(jacobian)
             found = aggregator.weighting(matrix[rows])
         used = matrix.new_zeros(self.num_tasks)
         used[rows] = found.to(matrix)
+        used = used * here
         self.record(used)
-        return (used @ matrix).to(jacobian)
+        return (used @ jacobian.float()).to(jacobian)
 
     def backward(self, losses: Float[Tensor, " k"], features: Float[Tensor, "b *f"] | None = None) -> None:
         if features is None:

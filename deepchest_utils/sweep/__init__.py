@@ -1,0 +1,7 @@
+"""Many runs: the product of lists of settings, one cell a run, on all cores or a cluster; finished cells are kept,
+failed ones noted."""
+
+from deepchest_utils.sweep.cells import Cell, make_cells
+from deepchest_utils.sweep.run import Tables, run_sweep
+
+__all__ = ["Cell", "Tables", "make_cells", "run_sweep"]

@@ -1,0 +1,138 @@
+"""A cell of a sweep: one run, what it is called, and what comes of it."""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import pandas as pd
+
+from deepchest_utils.datasets import Splits, load_dataset
+from deepchest_utils.records import environment_report, task_rows, to_table
+from deepchest_utils.statistics import BOOTSTRAP_METRICS, bootstrap_metric
+from deepchest_utils.training import TrainConfig, train
+from deepchest_utils.weighting import check_names
+from deepchest_utils.weighting.spec import parse_method
+
+PATIENTS_SEED = (
+    20_250_523  # of the bootstrap: every cell draws the same patients, so that cells can be compared
+)
+REPLICATES = 100
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run. method: as the user wrote it, options included; config: the run."""
+
+    method: str
+    config: TrainConfig
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What differs from TrainConfig's defaults, where it runs aside."""
+        found = self.config.identity()
+        default = TrainConfig().identity()
+        return {name: value for name, value in found.items() if value != default[name]}
+
+    @property
+    def id(self) -> str:
+        """A short hash of the settings: the same run, the same id, also when TrainConfig grows."""
+        return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:10]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a cell. replicates: (M, R, K) of BOOTSTRAP_METRICS over test patients; empty if it failed."""
+
+    cell: Cell
+    record: dict[str, object]
+    rows: pd.DataFrame
+    replicates: np.ndarray
+
+
+def make_cells(base: TrainConfig, lists: dict[str, Sequence]) -> list[Cell]:
+    """The product of the lists, seeds last: the first cells are one whole comparison.
+
+    lists: field of TrainConfig -> values; those of "method" may carry options, `deepchest(floor=0.25)`. Raises
+    ValueError for an unknown field or a value that TrainConfig refuses.
+    """
+    known = {field.name for field in dataclasses.fields(TrainConfig)}
+    if unknown := set(lists) - known:
+        raise ValueError(f"{min(unknown)!r} is no setting of a run. There are {', '.join(sorted(known))}.")
+    names = sorted(lists, key=lambda name: name != "seed")
+    cells = {}
+    for values in itertools.product(*(lists[name] for name in names)):
+        given = dict(zip(names, values, strict=True))
+        spec = given.pop("method", base.method)
+        name, options = parse_method(spec)
+        check_names(name)
+        if base.method_options and "method" not in lists:
+            options = base.method_options
+        cell = Cell(spec, dataclasses.replace(base, **given, method=name, method_options=options))
+        cells[cell.id] = cell
+    return list(cells.values())
+
+
+@lru_cache(maxsize=1)
+def _data(described: str) -> Splits:
+    name, root, size, seed, split, options = json.loads(described)
+    return load_dataset(name, root, size, seed, split, **options)
+
+
+def run_cell(cell: Cell, threads: int, folder: str | None = None) -> Outcome:
+    """Train and test; whatever goes wrong in it is noted. folder: keeps the run's checkpoint, from which a stopped
+    cell goes on."""
+    import torch
+
+    torch.set_num_threads(threads)
+    start, rows, replicates = time.time(), to_table([]), np.empty(0, dtype=np.float32)
+    record = {"cell": cell.id, "method": cell.method, "seed": cell.config.seed, "status": "done", "error": ""}
+    try:
+        c = dataclasses.replace(cell.config, run_dir=folder)
+        data = _data(json.dumps([c.dataset, c.data_root, c.image_size, c.data_seed, c.split, c.data_options]))
+        record["data"] = data.fingerprint()
+        run = train(c, data)
+        rows = _kept_rows(run, data).assign(method=cell.method)
+        rng = np.random.default_rng(PATIENTS_SEED)
+        replicates = np.concatenate(
+            [
+                bootstrap_metric(
+                    data.test.labels, [run.logits["test"]], data.test.patients, rng, m, REPLICATES
+                )
+                for m in BOOTSTRAP_METRICS
+            ]
+        ).astype(np.float32)
+        if folder:  # its checkpoint has served
+            shutil.rmtree(folder)
+    except Exception as error:
+        record |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+    record |= {
+        "settings": json.dumps(cell.settings, sort_keys=True),
+        "seconds": round(time.time() - start, 1),
+    }
+    return Outcome(cell, record | environment_report(), rows.assign(cell=cell.id), replicates)
+
+
+def _kept_rows(run, data: Splits) -> pd.DataFrame:
+    """The test table, and of the history what the study asks: weights that moved, the validation AUROC, the prevalence."""
+    history = run.history
+    weights = history[history.metric == "weight"]
+    if weights.groupby("task").value.nunique().max() == 1:
+        weights = weights[:0]
+    auroc = history[(history.metric == "auroc") & (history.split == "val")]
+    base = {"method": "", "seed": run.config.seed, "epoch": 0, "split": "train"}
+    known = to_table(task_rows(base, {"prevalence": data.train.prevalence}, data.findings, summarise=False))
+    return pd.concat([run.test, known, weights, auroc], ignore_index=True)
+
+
+def died(cell: Cell, error: Exception) -> Outcome:
+    record = {"cell": cell.id, "method": cell.method, "seed": cell.config.seed, "status": "failed"}
+    record |= {"error": f"its process died twice ({type(error).__name__}): too little memory?"}
+    record |= {"settings": json.dumps(cell.settings, sort_keys=True)}
+    return Outcome(cell, record, to_table([]).assign(cell=cell.id), np.empty(0, dtype=np.float32))

@@ -1,0 +1,126 @@
+"""`run_sweep`: every cell that is not finished yet, and the two tables that hold what came of them."""
+
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from deepchest_utils.datasets.cache import PROJECT
+from deepchest_utils.records import COLUMNS, write_atomic
+from deepchest_utils.sweep.cells import Cell, Outcome
+from deepchest_utils.sweep.workers import with_dask, with_joblib
+
+BACKENDS = ("joblib", "dask")
+DIGITS = "%.7g"  # of a float32, and the same text whenever the same cell is run again
+
+
+class Tables:
+    """The long table `<out>` (column "cell", then those of `records`), the table of cells `<out>_cells.csv` (a row a
+    cell: settings, status, error, seconds, environment), and the bootstrap replicates of each finished cell under
+    `folder`."""
+
+    def __init__(self, out: str | Path, folder: str | Path | None = None):
+        self.out = Path(out)
+        if self.out.suffix != ".csv":
+            raise ValueError(f"out should be the name of a .csv. Found {str(out)!r}.")
+        self.cells_path = self.out.with_name(f"{self.out.stem}_cells.csv")
+        self.folder = Path(folder) if folder else PROJECT / "runs" / "sweeps" / self.out.stem
+        self.rows = read(self.out, ["cell", *COLUMNS])
+        self.cells = read(self.cells_path, ["cell", "status"])
+
+    def finished(self) -> set[str]:
+        return set(self.cells.cell[self.cells.status == "done"])
+
+    def replicates(self, cell: str) -> Path:
+        return self.folder / f"{cell}.npy"
+
+    def add(self, outcome: Outcome) -> None:
+        """Write what came of a cell, in place of what an earlier try left. A cell counts from its row in the table of
+        cells on, which is written last."""
+        cell = outcome.cell.id
+        if len(outcome.replicates):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            np.save(self.replicates(cell), outcome.replicates, allow_pickle=False)
+        rows = outcome.rows[["cell", *COLUMNS]]
+        self.rows = pd.concat([self.rows[self.rows.cell != cell], rows], ignore_index=True)
+        row = pd.DataFrame([outcome.record])
+        self.cells = pd.concat([self.cells[self.cells.cell != cell], row], ignore_index=True)
+        write_atomic(self.out, self.rows.to_csv(index=False, float_format=DIGITS))
+        write_atomic(self.cells_path, self.cells.to_csv(index=False))
+
+
+def read(path: Path, columns: list[str]) -> pd.DataFrame:
+    """The table, or an empty one of these columns. Raises ValueError if it has others."""
+    if not path.exists():
+        return pd.DataFrame(columns=columns)
+    table = pd.read_csv(path, dtype={"cell": str}, keep_default_na=True)
+    if missing := set(columns) - set(table.columns):
+        raise ValueError(f"{path} has no column {min(missing)!r}: no table of a sweep. Choose another out.")
+    return table
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Refuse a second sweep on the same tables."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"another sweep is at work in {folder}. Wait for it, or choose another out."
+            ) from None
+        yield
+
+
+def run_sweep(
+    cells: Sequence[Cell],
+    out: str | Path,
+    jobs: int | None = None,
+    backend: str = "joblib",
+    scheduler: str | None = None,
+    folder: str | Path | None = None,
+) -> Tables:
+    """Run every cell that has not finished yet; a stop loses the epoch it is in, a failed cell does not stop the rest
+    and is tried again by the next call.
+
+    out: the long table, a .csv. jobs: processes at a time, default one a core; each has an even share of the cores.
+    backend: "joblib", or "dask" with the address of its scheduler. folder: of checkpoints and bootstrap replicates,
+    default `runs/sweeps/<name of out>`. Raises ValueError for an argument that is not as it should be, or while another
+    sweep is at work on the same folder.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend should be one of {', '.join(BACKENDS)}. Found {backend!r}.")
+    if (backend == "dask") != (scheduler is not None):
+        raise ValueError(
+            f"scheduler goes with backend dask, and dask with it. Found {backend!r}, {scheduler!r}."
+        )
+    cores = os.cpu_count() or 1
+    jobs = cores if jobs is None else jobs
+    if jobs < 1:
+        raise ValueError(f"jobs should be at least 1. Found {jobs}.")
+    threads = max(1, cores // jobs)
+    tables = Tables(out, folder)
+    with alone(tables.folder):
+        finished = tables.finished()
+        waiting = [cell for cell in cells if cell.id not in finished]
+        if backend == "dask":
+            outcomes = with_dask(waiting, scheduler, threads)
+        else:
+            outcomes = with_joblib(waiting, min(jobs, len(waiting)), threads, tables.folder)
+        bar = tqdm(
+            total=len(cells), initial=len(cells) - len(waiting), desc="sweep", unit="run", disable=None
+        )
+        with bar:
+            for outcome in outcomes:
+                tables.add(outcome)
+                bar.set_postfix_str(
+                    f"{outcome.cell.method} seed {outcome.cell.config.seed}: {outcome.record['status']}"
+                )
+                bar.update()
+    return tables

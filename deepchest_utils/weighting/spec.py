@@ -1,0 +1,36 @@
+"""A method with its options in one word, as tables and the command line name it."""
+
+import ast
+
+
+def parse_method(spec: str) -> tuple[str, dict]:
+    """The name and the options, for `make_method`, of `deepchest`, `deepchest(floor=0.25)`, or
+    `deepchest(normalize=True)+pcgrad(level="features")`.
+
+    Options are literals. Raises ValueError for anything else.
+    """
+    try:
+        terms = [_term(tree) for tree in _terms(ast.parse(spec, mode="eval").body)]
+    except (SyntaxError, ValueError):
+        raise ValueError(
+            f"a method should read NAME, NAME(option=value, ...) or A+B of these. Found {spec!r}."
+        ) from None
+    options: dict = {}
+    for _, own in reversed(terms):  # each term's options hold those of the terms after it
+        options = {**own, **({"inner_options": options} if options else {})}
+    return "+".join(name for name, _ in terms), options
+
+
+def _terms(tree: ast.expr) -> list[ast.expr]:
+    if isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.Add):
+        return [*_terms(tree.left), *_terms(tree.right)]
+    return [tree]
+
+
+def _term(tree: ast.expr) -> tuple[str, dict]:
+    match tree:
+        case ast.Name(id=name):
+            return name, {}
+        case ast.Call(func=ast.Name(id=name), args=[], keywords=keywords) if all(k.arg for k in keywords):
+            return name, {k.arg: ast.literal_eval(k.value) for k in keywords}
+    raise ValueError
