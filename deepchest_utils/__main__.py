@@ -1,4 +1,4 @@
-"""`python -m deepchest_utils train | notebooks | data`: what the notebooks do, from a shell."""
+"""`python -m deepchest_utils train | sweep | notebooks | data`: what the notebooks do, from a shell."""
 
 import argparse
 import dataclasses
@@ -9,31 +9,41 @@ import sys
 PAIRS = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
 
 
-def _config_arguments(parser: argparse.ArgumentParser) -> None:
-    """An option a field of TrainConfig, its help the comment beside the field."""
+def _config_arguments(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """An option a field of TrainConfig, its help the comment beside the field. several: takes a list of values, and
+    methods with options of their own."""
     from deepchest_utils.training.config import TrainConfig
 
     comments = dict(re.findall(r"^    (\w+): [^#\n]*  # (.*)$", inspect.getsource(TrainConfig), re.MULTILINE))
     for field in dataclasses.fields(TrainConfig):
+        if several and field.name in ("run_dir", "method_options"):
+            continue
         default = "" if field.default is dataclasses.MISSING else f" (default: {field.default})"
-        name = "--" + field.name.replace("_", "-")
+        name, words = "--" + field.name.replace("_", "-"), comments[field.name] + default
+        kind = str if field.default is None else type(field.default)
         if field.name.endswith("_options"):
             parser.add_argument(name, **PAIRS, help=comments[field.name])
-        elif isinstance(field.default, bool):
+        elif several:
+            kind = _truth if kind is bool else kind
+            parser.add_argument(name, type=kind, nargs="+", default=[field.default], help=words)
+        elif kind is bool:
             parser.add_argument(
-                name,
-                action=argparse.BooleanOptionalAction,
-                default=field.default,
-                help=comments[field.name] + default,
+                name, action=argparse.BooleanOptionalAction, default=field.default, help=words
             )
         else:
-            kind = str if field.default is None else type(field.default)
-            parser.add_argument(name, type=kind, default=field.default, help=comments[field.name] + default)
+            parser.add_argument(name, type=kind, default=field.default, help=words)
+
+
+def _truth(text: str) -> bool:
+    try:
+        return {"true": True, "false": False}[text.lower()]
+    except KeyError:
+        raise argparse.ArgumentTypeError(f"should be true or false. Found {text!r}.") from None
 
 
 def build_parser(command: str = "") -> argparse.ArgumentParser:
-    """The parser; the options of `command` "train" come from TrainConfig, and that from torch: only where
-    they are needed."""
+    """The parser; the options of `command` "train" and "sweep" come from TrainConfig, and that from torch:
+    only where they are needed."""
     parser = argparse.ArgumentParser(prog="python -m deepchest_utils", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
@@ -41,6 +51,20 @@ def build_parser(command: str = "") -> argparse.ArgumentParser:
     train.set_defaults(function=_train)
     if command == "train":
         _config_arguments(train)
+
+    sweep = commands.add_parser(
+        "sweep", help="many runs, the product of the values given; a finished one is not run again"
+    )
+    sweep.set_defaults(function=_sweep)
+    if command == "sweep":
+        _config_arguments(sweep, several=True)
+        sweep.add_argument("--out", default="runs/sweep.csv", help="the long table (default: runs/sweep.csv)")
+        sweep.add_argument("--jobs", type=int, help="runs at a time (default: one a core)")
+        sweep.add_argument("--backend", default="joblib", help="joblib, or dask for a cluster")
+        sweep.add_argument("--scheduler", help="address of the Dask cluster, e.g. tcp://host:8786")
+        sweep.add_argument(
+            "--lr-from", metavar="CSV", help="each method's lr: the best on validation in that sweep"
+        )
 
     books = commands.add_parser("notebooks", help="run notebooks headless through papermill")
     books.add_argument("names", nargs="*", metavar="NN", help="which ones, e.g. 01 03 (default: all)")
@@ -84,6 +108,27 @@ def _train(args: argparse.Namespace) -> int:
     return 0
 
 
+def _sweep(args: argparse.Namespace) -> int:
+    from deepchest_utils.sweep import best_lr, make_cells, run_sweep
+    from deepchest_utils.training import TrainConfig
+
+    names = [f.name for f in dataclasses.fields(TrainConfig) if hasattr(args, f.name)]
+    base = TrainConfig(data_options=_pairs(args.data_options))
+    lists = {name: getattr(args, name) for name in names if name != "data_options"}
+    cells = make_cells(base, lists, best_lr(args.lr_from) if args.lr_from else None)
+    tables = run_sweep(cells, args.out, args.jobs, args.backend, args.scheduler)
+    mine = tables.cells[tables.cells.cell.isin([cell.id for cell in cells])]
+    for row in mine[mine.status == "failed"].itertuples():
+        print(f"failed: {row.method} seed {row.seed}: {row.error}", file=sys.stderr)
+    done = tables.rows[tables.rows.cell.isin(mine.cell[mine.status == "done"])]
+    chosen = done.query("split == 'test' and task == 'macro' and metric in ['auroc', 'average_precision']")
+    table = chosen.pivot_table(
+        index="method", columns="metric", values="value", aggfunc=["mean", "std", "count"]
+    )
+    print(f"{len(mine)} runs in {tables.out}, test, macro\n{table.round(4).to_string(na_rep='-')}")
+    return 1 if (mine.status == "failed").any() else 0
+
+
 def _notebooks(args: argparse.Namespace) -> int:
     from pathlib import Path
 
@@ -115,7 +160,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; with the same --run-dir the run goes on from its last epoch", file=sys.stderr)
+        print("stopped; the same command goes on from here (train: with --run-dir)", file=sys.stderr)
         return 130
 
 

@@ -140,6 +140,13 @@ def _check_image_size(trunk: nn.Module, name: str, image_size: int, num_features
         raise ValueError(f"backbone {name!r} should give (1, {num_features}) features. Found {tuple(found)}.")
 
 
+def prevalence_logit(prevalence: Float[Tensor, " k"] | None, num_tasks: int) -> Float[Tensor, " k"]:
+    """Where the biases of the heads start, (K,): zeros if the prevalence is not known."""
+    if prevalence is None:
+        return torch.zeros(num_tasks)
+    return torch.logit(prevalence.nan_to_num(0.5), eps=1e-4)
+
+
 class MultiTaskNet(nn.Module):
     """Hard sharing: one trunk for all tasks, one linear head a task, kept as one matrix.
 
@@ -160,9 +167,7 @@ class MultiTaskNet(nn.Module):
         self.trunk, num_features = build_trunk(backbone, image_size, pretrained)
         self.head = nn.Linear(num_features, num_tasks)
         with torch.no_grad():
-            self.head.bias.zero_()
-            if prevalence is not None:
-                self.head.bias.copy_(torch.logit(prevalence.nan_to_num(0.5), eps=1e-4))
+            self.head.bias.copy_(prevalence_logit(prevalence, num_tasks))
 
     def features(self, x: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b f"]:
         return self.trunk(x)

@@ -2,6 +2,6 @@
 failed ones noted."""
 
 from deepchest_utils.sweep.cells import Cell, make_cells
-from deepchest_utils.sweep.run import Tables, run_sweep
+from deepchest_utils.sweep.run import Tables, best_lr, run_sweep
 
-__all__ = ["Cell", "Tables", "make_cells", "run_sweep"]
+__all__ = ["Cell", "Tables", "best_lr", "make_cells", "run_sweep"]

@@ -56,11 +56,14 @@ class Outcome:
     replicates: np.ndarray
 
 
-def make_cells(base: TrainConfig, lists: dict[str, Sequence]) -> list[Cell]:
-    """The product of the lists, seeds last: the first cells are one whole comparison.
+def make_cells(
+    base: TrainConfig, lists: dict[str, Sequence], lr: dict[str, float] | None = None
+) -> list[Cell]:
+    """The product of the lists, seed by seed: the first cells are one whole comparison.
 
-    lists: field of TrainConfig -> values; those of "method" may carry options, `deepchest(floor=0.25)`. Raises
-    ValueError for an unknown field or a value that TrainConfig refuses.
+    lists: field of TrainConfig -> values; those of "method" may carry options, `deepchest(floor=0.25)`. lr: a
+    learning rate for each method, as `best_lr` finds them, in place of the lists'. Raises ValueError for an unknown
+    field, a value that TrainConfig refuses, or a method without a learning rate.
     """
     known = {field.name for field in dataclasses.fields(TrainConfig)}
     if unknown := set(lists) - known:
@@ -69,12 +72,19 @@ def make_cells(base: TrainConfig, lists: dict[str, Sequence]) -> list[Cell]:
     cells = {}
     for values in itertools.product(*(lists[name] for name in names)):
         given = dict(zip(names, values, strict=True))
-        spec = given.pop("method", base.method)
-        name, options = parse_method(spec)
-        check_names(name)
-        if base.method_options and "method" not in lists:
-            options = base.method_options
-        cell = Cell(spec, dataclasses.replace(base, **given, method=name, method_options=options))
+        if "method" in given:
+            spec = given["method"]
+            given["method"], given["method_options"] = parse_method(spec)
+            check_names(given["method"])
+        else:
+            spec = base.method
+        if lr is not None:
+            if spec not in lr:
+                raise ValueError(
+                    f"lr should have every method's. Found none for {spec!r}, only {', '.join(lr)}."
+                )
+            given["lr"] = lr[spec]
+        cell = Cell(spec, dataclasses.replace(base, **given))
         cells[cell.id] = cell
     return list(cells.values())
 

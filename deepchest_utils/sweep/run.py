@@ -1,6 +1,7 @@
 """`run_sweep`: every cell that is not finished yet, and the two tables that hold what came of them."""
 
 import fcntl
+import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from deepchest_utils.datasets.cache import PROJECT
 from deepchest_utils.records import COLUMNS, write_atomic
 from deepchest_utils.sweep.cells import Cell, Outcome
 from deepchest_utils.sweep.workers import with_dask, with_joblib
+from deepchest_utils.training import TrainConfig
 
 BACKENDS = ("joblib", "dask")
 DIGITS = "%.7g"  # of a float32, and the same text whenever the same cell is run again
@@ -49,9 +51,24 @@ class Tables:
         rows = outcome.rows[["cell", *COLUMNS]]
         self.rows = pd.concat([self.rows[self.rows.cell != cell], rows], ignore_index=True)
         row = pd.DataFrame([outcome.record])
-        self.cells = pd.concat([self.cells[self.cells.cell != cell], row], ignore_index=True)
+        kept = self.cells[self.cells.cell != cell]
+        self.cells = pd.concat([kept, row], ignore_index=True) if len(kept) else row
         write_atomic(self.out, self.rows.to_csv(index=False, float_format=DIGITS))
         write_atomic(self.cells_path, self.cells.to_csv(index=False))
+
+
+def best_lr(out: str | Path) -> dict[str, float]:
+    """The learning rate of each method with the best macro AUROC on validation, the best epoch's, averaged over seeds,
+    in the sweep of table `out`. Raises ValueError if no finished run is in it."""
+    tables = Tables(out)
+    rows = tables.rows.query("split == 'val' and task == 'macro' and metric == 'auroc'")
+    best = rows.groupby("cell").value.max()
+    cells = tables.cells[tables.cells.cell.isin(best.index)]
+    if cells.empty:
+        raise ValueError(f"{tables.out} holds no finished run: nothing to choose a learning rate from.")
+    lr = [json.loads(settings).get("lr", TrainConfig.lr) for settings in cells.settings]
+    scores = cells.assign(lr=lr, score=cells.cell.map(best)).groupby(["method", "lr"]).score.mean()
+    return {method: group.idxmax()[1] for method, group in scores.groupby("method")}
 
 
 def read(path: Path, columns: list[str]) -> pd.DataFrame:

@@ -4,11 +4,10 @@ split."""
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from deepchest_utils.augment import to_input
 from deepchest_utils.datasets import ChestXrays
-from deepchest_utils.models import MultiTaskNet
 
 EVAL_BATCH = 256
 
@@ -36,7 +35,7 @@ def fetch(images: np.ndarray, rows: np.ndarray, device: torch.device) -> Tensor:
 
 @torch.no_grad()
 def predict(
-    net: MultiTaskNet,
+    net: nn.Module,
     data: ChestXrays,
     device: torch.device,
     memory_format: torch.memory_format = torch.contiguous_format,

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 OPTIMIZERS = ("adamw", "adam", "rmsprop", "sgd")
 SCHEDULES = ("cosine", "constant")
 AMP = ("off", "bf16", "fp16")
-_ONE_OF = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "amp": AMP}
+ARCHITECTURES = ("hard_sharing", "single_task", "cross_stitch", "mtan")
+_ONE_OF = {"architecture": ARCHITECTURES, "optimizer": OPTIMIZERS, "schedule": SCHEDULES, "amp": AMP}
 _POSITIVE = ("image_size", "epochs", "batch_size", "lr")
 
 
@@ -23,6 +24,7 @@ class TrainConfig:
     data_options: dict = field(default_factory=dict)  # further options of load_dataset
     method: str = "deepchest"  # a name of make_method
     method_options: dict = field(default_factory=dict)  # its options
+    architecture: str = "hard_sharing"  # what tasks share: hard_sharing, single_task, cross_stitch or mtan
     backbone: str = "resnet18_thin"  # resnet18_thin or a classifier of torchvision.models
     pretrained: bool = False  # start from ImageNet weights
     epochs: int = 12  # passes over the training set

@@ -9,11 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from deepchest_utils.architectures import ARCHITECTURES
 from deepchest_utils.augment import augment, to_input
 from deepchest_utils.datasets import ChestXrays, Splits
 from deepchest_utils.losses import masked_bce
 from deepchest_utils.metrics import macro, score_tasks
-from deepchest_utils.models import MultiTaskNet
 from deepchest_utils.records import task_rows
 from deepchest_utils.training.batches import epoch_shape, fetch, predict, training_order
 from deepchest_utils.training.config import TrainConfig
@@ -39,7 +39,7 @@ class Loop:
         self.augment_rng = torch.Generator().manual_seed(config.seed + 1_000_003)
         self.prevalence = torch.from_numpy(data.train.prevalence)
         num_tasks = len(data.findings)
-        net = MultiTaskNet(
+        net = ARCHITECTURES[config.architecture](
             config.backbone, num_tasks, data.train.images.shape[1], config.pretrained, self.prevalence
         )
         self.net = net.to(self.device, memory_format=self.memory_format)

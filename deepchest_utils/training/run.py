@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
 from deepchest_utils.datasets import Splits, load_dataset
 from deepchest_utils.metrics import choose_thresholds, score_tasks
-from deepchest_utils.models import MultiTaskNet
 from deepchest_utils.records import environment_report, task_rows, to_table, write_json, write_table
 from deepchest_utils.training.checkpoint import load_checkpoint, save_checkpoint
 from deepchest_utils.training.config import TrainConfig
@@ -31,7 +31,7 @@ class Run:
     history: pd.DataFrame
     test: pd.DataFrame
     best_epoch: int
-    model: MultiTaskNet
+    model: nn.Module
     method: Method
     logits: dict[str, np.ndarray]
 
