@@ -63,6 +63,12 @@ def build_parser(command: str = "") -> argparse.ArgumentParser:
         sweep.add_argument("--backend", default="joblib", help="joblib, or dask for a cluster")
         sweep.add_argument("--scheduler", help="address of the Dask cluster, e.g. tcp://host:8786")
         sweep.add_argument(
+            "--baseline",
+            nargs="+",
+            default=[],
+            help="methods that the others are compared with, in <out>_summary.csv",
+        )
+        sweep.add_argument(
             "--lr-from", metavar="CSV", help="each method's lr: the best on validation in that sweep"
         )
 
@@ -109,7 +115,8 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _sweep(args: argparse.Namespace) -> int:
-    from deepchest_utils.sweep import best_lr, make_cells, run_sweep
+    from deepchest_utils.records import write_table
+    from deepchest_utils.sweep import best_lr, compare_methods, make_cells, run_sweep
     from deepchest_utils.training import TrainConfig
 
     names = [f.name for f in dataclasses.fields(TrainConfig) if hasattr(args, f.name)]
@@ -126,6 +133,9 @@ def _sweep(args: argparse.Namespace) -> int:
         index="method", columns="metric", values="value", aggfunc=["mean", "std", "count"]
     )
     print(f"{len(mine)} runs in {tables.out}, test, macro\n{table.round(4).to_string(na_rep='-')}")
+    if args.baseline:
+        write_table(tables.summary_path, compare_methods(tables, args.baseline))
+        print(f"compared with {', '.join(args.baseline)}: {tables.summary_path}")
     return 1 if (mine.status == "failed").any() else 0
 
 

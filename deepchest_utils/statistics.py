@@ -1,11 +1,12 @@
-"""How sure we are: bootstrap over patients, on images that one network or two have scored. Randomness is an
-argument."""
+"""How sure we are: bootstrap over patients, on images that one network or two have scored; intervals over training
+seeds and patients; many methods compared at once. Randomness is an argument."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
+from scipy import stats
 
 from deepchest_utils.metrics import rank_tasks
 
@@ -102,3 +103,69 @@ def compare_runs(
         mean = value[defined].mean() if defined.any() else np.nan
         rows |= {name: [*value, mean], f"{name}_low": low, f"{name}_high": high}
     return pd.DataFrame(rows, index=pd.Index([*tasks, "macro"], name="task"))
+
+
+def mean_interval(
+    values: Float[np.ndarray, " s"], replicates: Float[np.ndarray, " r"], level: float = 0.95
+) -> dict[str, float]:
+    """The mean over S training seeds of a score, or of a paired difference, with an interval for other seeds and
+    other patients.
+
+    values: one a seed, all on the same test patients. replicates: of their mean, under a bootstrap over patients;
+    empty: patients are left out. The squared standard error is var(values) / S + var(replicates), and the interval
+    Student's with Welch and Satterthwaite's degrees of freedom, S - 1 if seeds are all there is. With S = 1 it holds
+    for that one network. The two parts share what a seed makes of single patients, which errs on the wide side.
+    Returns mean, low, high, p (two-sided, of a mean of 0), seed_sd (of one value), patient_sd (of the mean).
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level should be between 0 and 1. Found {level}.")
+    count = len(values)
+    if count == 0:
+        raise ValueError("values should hold at least one seed. Found none.")
+    seed_sd = values.std(ddof=1) if count > 1 else np.nan
+    of_seeds = seed_sd**2 / count if count > 1 else 0.0
+    of_patients = replicates.var(ddof=1) if len(replicates) > 1 else 0.0
+    error = np.sqrt(of_seeds + of_patients)
+    freedom = (of_seeds + of_patients) ** 2 / (of_seeds**2 / (count - 1)) if of_seeds > 0 else np.inf
+    mean = values.mean()
+    if error > 0:
+        reach, p = stats.t.ppf(0.5 + level / 2, freedom) * error, 2 * stats.t.sf(abs(mean) / error, freedom)
+    else:  # the same in every seed and every replicate, or one number alone: certain if it is a difference of 0
+        reach, p = (0.0, 1.0 if mean == 0 else 0.0) if count > 1 or len(replicates) > 1 else (np.nan, np.nan)
+    patient_sd = np.sqrt(of_patients) if len(replicates) > 1 else np.nan
+    named = {"mean": mean, "low": mean - reach, "high": mean + reach, "p": p}
+    return {k: float(v) for k, v in {**named, "seed_sd": seed_sd, "patient_sd": patient_sd}.items()}
+
+
+def holm(p: Float[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
+    """p-values of M tests, each raised so that rejecting those below alpha errs once in 1 / alpha families at most
+    (Holm 1979). NaN stays NaN and does not count."""
+    out, tested = np.full(len(p), np.nan), np.flatnonzero(~np.isnan(p))
+    order = tested[np.argsort(p[tested])]
+    raised = p[order] * np.arange(len(order), 0, -1)
+    out[order] = np.minimum(np.maximum.accumulate(raised), 1.0)
+    return out
+
+
+def friedman(
+    scores: Float[np.ndarray, "k m"], alpha: float = 0.05
+) -> tuple[Float[np.ndarray, " m"], float, float]:
+    """Average ranks (M,) of M methods over K tasks (1 is best, ties share), Friedman's p that all are alike, and
+    Nemenyi's critical difference: ranks further apart than that differ at `alpha` (Demsar 2006).
+
+    scores: higher is better. Raises ValueError for fewer than three methods or two tasks, or a NaN.
+    """
+    tasks, methods = scores.shape
+    if methods < 3 or tasks < 2 or np.isnan(scores).any():
+        raise ValueError(f"scores should be at least 2 tasks by 3 methods without NaN. Found {scores.shape}.")
+    ranks = stats.rankdata(-scores, axis=1).mean(0)
+    p = stats.friedmanchisquare(*scores.T).pvalue
+    critical = stats.studentized_range.ppf(1 - alpha, methods, np.inf) / np.sqrt(2)
+    return ranks, float(p), float(critical * np.sqrt(methods * (methods + 1) / (6 * tasks)))
+
+
+def delta_m(values: Float[np.ndarray, " k"], single: Float[np.ndarray, " k"], higher: bool = True) -> float:
+    """Delta-m: the mean over tasks of the relative gain over single-task networks, in per cent (Maninis et al. 2019,
+    arXiv 1904.08918); tasks undefined in either are left out."""
+    gain = (values - single) / single
+    return float(100 * np.nanmean(gain if higher else -gain))

@@ -31,6 +31,7 @@ class Tables:
         if self.out.suffix != ".csv":
             raise ValueError(f"out should be the name of a .csv. Found {str(out)!r}.")
         self.cells_path = self.out.with_name(f"{self.out.stem}_cells.csv")
+        self.summary_path = self.out.with_name(f"{self.out.stem}_summary.csv")
         self.folder = Path(folder) if folder else PROJECT / "runs" / "sweeps" / self.out.stem
         self.rows = read(self.out, ["cell", *COLUMNS])
         self.cells = read(self.cells_path, ["cell", "status"])
