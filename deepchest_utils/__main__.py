@@ -115,7 +115,6 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _sweep(args: argparse.Namespace) -> int:
-    from deepchest_utils.records import write_table
     from deepchest_utils.sweep import best_lr, compare_methods, make_cells, run_sweep
     from deepchest_utils.training import TrainConfig
 
@@ -134,7 +133,7 @@ def _sweep(args: argparse.Namespace) -> int:
     )
     print(f"{len(mine)} runs in {tables.out}, test, macro\n{table.round(4).to_string(na_rep='-')}")
     if args.baseline:
-        write_table(tables.summary_path, compare_methods(tables, args.baseline))
+        tables.write_summary(compare_methods(tables, args.baseline))
         print(f"compared with {', '.join(args.baseline)}: {tables.summary_path}")
     return 1 if (mine.status == "failed").any() else 0
 

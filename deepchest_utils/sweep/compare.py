@@ -8,12 +8,14 @@ import pandas as pd
 from deepchest_utils.statistics import BOOTSTRAP_METRICS, holm, mean_interval
 from deepchest_utils.sweep.run import Tables
 
+ITSELF = "itself"
+
 
 def compare_methods(tables: Tables, baselines: Sequence[str] = ("equal",)) -> pd.DataFrame:
     """A row a method, baseline, metric and task (findings, then "macro"): mean, low, high, p, seed_sd, patient_sd of
     `mean_interval`, the number of seeds, and p_holm.
 
-    Baseline "" is the score itself; for the others it is the difference, paired by seed and by patient. p_holm
+    Baseline "itself" is the score (without p); for the others it is the difference, paired by seed and by patient. p_holm
     corrects over the methods for "macro", and over methods and findings for the findings. Raises ValueError for a
     baseline that no finished run has, or a method that ran twice with one seed (with two learning rates, say).
     """
@@ -32,7 +34,7 @@ def compare_methods(tables: Tables, baselines: Sequence[str] = ("equal",)) -> pd
     replicates = {cell: _replicates(tables, cell, values.loc[cell], tasks) for cell in done.cell}
     cells = {method: group.set_index("seed").cell for method, group in done.groupby("method", sort=False)}
     rows = []
-    for baseline in ("", *baselines):
+    for baseline in (ITSELF, *baselines):
         for method, own in cells.items():
             if method == baseline:
                 continue
@@ -51,9 +53,10 @@ def compare_methods(tables: Tables, baselines: Sequence[str] = ("equal",)) -> pd
                     {**named, "task": task, **_one(value[:, k], sample[:, k])} for k, task in enumerate(tasks)
                 ]
     table = pd.DataFrame(rows)
+    table.loc[table.baseline == ITSELF, "p"] = np.nan  # that a score is 0 is nobody's question
     table["p_holm"] = np.nan
     family = [table.baseline, table.metric, table.task == "macro"]
-    for _, group in table[table.baseline != ""].groupby(family):
+    for _, group in table[table.baseline != ITSELF].groupby(family):
         table.loc[group.index, "p_holm"] = holm(group.p.to_numpy())
     return table
 

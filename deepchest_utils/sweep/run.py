@@ -57,6 +57,9 @@ class Tables:
         write_atomic(self.out, self.rows.to_csv(index=False, float_format=DIGITS))
         write_atomic(self.cells_path, self.cells.to_csv(index=False))
 
+    def write_summary(self, summary: pd.DataFrame) -> None:
+        write_atomic(self.summary_path, summary.to_csv(index=False, float_format=DIGITS))
+
 
 def best_lr(out: str | Path) -> dict[str, float]:
     """The learning rate of each method with the best macro AUROC on validation, the best epoch's, averaged over seeds,
