@@ -39,6 +39,9 @@ class NashMTL(GradientBalancing):
         max_norm: float = 1.0,
         level: str = "parameters",
     ):
+        for name, value in (("update_every", update_every), ("iterations", iterations)):
+            if value < 1:
+                raise ValueError(f"{name} should be at least 1. Found {value}.")
         options = {"update_weights_every": update_every, "optim_niter": iterations, "max_norm": max_norm}
         super().__init__(num_tasks, "NashMTL", level, n_tasks=num_tasks, **options)
 
@@ -59,6 +62,8 @@ class FairGrad(GradientBalancing):
     """
 
     def __init__(self, num_tasks: int, alpha: float = 2.0, level: str = "parameters"):
+        if not 0 < alpha < float("inf"):
+            raise ValueError(f"alpha should be greater than 0. Found {alpha}.")
         super().__init__(num_tasks, "FairGrad", level, alpha=alpha)
 
 

@@ -15,7 +15,7 @@ class FAMO(Scalarization):
     task's log-loss has fallen on the same batch (algorithm 1 of the paper).
 
     lr: of xi. gamma: decay of xi. Both are the paper's. A task without a label in the batch is left out of the
-    sums, and its xi moves by its decay alone.
+    sums, and puts nothing but its decay into the step of xi.
     """
 
     looks_after_step = True
@@ -43,8 +43,10 @@ class FAMO(Scalarization):
     def after_step(self, losses: Float[Tensor, " k"]) -> None:
         if self._before is None:
             raise ValueError("after_step should come after backward: there are no losses to compare with.")
-        fall = ((self._before + EPSILON).log() - (losses + EPSILON).log()).double() * in_batch(self._before)
-        z = torch.softmax(self.xi, dim=0)
+        here = in_batch(self._before)
+        fall = ((self._before + EPSILON).log() - (losses + EPSILON).log()).double() * here
+        z = torch.softmax(self.xi, dim=0) * here
+        z = z / z.sum().clamp(min=EPSILON)  # over the tasks in the batch, as the loss of the step has it
         # of sum_k z_k fall_k by xi, and the decay; then Adam, with its usual constants
         gradient = z * (fall - z @ fall) + self.gamma * self.xi
         self.count += 1

@@ -72,6 +72,8 @@ class GradientBalancing(Method):
     def backward(self, losses: Float[Tensor, " k"], features: Float[Tensor, "b *f"] | None = None) -> None:
         if features is None:
             raise ValueError("features should be the trunk's output: there is where the tasks part.")
+        if not features.requires_grad:
+            raise ValueError("features should come from a trunk that is trained. Found it frozen.")
         here = in_batch(losses)
         if not here.any():
             losses.sum().backward()  # zeros, as for any method
@@ -102,7 +104,8 @@ class GradientBalancing(Method):
             gradients = torch.autograd.grad(loss, trunk, retain_graph=True)
             rows.append(torch.cat([g.flatten() for g in gradients]))
         combined = self.combine(torch.stack(rows), here)
-        losses.sum().backward(inputs=heads)
+        if heads:
+            losses.sum().backward(inputs=heads)
         for parameter, gradient in zip(trunk, combined.split([p.numel() for p in trunk]), strict=True):
             gradient = gradient.view_as(parameter)
             parameter.grad = gradient.clone() if parameter.grad is None else parameter.grad + gradient
@@ -115,13 +118,14 @@ class GradientBalancing(Method):
 
     def set_extra_state(self, state: dict[str, Tensor | float]) -> None:
         memory = self._memory
-        for name, value in state.items():
-            setattr(memory, name, value)
+        if memory is None:
+            return
+        memory.reset()
         if "_phi_t" in state:  # GradVac starts anew unless it finds its key
             memory._phi_t = state["_phi_t"].clone().cpu()
             memory._state_key = (self.num_tasks, memory._phi_t.dtype)
         if state.get("step"):  # Nash-MTL sets its problem up in its first step only
-            memory.prvs_alpha = state["prvs_alpha"].cpu().numpy().copy()
+            memory.step, memory.prvs_alpha = state["step"], state["prvs_alpha"].cpu().numpy().copy()
             memory._init_optim_problem()
 
 

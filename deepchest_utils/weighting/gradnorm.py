@@ -4,11 +4,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from deepchest_utils.weighting.base import LossWeighting, in_batch
+from deepchest_utils.weighting.base import Method, in_batch
 from deepchest_utils.weighting.shared import last_shared_layer
 
 
-class GradNorm(LossWeighting):
+class GradNorm(Method):
     """Trains the task weights w so that all tasks pull equally hard on W, the weights of the last shared layer.
     With G_k = ||grad_W w_k L_k||, r_k the task's share of its first loss, L_k(t) / L_k(0), over the mean of these,
     the weights go down the gradient of sum_k |G_k - mean(G) r_k^alpha|, the target held constant (algorithm 1 of

@@ -11,7 +11,7 @@ def parse_method(spec: str) -> tuple[str, dict]:
     """
     try:
         terms = [_term(tree) for tree in _terms(ast.parse(spec, mode="eval").body)]
-    except (SyntaxError, ValueError):
+    except (SyntaxError, TypeError, ValueError):  # TypeError: a literal like {[]: 1}
         raise ValueError(
             f"a method should read NAME, NAME(option=value, ...) or A+B of these. Found {spec!r}."
         ) from None

@@ -41,6 +41,8 @@ class CAGrad(GradientBalancing):
     """
 
     def __init__(self, num_tasks: int, c: float = 0.4, level: str = "parameters"):
+        if not 0 <= c < 1:
+            raise ValueError(f"c should lie in [0, 1). Found {c}.")
         super().__init__(num_tasks, "CAGrad", level, c=c)
 
 
