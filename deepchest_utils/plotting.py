@@ -1,4 +1,4 @@
-"""Figures: one style, one `save_figure`, one table of names and colours."""
+"""Figures: one style, one `save_figure`."""
 
 import os
 from collections.abc import Sequence
@@ -13,28 +13,7 @@ from matplotlib.figure import Figure
 
 from deepchest_utils.datasets.cache import PROJECT
 from deepchest_utils.interactive import keep_notebooks_small
-
-# Okabe and Ito's colours, told apart in every form of colour blindness, and in grey
-BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY = (
-    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#7F7F7F",
-)  # fmt: skip
-SIGNAL_STYLE = {  # what drives DeepChest's update: (label, colour)
-    "accuracy": ("accuracy", VERMILION),
-    "loss_trend": ("loss trend", PURPLE),
-    "relative_loss": ("L/H", BLUE),
-    "auroc": ("AUROC", GREEN),
-    "balanced_accuracy": ("balanced accuracy", ORANGE),
-}
-METHOD_STYLE = {  # name: (label, colour), in the order of every legend and table
-    "equal": ("Equal", GREY),
-    "static": ("Static", SKY),
-    "deepchest": ("DeepChest", SIGNAL_STYLE["accuracy"][1]),
-    **{
-        f"deepchest_{signal}": (f"DeepChest ({label})", color)
-        for signal, (label, color) in SIGNAL_STYLE.items()
-        if signal != "accuracy"
-    },
-}
+from deepchest_utils.labels import ORANGE
 
 
 def use_style() -> None:
@@ -61,18 +40,6 @@ def use_style() -> None:
             "image.cmap": "gray",
         }
     )
-
-
-def method_label(name: str) -> str:
-    return METHOD_STYLE.get(name, (name, GREY))[0]
-
-
-def method_color(name: str) -> str:
-    """The method's colour; one that the table does not have yet gets the same colour every time."""
-    if name in METHOD_STYLE:
-        return METHOD_STYLE[name][1]
-    palette = [mpl.colors.to_hex(c) for c in mpl.color_sequences["petroff10"]]
-    return palette[sum(name.encode()) % len(palette)]
 
 
 def figure_folder(dataset: str, smoke: bool) -> Path:

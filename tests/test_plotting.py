@@ -8,14 +8,19 @@ import pytest
 from matplotlib.figure import Figure
 
 from deepchest_utils import FINDINGS, METHODS
-from deepchest_utils.plotting import (
-    METHOD_STYLE,
+from deepchest_utils.labels import (
+    FAMILY_STYLE,
+    METHOD_LABELS,
     SIGNAL_STYLE,
+    method_color,
+    method_family,
+    method_label,
+    method_order,
+)
+from deepchest_utils.plotting import (
     figure_folder,
     interval_plot,
     label_ends,
-    method_color,
-    method_label,
     pretty,
     save_figure,
     show_radiograph,
@@ -89,13 +94,20 @@ def test_default_folder_is_that_of_the_committed_figures(monkeypatch, tmp_path):
 # the table of methods
 
 
-def test_every_method_has_a_label_and_a_colour_of_its_own():
-    assert set(METHODS) <= set(METHOD_STYLE)
-    labels, colours = zip(*METHOD_STYLE.values(), strict=True)
-    assert len(set(labels)) == len(labels)
+def test_every_method_has_a_label_and_a_family():
+    assert set(METHODS) == set(METHOD_LABELS)
+    assert len(set(METHOD_LABELS.values())) == len(METHODS)
+    assert {method_family(name) for name in METHODS} == set(FAMILY_STYLE) - {"composed"}
+    colours = [colour for _, colour in FAMILY_STYLE.values()]
     assert len(set(colours)) == len(colours)
     for name in METHODS:
-        assert (method_label(name), method_color(name)) == METHOD_STYLE[name]
+        assert method_label(name) == METHOD_LABELS[name]
+        assert mpl.colors.is_color_like(method_color(name))
+
+
+def test_deepchest_s_variants_have_colours_of_their_own():
+    names = [name for name in METHODS if name.startswith("deepchest")]
+    assert len({method_color(name) for name in [*names, "equal", "static"]}) == len(names) + 2
 
 
 def test_every_signal_has_the_colour_of_its_method():
@@ -104,10 +116,35 @@ def test_every_signal_has_the_colour_of_its_method():
         assert colour == method_color("deepchest" if signal == "accuracy" else f"deepchest_{signal}")
 
 
-def test_method_without_a_place_gets_the_same_colour_every_time():
-    assert method_label("deepchest+equal") == "deepchest+equal"
-    assert method_color("deepchest+equal") == method_color("deepchest+equal")
-    assert mpl.colors.is_color_like(method_color("deepchest+equal"))
+def test_label_of_a_method_with_options():
+    spec = 'deepchest(floor=0.25, normalize=True)+pcgrad(level="features")'
+    assert method_label(spec) == "DeepChest (floor 0.25, normalize True) + PCGrad (features)"
+    assert method_label("static(values=[1, 2])") == "Static (values given)"
+    assert method_label("mine") == "mine"
+    assert method_family(spec) == "composed"
+    assert method_color('pcgrad(level="features")') == method_color("pcgrad") == FAMILY_STYLE["gradient"][1]
+
+
+def test_order_of_methods_is_the_table_s_with_compositions_last():
+    given = [
+        "deepchest+pcgrad",
+        "upgrad",
+        "dwa",
+        "equal",
+        "deepchest(floor=0.5)",
+        "deepchest",
+        "deepchest+cagrad",
+    ]
+    wanted = [
+        "equal",
+        "deepchest",
+        "deepchest(floor=0.5)",
+        "dwa",
+        "upgrad",
+        "deepchest+pcgrad",
+        "deepchest+cagrad",
+    ]
+    assert method_order(given) == wanted
 
 
 # drawing
