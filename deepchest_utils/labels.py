@@ -22,6 +22,7 @@ FAMILY_STYLE = {  # (label, colour): of figures with all methods, too many for a
     "loss": ("loss weighting", BLUE),
     "gradient": ("gradient balancing", GREEN),
     "composed": ("DeepChest over another", PURPLE),
+    "architecture": ("other architectures", ORANGE),
 }
 _LABELS = {
     "fixed": {"equal": "Equal", "static": "Static", "inverse_prevalence": "Inverse prevalence"},
@@ -49,16 +50,17 @@ _OWN_COLOR = {  # of figures that draw a few methods as lines
 
 
 def method_label(spec: str) -> str:
-    """For a figure, of a method with or without options: `deepchest(floor=0.25)+pcgrad(level="features")` is
-    "DeepChest (floor 0.25) + PCGrad (features)"."""
-    name, options = parse_method(spec)
+    """For a figure, of a method as sweeps name it: `deepchest(floor=0.25)+pcgrad(level="features")` is
+    "DeepChest (floor 0.25) + PCGrad (features)", `equal@single_task` is "Equal, single-task"."""
+    method, _, architecture = spec.partition("@")
+    name, options = parse_method(method)
     words = []
     for part in name.split("+"):
         own = {k: v for k, v in options.items() if k != "inner_options"}
         options = options.get("inner_options", {})
         shown = ", ".join(v if k == "level" else f"{k.replace('_', ' ')} {_short(v)}" for k, v in own.items())
         words.append(METHOD_LABELS.get(part, part) + (f" ({shown})" if shown else ""))
-    return " + ".join(words)
+    return " + ".join(words) + (f", {architecture.replace('_', '-')}" if architecture else "")
 
 
 def _short(value: object) -> str:
@@ -67,13 +69,15 @@ def _short(value: object) -> str:
 
 def method_family(spec: str) -> str:
     """A key of FAMILY_STYLE; a name that no list has counts as loss weighting."""
-    name, _ = parse_method(spec)
+    name, _ = parse_method(spec.partition("@")[0])
+    if "@" in spec:
+        return "architecture"
     return "composed" if "+" in name else _FAMILIES.get(name, "loss")
 
 
 def method_color(spec: str) -> str:
     """The method's own colour if it has one, else its family's."""
-    return _OWN_COLOR.get(parse_method(spec)[0], FAMILY_STYLE[method_family(spec)][1])
+    return _OWN_COLOR.get(spec.partition("(")[0], FAMILY_STYLE[method_family(spec)][1])
 
 
 def method_order(specs: Iterable[str]) -> list[str]:
@@ -81,7 +85,7 @@ def method_order(specs: Iterable[str]) -> list[str]:
     places = {name: place for place, name in enumerate(METHOD_LABELS)}
 
     def place(spec: str) -> tuple:
-        parts = parse_method(spec)[0].split("+")
-        return len(parts), [places.get(part, len(places)) for part in parts], spec
+        parts = parse_method(spec.partition("@")[0])[0].split("+")
+        return "@" in spec, len(parts), [places.get(part, len(places)) for part in parts], spec
 
     return sorted(specs, key=place)

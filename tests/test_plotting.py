@@ -97,7 +97,7 @@ def test_default_folder_is_that_of_the_committed_figures(monkeypatch, tmp_path):
 def test_every_method_has_a_label_and_a_family():
     assert set(METHODS) == set(METHOD_LABELS)
     assert len(set(METHOD_LABELS.values())) == len(METHODS)
-    assert {method_family(name) for name in METHODS} == set(FAMILY_STYLE) - {"composed"}
+    assert {method_family(name) for name in METHODS} == set(FAMILY_STYLE) - {"composed", "architecture"}
     colours = [colour for _, colour in FAMILY_STYLE.values()]
     assert len(set(colours)) == len(colours)
     for name in METHODS:
@@ -121,6 +121,9 @@ def test_label_of_a_method_with_options():
     assert method_label(spec) == "DeepChest (floor 0.25, normalize True) + PCGrad (features)"
     assert method_label("static(values=[1, 2])") == "Static (values given)"
     assert method_label("mine") == "mine"
+    assert method_label("equal@single_task") == "Equal, single-task"
+    assert method_family("equal@single_task") == "architecture"
+    assert method_color("deepchest_auroc(floor=0.5)") == method_color("deepchest_auroc")
     assert method_family(spec) == "composed"
     assert method_color('pcgrad(level="features")') == method_color("pcgrad") == FAMILY_STYLE["gradient"][1]
 

@@ -61,8 +61,9 @@ def make_cells(
 ) -> list[Cell]:
     """The product of the lists, seed by seed: the first cells are one whole comparison.
 
-    lists: field of TrainConfig -> values; those of "method" may carry options, `deepchest(floor=0.25)`. lr: a
-    learning rate for each method, as `best_lr` finds them, in place of the lists'. Raises ValueError for an unknown
+    lists: field of TrainConfig -> values; those of "method" may carry options and an architecture,
+    `deepchest(floor=0.25)` or `equal@single_task`. lr: a learning rate for each method, as `best_lr` finds them, in
+    place of the lists'; another architecture takes the method's unless it has its own. Raises ValueError for an unknown
     field, a value that TrainConfig refuses, or a method without a learning rate.
     """
     known = {field.name for field in dataclasses.fields(TrainConfig)}
@@ -74,8 +75,11 @@ def make_cells(
         given = dict(zip(names, values, strict=True))
         if "method" in given:
             spec = given["method"]
-            given["method"], given["method_options"] = parse_method(spec)
+            method, _, architecture = spec.partition("@")
+            given["method"], given["method_options"] = parse_method(method)
             check_names(given["method"])
+            if architecture:
+                given["architecture"] = architecture
         else:
             spec = base.method
         if lr is not None:
