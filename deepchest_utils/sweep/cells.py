@@ -94,9 +94,14 @@ def make_cells(
 
 
 @lru_cache(maxsize=1)
-def _data(described: str) -> Splits:
+def _load(described: str) -> Splits:
     name, root, size, seed, split, options = json.loads(described)
     return load_dataset(name, root, size, seed, split, **options)
+
+
+def data_of(c: TrainConfig) -> Splits:
+    """The run's data; those of the last run are kept at hand."""
+    return _load(json.dumps([c.dataset, c.data_root, c.image_size, c.data_seed, c.split, c.data_options]))
 
 
 def run_cell(cell: Cell, threads: int, folder: str | None = None) -> Outcome:

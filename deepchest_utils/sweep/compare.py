@@ -9,15 +9,16 @@ from deepchest_utils.statistics import BOOTSTRAP_METRICS, holm, mean_interval
 from deepchest_utils.sweep.run import Tables
 
 ITSELF = "itself"
+GROUPS = ("macro", "common", "rare")  # means over all findings, and over the more and the less common half
 
 
 def compare_methods(tables: Tables, baselines: Sequence[str] = ("equal",)) -> pd.DataFrame:
-    """A row a method, baseline, metric and task (findings, then "macro"): mean, low, high, p, seed_sd, patient_sd of
-    `mean_interval`, the number of seeds, and p_holm.
+    """A row a method, baseline, metric and task: mean, low, high, p, seed_sd, patient_sd of `mean_interval`, the number
+    of seeds, and p_holm. Tasks are the findings and GROUPS, means over the findings where the metric is defined.
 
     Baseline "itself" is the score (without p); for the others it is the difference, paired by seed and by patient. p_holm
-    corrects over the methods for "macro", and over methods and findings for the findings. Raises ValueError for a
-    baseline that no finished run has, or a method that ran twice with one seed (with two learning rates, say).
+    corrects each group over the methods, and the findings over methods and findings. Raises ValueError for a baseline
+    that no finished run has, or a method that ran twice with one seed (with two learning rates, say).
     """
     done = tables.cells[tables.cells.status == "done"]
     twice = done[done.duplicated(["method", "seed"])]
@@ -27,56 +28,57 @@ def compare_methods(tables: Tables, baselines: Sequence[str] = ("equal",)) -> pd
         )
     if missing := set(baselines) - set(done.method):
         raise ValueError(f"{tables.out}: no finished run of baseline {min(missing)!r}.")
-    test = tables.rows[tables.rows.split == "test"]
-    test = test[test.metric.isin(BOOTSTRAP_METRICS) & (test.task != "worst")]
-    tasks = [*test.task[test.task != "macro"].unique(), "macro"]
-    values = test.pivot(index="cell", columns=["metric", "task"], values="value")
-    replicates = {cell: _replicates(tables, cell, values.loc[cell], tasks) for cell in done.cell}
+    scores = {
+        cell: _scores(tables, cell, rows)
+        for cell, rows in tables.rows.groupby("cell")
+        if cell in set(done.cell)
+    }
     cells = {method: group.set_index("seed").cell for method, group in done.groupby("method", sort=False)}
     rows = []
     for baseline in (ITSELF, *baselines):
-        for method, own in cells.items():
-            if method == baseline:
-                continue
-            other = cells.get(baseline)
+        for method in (name for name in cells if name != baseline):
+            own, other = cells[method], cells.get(baseline)
             seeds = own.index if other is None else own.index.intersection(other.index)
-            if len(seeds) == 0:
-                continue
-            for m, metric in enumerate(BOOTSTRAP_METRICS):
-                value = np.stack([values.loc[own[s], metric][tasks] for s in seeds])
-                sample = np.mean([replicates[own[s]][m] for s in seeds], axis=0)
+            for metric in BOOTSTRAP_METRICS if len(seeds) else ():
+                each = [scores[own[s]][metric] for s in seeds]
                 if other is not None:
-                    value = value - np.stack([values.loc[other[s], metric][tasks] for s in seeds])
-                    sample = sample - np.mean([replicates[other[s]][m] for s in seeds], axis=0)
+                    each = [mine - scores[other[s]][metric] for mine, s in zip(each, seeds, strict=True)]
                 named = {"method": method, "baseline": baseline, "metric": metric, "seeds": len(seeds)}
-                rows += [
-                    {**named, "task": task, **_one(value[:, k], sample[:, k])} for k, task in enumerate(tasks)
-                ]
+                rows += [{**named, "task": task, **_interval([e[task] for e in each])} for task in each[0]]
     table = pd.DataFrame(rows)
-    table.loc[table.baseline == ITSELF, "p"] = np.nan  # that a score is 0 is nobody's question
     table["p_holm"] = np.nan
-    family = [table.baseline, table.metric, table.task == "macro"]
-    for _, group in table[table.baseline != ITSELF].groupby(family):
+    family = table.task.where(table.task.isin(GROUPS), "finding")
+    for _, group in table[table.baseline != ITSELF].groupby(["baseline", "metric", family]):
         table.loc[group.index, "p_holm"] = holm(group.p.to_numpy())
+    table.loc[table.baseline == ITSELF, "p"] = np.nan  # that a score is 0 is nobody's question
     return table
 
 
-def _one(values: np.ndarray, sample: np.ndarray) -> dict[str, float]:
-    """NaN where a seed has no value; replicates in which the metric is undefined are left out."""
+def _scores(tables: Tables, cell: str, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Of each metric, a column a task: the value on all test images, then its bootstrap replicates (none if their file
+    is on another machine)."""
+    test = rows[(rows.split == "test") & ~rows.task.isin([*GROUPS, "worst"])]
+    prevalence = rows[rows.metric == "prevalence"].set_index("task").value
+    path, out = tables.replicates(cell), {}
+    replicates = np.load(path, allow_pickle=False).astype(float) if path.exists() else None
+    for m, metric in enumerate(BOOTSTRAP_METRICS):
+        value = test[test.metric == metric].set_index("task").value
+        table = value.to_frame().T.reset_index(drop=True)
+        if replicates is not None:
+            table = pd.concat([table, pd.DataFrame(replicates[m], columns=value.index)], ignore_index=True)
+        ranked = prevalence[value.index[value.notna()]].sort_values(ascending=False, kind="stable").index
+        half = (len(ranked) + 1) // 2
+        groups = dict(zip(GROUPS, (ranked, ranked[:half], ranked[half:]), strict=True))
+        # a replicate without a positive of some finding has no mean: it would be one over other findings
+        means = {name: table[members].mean(axis=1, skipna=False) for name, members in groups.items()}
+        out[metric] = table.assign(**means)
+    return out
+
+
+def _interval(each: list[pd.Series]) -> dict[str, float]:
+    """`mean_interval` of one task; each: a seed's value and, below it, its replicates. NaN if a seed has no value."""
+    values = np.array([series.iloc[0] for series in each])
     if np.isnan(values).any():
         return dict.fromkeys(("mean", "low", "high", "p", "seed_sd", "patient_sd"), np.nan)
+    sample = np.mean([series.iloc[1:] for series in each], axis=0)
     return mean_interval(values, sample[~np.isnan(sample)])
-
-
-def _replicates(tables: Tables, cell: str, values: pd.Series, tasks: list[str]) -> np.ndarray:
-    """(M, R, K + 1): the bootstrap replicates of the cell, and their macro mean over the defined findings; without any
-    (R = 0) if the file is on another machine."""
-    path = tables.replicates(cell)
-    if not path.exists():
-        return np.empty((len(BOOTSTRAP_METRICS), 0, len(tasks)))
-    found = np.load(path, allow_pickle=False).astype(float)
-    out = []
-    for m, metric in enumerate(BOOTSTRAP_METRICS):
-        defined = ~np.isnan(values[metric][tasks[:-1]].to_numpy())
-        out.append(np.column_stack([found[m], found[m][:, defined].mean(1)]))
-    return np.stack(out)

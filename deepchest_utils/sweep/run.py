@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from deepchest_utils.datasets.cache import PROJECT
 from deepchest_utils.records import COLUMNS, write_atomic
-from deepchest_utils.sweep.cells import Cell, Outcome
+from deepchest_utils.sweep.cells import Cell, Outcome, data_of
 from deepchest_utils.sweep.workers import with_dask, with_joblib
 from deepchest_utils.training import TrainConfig
 
@@ -56,6 +56,16 @@ class Tables:
         self.cells = pd.concat([kept, row], ignore_index=True) if len(kept) else row
         write_atomic(self.out, self.rows.to_csv(index=False, float_format=DIGITS))
         write_atomic(self.cells_path, self.cells.to_csv(index=False))
+
+    def check_data(self, cells: Sequence[Cell]) -> None:
+        """Raise ValueError if a finished cell ran on other data than it would now: cells do not say where data lie."""
+        known = self.cells[self.cells.status == "done"].set_index("cell")
+        for cell in sorted(cells, key=lambda c: json.dumps(c.config.data_options, sort_keys=True)):
+            if cell.id in known.index and known.data[cell.id] != data_of(cell.config).fingerprint():
+                raise ValueError(
+                    f"{self.out} has {cell.method} seed {cell.config.seed} on other data than "
+                    f"{cell.config.dataset} in {cell.config.data_root} now. Choose another out."
+                )
 
     def write_summary(self, summary: pd.DataFrame) -> None:
         write_atomic(self.summary_path, summary.to_csv(index=False, float_format=DIGITS))
@@ -112,8 +122,8 @@ def run_sweep(
 
     out: the long table, a .csv. jobs: processes at a time, default one a core; each has an even share of the cores.
     backend: "joblib", or "dask" with the address of its scheduler. folder: of checkpoints and bootstrap replicates,
-    default `runs/sweeps/<name of out>`. Raises ValueError for an argument that is not as it should be, or while another
-    sweep is at work on the same folder.
+    default `runs/sweeps/<name of out>`. Raises ValueError for an argument that is not as it should be, for finished
+    cells of other data, or while another sweep is at work on the same folder.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend should be one of {', '.join(BACKENDS)}. Found {backend!r}.")
@@ -129,6 +139,8 @@ def run_sweep(
     tables = Tables(out, folder)
     with alone(tables.folder):
         finished = tables.finished()
+        if backend == "joblib":  # a cluster may have data that are not here
+            tables.check_data(cells)
         waiting = [cell for cell in cells if cell.id not in finished]
         if backend == "dask":
             outcomes = with_dask(waiting, scheduler, threads)
