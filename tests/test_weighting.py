@@ -1,5 +1,8 @@
 """Every method by name: the laws that all of them obey, and one method over another."""
 
+import io
+from itertools import combinations
+
 import numpy as np
 import pytest
 import torch
@@ -8,31 +11,52 @@ from torch import nn
 from deepchest_utils import METHODS, EpochReport, make_method
 from deepchest_utils.losses import masked_bce
 from deepchest_utils.weighting import Composed, Equal, Method, Static
+from deepchest_utils.weighting.famo import FAMO
+from deepchest_utils.weighting.gradient_balancing import GradientBalancing
+from deepchest_utils.weighting.spec import parse_method
 
 K = 4
 STATIC = [0.5, 1.0, 0.0, 2.5]
+PREVALENCE = torch.tensor([0.02, 0.3, 0.1, 0.05], dtype=torch.float64)
+
+GRADIENT = [
+    n for n, made in METHODS.items() if isinstance(made, type) and issubclass(made, GradientBalancing)
+]
+CASES = [*METHODS, *(f"{name}(level='features')" for name in GRADIENT)]
+# weights that only a report moves: what another method may be put under
+HELD = [
+    n for n in METHODS if n.split("_")[0] in ("equal", "static", "inverse", "deepchest", "prevalence", "dwa")
+]
 
 
-def options(name: str, order=range(K)) -> dict:
-    """The options that a method cannot do without, for tasks in this order."""
-    return {"values": [STATIC[i] for i in order]} if name == "static" else {}
+def make(spec: str, order=range(K)) -> Method:
+    """A method for tasks in this order, told the prevalence as the loop does."""
+    name, given = parse_method(spec)
+    if name == "static":
+        given["values"] = [STATIC[i] for i in order]
+    if name == "stch":
+        given["warmup"] = 2  # so that few epochs see both of its forms
+    method = make_method(name, num_tasks=len(order), **given)
+    method.begin(PREVALENCE[list(order)])
+    return method
 
 
-def make(name: str, order=range(K)) -> Method:
-    return make_method(name, num_tasks=K, **options(name, order))
-
-
-def random_report(rng: np.random.Generator, epoch: int) -> EpochReport:
+def random_report(rng: np.random.Generator, epoch: int, k: int = K) -> EpochReport:
     def table():
         out = {
-            name: torch.from_numpy(rng.random(K))
+            name: torch.from_numpy(rng.random(k))
             for name in ("loss", "accuracy", "auroc", "balanced_accuracy")
         }
         for values in out.values():
-            values[rng.random(K) < 0.1] = torch.nan
+            values[rng.random(k) < 0.1] = torch.nan
         return out
 
-    return EpochReport(epoch, torch.from_numpy(rng.uniform(0.01, 0.5, K)), table(), table())
+    return EpochReport(epoch, torch.from_numpy(rng.uniform(0.01, 0.5, k)), table(), table())
+
+
+def random_reports(epochs: int, seed: int = 0, k: int = K) -> list[EpochReport]:
+    rng = np.random.default_rng(seed)
+    return [random_report(rng, epoch, k) for epoch in range(1, epochs + 1)]
 
 
 def permuted(report: EpochReport, order) -> EpochReport:
@@ -45,25 +69,49 @@ def permuted(report: EpochReport, order) -> EpochReport:
     )
 
 
-def shared_step(method: Method, order=range(K), missing: int | None = None) -> tuple[torch.Tensor, ...]:
-    """Gradients of a tiny trunk and of its heads (rows in the tasks' own order) after one step on a fixed
-    batch."""
-    generator = torch.Generator().manual_seed(0)
-    order = list(order)
-    trunk, head = nn.Linear(5, 3).double(), nn.Linear(3, K).double()
+def one_step(method: Method, order=None, missing=(), seed: int = 0) -> tuple[torch.Tensor, ...]:
+    """Gradients of a tiny trunk and of its heads (rows in the tasks' own order) on a batch that `seed` alone
+    decides; then what the method learns in a step."""
+    generator, k = torch.Generator().manual_seed(seed), method.num_tasks
+    order = list(range(k) if order is None else order)
+    trunk, head = nn.Linear(5, 3).double(), nn.Linear(3, k).double()
     with torch.no_grad():
         for parameter in [*trunk.parameters(), *head.parameters()]:
             parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
         head.weight.copy_(head.weight[order])
         head.bias.copy_(head.bias[order])
     x = torch.randn(8, 5, generator=generator, dtype=torch.float64)
-    labels = (torch.rand(8, K, generator=generator) < 0.4).float()
-    if missing is not None:
-        labels[:, missing] = torch.nan
+    labels = (torch.rand(8, k, generator=generator) < 0.4).float()
+    labels[:, list(missing)] = torch.nan
     features = trunk(x).tanh()
-    method.backward(masked_bce(head(features), labels[:, order]), features)
+    losses = masked_bce(head(features), labels[:, order])
+    method.backward(losses, features)
+    with torch.no_grad():
+        for parameter in method.parameters():
+            parameter -= parameter.grad / 2
+            parameter.grad = None
+    if method.looks_after_step:
+        method.after_step(losses.detach() * torch.rand(k, generator=generator)[order])
     back = np.argsort(order)
     return trunk.weight.grad, head.weight.grad[back], head.bias.grad[back]
+
+
+def train_on(method: Method, reports: list[EpochReport], order=None, gaps=True) -> list[torch.Tensor]:
+    """Two steps an epoch, one of them without a label of some task if there are `gaps`. Returns the weights that
+    the log gets."""
+    used = []
+    for report in reports:
+        torch.manual_seed(report.epoch)  # the state of a run's checkpoint holds torch's own
+        for step in range(2):
+            missing = (report.epoch % method.num_tasks,) if gaps and step and method.num_tasks > 1 else ()
+            one_step(method, order, missing, seed=10 * report.epoch + step)
+        used.append(method.weights.clone())
+        method.end_epoch(report if order is None else permuted(report, order))
+    return used
+
+
+def is_finite(method: Method) -> bool:
+    return all(v.isfinite().all() for v in (method.weights, method.raw_weights, *method.parameters()))
 
 
 # names
@@ -74,7 +122,7 @@ def test_names_make_methods_and_the_rest_is_refused_with_the_list():
         assert isinstance(make(name), Method)
     for wrong in ("nonsense", "", "equal+nonsense", "nonsense+equal", "equal+"):
         with pytest.raises(
-            ValueError, match=r"method should be one of equal, static, deepchest, .*Found"
+            ValueError, match=r"method should be one of equal, static, inverse_prevalence, .*Found"
         ) as e:
             make_method(wrong, num_tasks=K)
         assert all(name in str(e.value) for name in METHODS)
@@ -106,55 +154,129 @@ def test_variant_names_set_the_signal(signal):
 # laws
 
 
-@pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("missing", range(K))
-def test_task_without_a_label_in_the_batch_gets_no_gradient(name, missing):
-    trunk, head, bias = shared_step(make(name), missing=missing)
-    assert all(g.isfinite().all() for g in (trunk, head, bias))
-    assert (head[missing] == 0).all()
-    assert bias[missing] == 0
-    assert trunk.abs().sum() > 0
+@pytest.mark.parametrize("name", CASES)
+def test_task_without_a_label_in_the_batch_gets_no_gradient(name):
+    method = make(name)
+    for epochs in (0, 3):  # a new method, and one that has been through its warm-up
+        train_on(method, random_reports(epochs))
+        for missing in range(K):
+            trunk, head, bias = one_step(method, missing=(missing,))
+            assert all(g.isfinite().all() for g in (trunk, head, bias))
+            assert (head[missing] == 0).all()
+            assert bias[missing] == 0
+            assert trunk.abs().sum() > 0
+            assert is_finite(method)
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_order_of_the_tasks_does_not_matter(name):
-    order = [2, 0, 3, 1]
-    one, other = make(name), make(name, order)
-    rng = np.random.default_rng(0)
-    for epoch in range(1, 6):
-        report = random_report(rng, epoch)
-        one.end_epoch(report)
-        other.end_epoch(permuted(report, order))
-        torch.testing.assert_close(other.weights, one.weights[order], rtol=1e-12, atol=0)
-    for a, b in zip(shared_step(one), shared_step(other, order), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+@pytest.mark.parametrize("name", CASES)
+def test_batch_without_any_label_moves_nothing(name):
+    method = make(name)
+    for epochs in (0, 3):
+        train_on(method, random_reports(epochs))
+        assert all((g == 0).all() for g in one_step(method, missing=range(K)))
+        assert is_finite(method)
+        after = one_step(method)
+        assert all(g.isfinite().all() for g in after)
+        assert after[0].abs().sum() > 0
 
 
-@pytest.mark.parametrize("name", [*METHODS, "deepchest+deepchest_auroc", "deepchest_loss_trend+equal"])
-def test_resumed_method_equals_the_uninterrupted(name):
-    rng = np.random.default_rng(1)
-    reports = [random_report(rng, epoch) for epoch in range(1, 9)]
+@pytest.mark.parametrize("name", CASES)
+def test_order_of_the_tasks_does_not_matter(name, monkeypatch):
+    # these two visit the other tasks in an order drawn at random: of two tasks there is one other
+    order = [1, 0] if name.startswith(("pcgrad", "gradvac")) else [2, 0, 3, 1]
+    one, other = make(name, range(len(order))), make(name, order)
+    reports, randn = random_reports(4, k=len(order)), torch.randn
+
+    def mapped(*size, generator=None, **kind):  # what is drawn for a task goes with the task
+        drawn = randn(*size, generator=generator, **kind)
+        return drawn[order] if generator is None else drawn
+
+    gaps = not name.startswith("rgw")  # it draws for the tasks in the batch, which are not those of `order`
+    used = train_on(one, reports, gaps=gaps)
+    torch.manual_seed(0)
+    plain = one_step(one)
+    monkeypatch.setattr(torch, "randn", mapped)
+    torch.manual_seed(0)
+    close = {"rtol": 1e-5, "atol": 1e-6}
+    for a, b in zip(train_on(other, reports, order, gaps), used, strict=True):
+        torch.testing.assert_close(a, b[order], **close)
+    torch.manual_seed(0)
+    for a, b in zip(one_step(other, order), plain, strict=True):
+        torch.testing.assert_close(a, b, **close)
+
+
+@pytest.mark.parametrize("cut", [0, 2])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *CASES,
+        "nash_mtl(update_every=4)",
+        "deepchest+deepchest_auroc",
+        "dwa+famo",
+        "deepchest_loss_trend+gradvac",
+    ],
+)
+def test_resumed_method_equals_the_uninterrupted(name, cut):
+    reports = random_reports(4, seed=1)
     whole, first, second = make(name), make(name), make(name)
-    for r in reports:
-        whole.end_epoch(r)
-    for r in reports[:3]:
-        first.end_epoch(r)
-    second.load_state_dict(first.state_dict())
-    for r in reports[3:]:
-        second.end_epoch(r)
-    assert torch.equal(second.weights, whole.weights)
+    expected = train_on(whole, reports)
+    train_on(first, reports[:cut])
+    train_on(second, reports[2:])  # what it learned before must not show
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+    second.load_state_dict(torch.load(file, weights_only=True))
+    for a, b in zip(train_on(second, reports[cut:]), expected[cut:], strict=True):
+        assert torch.equal(a, b)
     assert torch.equal(second.raw_weights, whole.raw_weights)
-    for a, b in zip(shared_step(second), shared_step(whole), strict=True):
+    torch.manual_seed(0)
+    resumed = one_step(second)
+    torch.manual_seed(0)
+    for a, b in zip(resumed, one_step(whole), strict=True):
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("name", [n for n in METHODS if n not in ("equal", "static")])
-def test_dynamic_methods_move_their_weights(name):
-    method, rng = make(name), np.random.default_rng(2)
-    before = method.weights.clone()
-    for epoch in range(1, 4):
-        method.end_epoch(random_report(rng, epoch))
-    assert not torch.equal(method.weights, before)
+def test_no_two_methods_are_the_same():
+    found, reports = {}, random_reports(5, seed=2)
+    assert (reports[0].train["accuracy"].argsort() != (1 - reports[0].prevalence).argsort()).any()
+    for name in CASES:
+        method, trunks = make(name), []
+        for report in reports:
+            train_on(method, [report])
+            torch.manual_seed(0)
+            trunks.append(one_step(method, seed=report.epoch)[0])
+        found[name] = torch.stack(trunks)
+    same = [pair for pair in combinations(CASES, 2) if torch.allclose(*(found[n] for n in pair), rtol=1e-2)]
+    # random weights do not look at the gradients, so that it is the same where they are taken
+    assert same == [("rgw", "rgw(level='features')")]
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("k", [1, 2])
+def test_few_tasks_are_enough(name, k):
+    method = make(name, range(k))
+    for epochs in (0, 3):
+        train_on(method, random_reports(epochs, k=k))
+        trunk, head, bias = one_step(method)
+        assert all(g.isfinite().all() for g in (trunk, head, bias))
+        assert is_finite(method)
+        assert trunk.abs().sum() > 0
+        if k == 1:  # alone, a task has its own direction
+            alone = one_step(Equal(1))[0]
+            assert torch.cosine_similarity(trunk.flatten(), alone.flatten(), dim=0) > 1 - 1e-6
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_weights_in_the_log_move_as_the_method_promises(name):
+    name, _ = parse_method(name)
+    used = torch.stack(train_on(make(name), random_reports(4)))
+    if name in ("equal", "graddrop", "config"):  # the last two have no factors for the tasks
+        assert (used == 1).all()
+    elif name in ("static", "inverse_prevalence"):
+        assert (used == used[0]).all()
+        assert len(set(used[0].tolist())) == K
+    else:
+        assert all((column != column[0]).any() for column in used.T)
 
 
 # equal and static
@@ -238,6 +360,48 @@ def test_composed_needs_a_loss_weighting_outside_and_one_number_of_tasks():
     assert isinstance(Composed(Equal(K), Gradients(K)), Method)
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_outer_is_a_method_that_holds_its_weights_over_an_epoch(name):
+    given = {"values": STATIC} if name == "static" else {}
+    if name in HELD:
+        assert isinstance(make_method(f"{name}+mgda", K, **given), Composed)
+    else:
+        with pytest.raises((ValueError, TypeError), match=r"(?s)outer.*" + METHODS[name].__name__):
+            make_method(f"{name}+equal", K)
+
+
+@pytest.mark.parametrize("inner", [n for n in METHODS if n not in HELD])
+def test_composed_step_is_the_inner_one_on_weighted_losses(inner):
+    class Weighted(Method):
+        def backward(self, losses, features=None):
+            alone.backward(losses * torch.tensor(STATIC), features)
+
+    alone = make(inner)
+    torch.manual_seed(0)
+    expected = one_step(Weighted(K))
+    composed = Composed(Static(K, STATIC), make(inner))
+    torch.manual_seed(0)
+    for a, b in zip(one_step(composed), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
+    torch.testing.assert_close(composed.weights, torch.tensor(STATIC).double() * alone.weights)
+
+
+def test_composed_tells_the_inner_one_all_that_it_is_told():
+    inner, alone = FAMO(K), FAMO(K)
+    method = Composed(make("inverse_prevalence"), inner)
+    assert method.looks_after_step
+    assert not Composed(Equal(K), Equal(K)).looks_after_step
+    method.begin(PREVALENCE)
+    before, after = torch.tensor([1.0, 2.0, 3.0, 4.0], requires_grad=True), torch.tensor([0.5, 2.0, 2.5, 1.0])
+    weights = method.outer.weights.float()
+    method.backward(before)
+    method.after_step(after)
+    alone.backward(before * weights)
+    alone.after_step(after * weights)
+    assert torch.equal(inner.xi, alone.xi)
+    assert (inner.xi != 0).all()
+
+
 def test_composed_hands_the_features_on():
     seen = []
 
@@ -255,3 +419,5 @@ def test_composed_hands_the_features_on():
 def test_a_name_that_fixes_its_signal_keeps_it():
     with pytest.raises(ValueError, match=r"signal of method 'deepchest_auroc' is fixed to 'auroc'"):
         make_method("deepchest_auroc", 3, signal="accuracy")
+    with pytest.raises(ValueError, match=r"values of method 'inverse_prevalence' is fixed"):
+        make_method("inverse_prevalence", 3, values=[1.0, 1.0, 1.0])

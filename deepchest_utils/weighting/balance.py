@@ -1,6 +1,10 @@
 """Gradient balance: methods that give the tasks' gradients weights, so that each has its share of the step. Each
 takes `level`, see `GradientBalancing`; hyper-parameters have the papers' values."""
 
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
 from deepchest_utils.weighting.gradient_balancing import GradientBalancing
 
 
@@ -44,6 +48,17 @@ class NashMTL(GradientBalancing):
                 raise ValueError(f"{name} should be at least 1. Found {value}.")
         options = {"update_weights_every": update_every, "optim_niter": iterations, "max_norm": max_norm}
         super().__init__(num_tasks, "NashMTL", level, n_tasks=num_tasks, **options)
+        self.max_norm = max_norm
+
+    def combine(self, jacobian: Float[Tensor, "k p"], here: Bool[Tensor, " k"]) -> Float[Tensor, " p"]:
+        if self.num_tasks > 1:
+            return super().combine(jacobian, here)
+        # nobody to bargain with, and cvxpy has no such problem: the one weight is 1, but for the limit
+        weights = torch.ones_like(jacobian[:, 0], dtype=torch.float32)
+        if self.max_norm > 0:
+            weights = (self.max_norm / jacobian.float().norm(dim=1)).clamp(max=1)
+        self.record(weights)
+        return (weights @ jacobian.float()).to(jacobian)
 
 
 class AlignedMTL(GradientBalancing):
