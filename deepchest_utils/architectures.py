@@ -85,7 +85,8 @@ class CrossStitch(RowNet):
         self.stages = nn.ModuleList(
             nn.ModuleList(column[i] for column in columns) for i in range(len(columns[0]))
         )
-        start = torch.full((num_tasks, num_tasks), 0.1 / max(num_tasks - 1, 1)).fill_diagonal_(0.9)
+        start = torch.full((num_tasks, num_tasks), 0.1 / max(num_tasks - 1, 1))
+        start.fill_diagonal_(0.9 if num_tasks > 1 else 1.0)  # one task has nobody to share with
         self.alpha = nn.ParameterList(start.clone() for _ in self.stages)
 
     def features(self, x: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b k f"]:
@@ -114,7 +115,8 @@ class MTAN(RowNet):
         super().__init__(num_tasks, num_features, prevalence)
         self.stem, *parts = stages(trunk, backbone, "mtan")
         self.stages = nn.ModuleList(parts)
-        widths = [stage[-1].bn2.num_features for stage in parts]
+        lasts = [stage[-1] for stage in parts]  # a bottleneck ends with bn3, a basic block with bn2
+        widths = [getattr(block, "bn3", block.bn2).num_features for block in lasts]
         self.masks, self.carry = nn.ModuleList(), nn.ModuleList()
         for before, width in zip([0, *widths], widths, strict=False):
             inside = 2 * width if before else width

@@ -115,7 +115,8 @@ def mean_interval(
     empty: patients are left out. The squared standard error is var(values) / S + var(replicates), and the interval
     Student's with Welch and Satterthwaite's degrees of freedom, S - 1 if seeds are all there is. With S = 1 it holds
     for that one network. The two parts share what a seed makes of single patients, which errs on the wide side.
-    Returns mean, low, high, p (two-sided, of a mean of 0), seed_sd (of one value), patient_sd (of the mean).
+    Returns mean, low, high, p (two-sided, of a mean of 0), seed_sd (of one value), patient_sd (of the mean); a NaN
+    among values or replicates makes the interval NaN.
     """
     if not 0 < level < 1:
         raise ValueError(f"level should be between 0 and 1. Found {level}.")
@@ -128,7 +129,7 @@ def mean_interval(
     error = np.sqrt(of_seeds + of_patients)
     freedom = (of_seeds + of_patients) ** 2 / (of_seeds**2 / (count - 1)) if of_seeds > 0 else np.inf
     mean = values.mean()
-    if error > 0:
+    if error != 0:  # NaN goes on as NaN
         reach, p = stats.t.ppf(0.5 + level / 2, freedom) * error, 2 * stats.t.sf(abs(mean) / error, freedom)
     else:  # the same in every seed and every replicate, or one number alone: certain if it is a difference of 0
         reach, p = (0.0, 1.0 if mean == 0 else 0.0) if count > 1 or len(replicates) > 1 else (np.nan, np.nan)
@@ -159,13 +160,15 @@ def friedman(
     if methods < 3 or tasks < 2 or np.isnan(scores).any():
         raise ValueError(f"scores should be at least 2 tasks by 3 methods without NaN. Found {scores.shape}.")
     ranks = stats.rankdata(-scores, axis=1).mean(0)
-    p = stats.friedmanchisquare(*scores.T).pvalue
+    # scipy divides 0 by 0 where every task is a tie of all methods: nothing speaks against their being alike
+    p = stats.friedmanchisquare(*scores.T).pvalue if np.ptp(scores, axis=1).any() else 1.0
     critical = stats.studentized_range.ppf(1 - alpha, methods, np.inf) / np.sqrt(2)
     return ranks, float(p), float(critical * np.sqrt(methods * (methods + 1) / (6 * tasks)))
 
 
 def delta_m(values: Float[np.ndarray, " k"], single: Float[np.ndarray, " k"], higher: bool = True) -> float:
     """Delta-m: the mean over tasks of the relative gain over single-task networks, in per cent (Maninis et al. 2019,
-    arXiv 1904.08918); tasks undefined in either are left out."""
+    arXiv 1904.08918); tasks undefined in either are left out, NaN if none is left."""
     gain = (values - single) / single
-    return float(100 * np.nanmean(gain if higher else -gain))
+    gain = (gain if higher else -gain)[~np.isnan(gain)]
+    return float(100 * gain.mean()) if len(gain) else np.nan

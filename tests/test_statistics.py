@@ -1,14 +1,29 @@
-"""The bootstrap: whole patients, paired networks, seeds that matter, and intervals that cover."""
+"""The bootstrap: whole patients, paired networks, seeds that matter, and intervals that cover; intervals over seeds
+and patients together; many methods at once."""
 
 import math
+from itertools import combinations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from deepchest_utils.statistics import bootstrap_metric, compare_runs, interval, patient_weights
+from deepchest_utils.statistics import (
+    bootstrap_metric,
+    compare_runs,
+    delta_m,
+    friedman,
+    holm,
+    interval,
+    mean_interval,
+    patient_weights,
+)
 
 NAN = np.nan
+NONE = np.empty(0)  # no replicates
 
 
 def simulate(rng, patients=60, images=3, tasks=3, shift=1.0, shared=0.8):
@@ -178,3 +193,217 @@ def test_undefined_finding_is_left_out_of_the_macro_mean():
     assert table.loc["c"].drop("positives").isna().all()
     assert table.loc["macro", "baseline"] == pytest.approx(table.baseline[["a", "b"]].mean())
     assert table.loc["macro"].notna().all()
+
+
+# seeds and patients
+
+
+def coverages(seed_sd: float, patient_sd: float, both_sd: float) -> dict[str, float]:
+    """How often the 95% interval holds the true difference of two methods, over 1000 experiments of 5 seeds and 100
+    patients: with seeds and patients, with seeds alone, with patients alone.
+
+    A patient's difference is the truth, plus what seed, patient and the two together make of it, normal with the given
+    standard deviations.
+    """
+    rng = np.random.default_rng(0)
+    truth, seeds, patients, trials = 0.3, 5, 100, 1000
+    covers = dict.fromkeys(("together", "seeds", "patients"), 0)
+    for _ in range(trials):
+        of_seed, of_patient = seed_sd * rng.normal(size=(seeds, 1)), patient_sd * rng.normal(size=patients)
+        difference = truth + of_seed + of_patient + both_sd * rng.normal(size=(seeds, patients))
+        values = difference.mean(1)
+        weights = patient_weights(np.arange(patients), 100, rng)
+        replicates = weights @ difference.mean(0) / patients
+        made = {"together": (values, replicates), "seeds": (values, NONE)}
+        made["patients"] = (values.mean(keepdims=True), replicates)
+        for name, given_to in made.items():
+            found = mean_interval(*given_to)
+            covers[name] += found["low"] <= truth <= found["high"]
+    return {name: count / trials for name, count in covers.items()}
+
+
+# the mean over 5 seeds and 100 patients has the variance seed^2 / 5 + patient^2 / 100 + both^2 / 500. A share of 0.95
+# of 1000 is known to 0.007: 0.93 is three standard errors away
+@pytest.mark.parametrize(
+    ("sds", "seeds_alone", "patients_alone"),
+    [
+        pytest.param((1.0, 0.5, 0.5), (0.93, 0.98), (0.0, 0.4), id="seeds dominate"),
+        pytest.param((0.1, 3.0, 1.0), (0.0, 0.6), (0.9, 0.97), id="patients dominate"),
+        pytest.param((0.45, 2.0, 1.0), (0.7, 0.92), (0.7, 0.92), id="mixed"),
+    ],
+)
+def test_interval_covers_where_seeds_or_patients_alone_do_not(sds, seeds_alone, patients_alone):
+    found = coverages(*sds)
+    assert 0.93 <= found["together"] <= 0.99
+    assert seeds_alone[0] <= found["seeds"] <= seeds_alone[1]
+    assert patients_alone[0] <= found["patients"] <= patients_alone[1]
+
+
+def test_what_seeds_make_of_single_patients_errs_on_the_wide_side():
+    assert coverages(0.0, 0.0, 1.0)["together"] >= 0.97  # counted with the seeds and with the patients
+
+
+SEEDS = np.array([0.012, 0.031, -0.004, 0.022, 0.018])
+
+
+@pytest.mark.parametrize("level", [0.5, 0.9, 0.95, 0.999])
+def test_without_replicates_it_is_the_paired_t_interval(level):
+    rng = np.random.default_rng(0)
+    one, other = rng.normal(0.8, 0.02, 6), rng.normal(0.79, 0.02, 6)
+    reference = stats.ttest_rel(one, other)
+    low, high = reference.confidence_interval(level)
+    found = mean_interval(one - other, NONE, level)
+    assert [found["low"], found["high"], found["p"]] == pytest.approx([low, high, reference.pvalue])
+    assert found["seed_sd"] == pytest.approx((one - other).std(ddof=1))
+    assert math.isnan(found["patient_sd"])
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_two_variances_add_and_the_degrees_of_freedom_are_satterthwaites(count):
+    values, replicates = SEEDS[:count], np.random.default_rng(0).normal(0.01, 0.006, 400)
+    seeds, patients = np.var(values, ddof=1) / count, np.var(replicates, ddof=1)
+    t = stats.t(
+        (seeds + patients) ** 2 / (seeds**2 / (count - 1))
+    )  # the patients' share has no limit of its own
+    error = math.sqrt(seeds + patients)
+    found = mean_interval(values, replicates)
+    mean = values.mean()
+    assert found["mean"] == pytest.approx(mean)
+    assert found["low"] == pytest.approx(mean - t.ppf(0.975) * error)
+    assert found["high"] == pytest.approx(mean + t.ppf(0.975) * error)
+    assert found["p"] == pytest.approx(2 * (1 - t.cdf(abs(mean) / error)))
+    assert found["patient_sd"] == pytest.approx(math.sqrt(patients))
+    assert found["low"] < mean_interval(values, replicates, level=0.9)["low"]
+
+
+def test_one_seed_has_the_patients_interval_and_none_without_replicates():
+    replicates = np.random.default_rng(0).normal(0.5, 0.1, 300)
+    found = mean_interval(SEEDS[:1], replicates)
+    reach = stats.norm.ppf(0.975) * replicates.std(ddof=1)
+    assert [found["low"], found["high"]] == pytest.approx([SEEDS[0] - reach, SEEDS[0] + reach])
+    assert math.isnan(found["seed_sd"])
+    for too_few in (NONE, replicates[:1]):
+        alone = mean_interval(SEEDS[:1], too_few)
+        assert alone.pop("mean") == SEEDS[0]
+        assert all(math.isnan(value) for value in alone.values())
+
+
+@pytest.mark.parametrize(("seeds", "replicates"), [(5, 0), (5, 100), (1, 100)])
+def test_method_against_itself_differs_by_exactly_nothing_for_certain(seeds, replicates):
+    found = mean_interval(np.zeros(seeds), np.zeros(replicates))
+    assert [found[name] for name in ("mean", "low", "high", "p")] == [0, 0, 0, 1]
+    always = mean_interval(np.full(seeds, 0.5), np.full(replicates, 0.5))
+    assert [always[name] for name in ("mean", "low", "high", "p")] == [0.5, 0.5, 0.5, 0]
+
+
+def test_nothing_is_certain_of_what_is_not_known():
+    replicates = np.random.default_rng(0).normal(size=50)
+    for unknown in ((np.r_[SEEDS, NAN], replicates), (SEEDS, np.r_[replicates, NAN])):
+        assert all(math.isnan(mean_interval(*unknown)[name]) for name in ("low", "high", "p"))
+
+
+@pytest.mark.parametrize("scale", [1e-10, 1.0, 1e3, 1e15, -1.0])
+def test_units_do_not_matter(scale):
+    replicates = np.random.default_rng(0).normal(0, 0.01, 100)
+    one, other = mean_interval(SEEDS, replicates), mean_interval(scale * SEEDS, scale * replicates)
+    ends = sorted([scale * one["low"], scale * one["high"]])
+    assert [other["low"], other["high"]] == pytest.approx(ends, rel=1e-9, abs=0)
+    assert other["p"] == pytest.approx(one["p"])
+
+
+@given(st.floats(-0.1, 0.1))
+def test_p_and_the_interval_say_the_same(shift):
+    found = mean_interval(SEEDS + shift, np.random.default_rng(0).normal(0, 0.01, 100))
+    assert (found["p"] < 0.05) == (not found["low"] <= 0 <= found["high"])
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, 95.0])
+def test_mean_interval_wants_a_level_and_a_seed(level):
+    with pytest.raises(ValueError, match=f"level.*{level}"):
+        mean_interval(SEEDS, NONE, level)
+    with pytest.raises(ValueError, match=r"values.*none"):
+        mean_interval(NONE, SEEDS)
+
+
+# many methods at once
+
+
+def test_holm_by_hand():
+    assert holm(np.array([0.01, 0.04, 0.03, 0.005])) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm(np.array([0.01, NAN, 0.3])) == pytest.approx([0.02, NAN, 0.3], nan_ok=True)
+    assert holm(np.array([0.9, 0.8])).tolist() == [1, 1]
+    assert holm(NONE).tolist() == []
+
+
+@given(st.lists(st.sampled_from([0.0, 1e-12, 0.01, 0.02, 0.05, 1.0, NAN]) | st.floats(0, 1), max_size=6))
+def test_holm_is_the_closed_test_of_bonferroni(p):
+    """A hypothesis falls if Bonferroni rejects every set of hypotheses that it is in: what Holm's steps shorten."""
+    p = np.array(p, dtype=float)
+    found, tested = holm(p), np.flatnonzero(~np.isnan(p))
+    expected = np.full(len(p), NAN)
+    for i in tested:
+        sets = [s for n in range(1, len(tested) + 1) for s in combinations(tested, n) if i in s]
+        expected[i] = max(min(1.0, len(s) * p[list(s)].min()) for s in sets)
+    assert found == pytest.approx(expected, nan_ok=True)
+    assert (found[tested] >= p[tested]).all()
+    order = np.random.default_rng(0).permutation(len(p))
+    assert np.array_equal(holm(p[order]), found[order], equal_nan=True)
+
+
+# four methods on fourteen data sets (Demsar 2006, table 6): ranks
+DEMSAR = "4 3 2 1   1 2 3 4   4 1 2 3   4 1 3 2   4 2 3 1   1 2.5 4 2.5   3 2 4 1   2.5 2.5 4 1   4 3 2 1"
+DEMSAR += "   2.5 2.5 2.5 2.5   4 2.5 1 2.5   3 2 4 1   4 1 2 3   3 1 4 2"
+
+
+def test_friedman_on_the_example_of_demsar():
+    scores = -np.array(DEMSAR.split(), dtype=float).reshape(14, 4)
+    ranks, p, critical = friedman(scores)
+    assert ranks == pytest.approx([3.143, 2.000, 2.893, 1.964], abs=5e-4)
+    assert critical == pytest.approx(1.25, abs=5e-3)
+    assert friedman(scores, alpha=0.1)[2] == pytest.approx(1.12, abs=5e-3)
+    assert p == pytest.approx(stats.friedmanchisquare(*scores.T).pvalue)
+
+
+def test_friedman_by_hand():
+    ranks, p, _ = friedman(np.array([[0.9, 0.8, 0.7], [0.6, 0.7, 0.5], [0.9, 0.3, 0.2], [0.3, 0.2, 0.1]]))
+    assert ranks.tolist() == [1.25, 1.75, 3]
+    statistic = 12 * 4 / (3 * 4) * (1.25**2 + 1.75**2 + 3**2 - 3 * 4**2 / 4)
+    assert p == pytest.approx(math.exp(-statistic / 2))  # the tail of chi-squared with 2 degrees of freedom
+
+
+def test_friedman_sees_ranks_alone():
+    scores = np.random.default_rng(0).random((6, 5))
+    ranks, p, critical = friedman(scores)
+    order = [3, 0, 4, 1, 2]
+    other = friedman(np.exp(5 * scores[::-1, order]))
+    assert other[0].tolist() == ranks[order].tolist()
+    assert other[1:] == (pytest.approx(p), critical)
+
+
+@pytest.mark.parametrize("methods", range(3, 11))
+def test_critical_difference_has_the_quantiles_of_demsars_table(methods):
+    q = [2.343, 2.569, 2.728, 2.850, 2.949, 3.031, 3.102, 3.164][
+        methods - 3
+    ]  # cut or rounded to 3 digits there
+    critical = friedman(np.random.default_rng(0).random((14, methods)))[2]
+    assert critical / math.sqrt(methods * (methods + 1) / (6 * 14)) == pytest.approx(q, abs=1e-3)
+
+
+def test_methods_that_tie_everywhere_are_alike():
+    ranks, p, _ = friedman(np.full((4, 3), 0.5))
+    assert ranks.tolist() == [2, 2, 2]
+    assert p == 1
+
+
+@pytest.mark.parametrize("scores", [np.ones((5, 2)), np.ones((1, 4)), np.array([[1, 2, 3], [1, NAN, 2]])])
+def test_friedman_wants_a_full_table(scores):
+    with pytest.raises(ValueError, match="scores should be at least 2 tasks by 3 methods without NaN"):
+        friedman(scores)
+
+
+def test_delta_m_by_hand():
+    values, single = np.array([0.9, 0.6, NAN, 0.5]), np.array([0.8, 0.75, 0.5, NAN])
+    assert delta_m(values, single) == pytest.approx(100 * (0.125 - 0.2) / 2)
+    assert delta_m(values, single, higher=False) == pytest.approx(-100 * (0.125 - 0.2) / 2)
+    assert delta_m(single, single) == 0
+    assert math.isnan(delta_m(values[2:], single[2:]))
