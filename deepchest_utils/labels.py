@@ -75,9 +75,13 @@ def method_family(spec: str) -> str:
     return "composed" if "+" in name else _FAMILIES.get(name, "loss")
 
 
+def family_color(spec: str) -> str:
+    return FAMILY_STYLE[method_family(spec)][1]
+
+
 def method_color(spec: str) -> str:
     """The method's own colour if it has one, else its family's."""
-    return _OWN_COLOR.get(spec.partition("(")[0], FAMILY_STYLE[method_family(spec)][1])
+    return _OWN_COLOR.get(spec.partition("(")[0], family_color(spec))
 
 
 def method_order(specs: Iterable[str]) -> list[str]:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from deepchest_utils.datasets.cache import PROJECT
 from deepchest_utils.interactive import keep_notebooks_small
-from deepchest_utils.labels import ORANGE
+from deepchest_utils.labels import FAMILY_STYLE, ORANGE
 
 
 def use_style() -> None:
@@ -140,3 +140,53 @@ def annotated_heatmap(
     )  # fmt: skip
     ax.tick_params(axis="both", labelsize=8, length=0)
     ax.grid(visible=False)
+
+
+def forest_plot(
+    ax: Axes,
+    table: pd.DataFrame,
+    labels: Sequence[str],
+    colors: Sequence[str],
+    filled: Sequence[bool] | None = None,
+) -> None:
+    """A mean with its interval a row, first row on top. table: columns mean, low and high. filled: rows whose dot is
+    full, by default all."""
+    y = np.arange(len(table))[::-1]
+    filled = [True] * len(table) if filled is None else filled
+    for place, row, color, full in zip(y, table.itertuples(), colors, filled, strict=True):
+        ax.hlines(place, row.low, row.high, color=color, linewidth=2, alpha=0.75)
+        ax.plot(row.mean, place, "o", color=color, markersize=5, markerfacecolor=color if full else "white")
+    ax.set_yticks(y, labels, fontsize=8)
+    ax.set_ylim(-0.7, len(table) - 0.3)
+    ax.grid(axis="y", visible=False)
+
+
+def difference_heatmap(
+    ax: Axes, values: pd.DataFrame, marked: pd.DataFrame, limit: float, labels: Sequence[str]
+) -> None:
+    """Differences, a row a method and a column a finding, orange above zero and blue below; a dot in the cells that
+    are marked. limit: where the colours end."""
+    import seaborn as sns
+
+    sns.heatmap(
+        values, ax=ax, cmap="PuOr_r", vmin=-limit, vmax=limit, linewidths=0.5, yticklabels=labels,
+        xticklabels=[pretty(name) for name in values.columns], cbar_kws={"shrink": 0.6, "pad": 0.02},
+    )  # fmt: skip
+    rows, columns = np.nonzero(marked.to_numpy(bool))
+    ax.plot(columns + 0.5, rows + 0.5, "k.", markersize=3.5)
+    ax.tick_params(axis="both", labelsize=8, length=0)
+    ax.tick_params(axis="x", rotation=45)
+    for label in ax.get_xticklabels():
+        label.set(ha="right", rotation_mode="anchor")
+    ax.grid(visible=False)
+    ax.set(xlabel="", ylabel="")
+
+
+def family_legend(ax: Axes, families: Sequence[str], **options) -> None:
+    """What the colours of methods mean."""
+    handles = [
+        mpl.lines.Line2D([], [], color=color, marker="o", linewidth=2, markersize=4.5, label=label)
+        for name, (label, color) in FAMILY_STYLE.items()
+        if name in families
+    ]
+    ax.legend(handles=handles, fontsize=8, **options)

@@ -114,7 +114,7 @@ def run_cell(cell: Cell, threads: int, folder: str | None = None) -> Outcome:
     record = {"cell": cell.id, "method": cell.method, "seed": cell.config.seed, "status": "done", "error": ""}
     try:
         c = dataclasses.replace(cell.config, run_dir=folder)
-        data = _data(json.dumps([c.dataset, c.data_root, c.image_size, c.data_seed, c.split, c.data_options]))
+        data = data_of(c)
         record["data"] = data.fingerprint()
         run = train(c, data)
         rows = _kept_rows(run, data).assign(method=cell.method)

@@ -27,7 +27,9 @@ def compare_methods(tables: Tables, baselines: Sequence[str] = ("equal",)) -> pd
             f"{tables.out}: {twice.method.iloc[0]} ran more than once with seed {twice.seed.iloc[0]}."
         )
     if missing := set(baselines) - set(done.method):
-        raise ValueError(f"{tables.out}: no finished run of baseline {min(missing)!r}.")
+        failed = tables.cells[tables.cells.method.isin(missing)]
+        why = f" It failed: {failed.error.iloc[0]}" if len(failed) else ""
+        raise ValueError(f"{tables.out}: no finished run of baseline {min(missing)!r}.{why}")
     scores = {
         cell: _scores(tables, cell, rows)
         for cell, rows in tables.rows.groupby("cell")

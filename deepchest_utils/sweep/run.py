@@ -49,11 +49,9 @@ class Tables:
         if len(outcome.replicates):
             self.folder.mkdir(parents=True, exist_ok=True)
             np.save(self.replicates(cell), outcome.replicates, allow_pickle=False)
-        rows = outcome.rows[["cell", *COLUMNS]]
-        self.rows = pd.concat([self.rows[self.rows.cell != cell], rows], ignore_index=True)
-        row = pd.DataFrame([outcome.record])
-        kept = self.cells[self.cells.cell != cell]
-        self.cells = pd.concat([kept, row], ignore_index=True) if len(kept) else row
+        rows, record = outcome.rows[["cell", *COLUMNS]], pd.DataFrame([outcome.record])
+        self.rows = _append(self.rows[self.rows.cell != cell], rows)
+        self.cells = _append(self.cells[self.cells.cell != cell], record)
         write_atomic(self.out, self.rows.to_csv(index=False, float_format=DIGITS))
         write_atomic(self.cells_path, self.cells.to_csv(index=False))
 
@@ -69,6 +67,12 @@ class Tables:
 
     def write_summary(self, summary: pd.DataFrame) -> None:
         write_atomic(self.summary_path, summary.to_csv(index=False, float_format=DIGITS))
+
+
+def _append(table: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """One below the other; an empty table has no types worth keeping."""
+    filled = [part for part in (table, rows) if len(part)]
+    return pd.concat(filled, ignore_index=True) if filled else table
 
 
 def best_lr(out: str | Path) -> dict[str, float]:

@@ -1,7 +1,6 @@
 """Gradient balance: methods that give the tasks' gradients weights, so that each has its share of the step. Each
 takes `level`, see `GradientBalancing`; hyper-parameters have the papers' values."""
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -53,10 +52,9 @@ class NashMTL(GradientBalancing):
     def combine(self, jacobian: Float[Tensor, "k p"], here: Bool[Tensor, " k"]) -> Float[Tensor, " p"]:
         if self.num_tasks > 1:
             return super().combine(jacobian, here)
-        # nobody to bargain with, and cvxpy has no such problem: the one weight is 1, but for the limit
-        weights = torch.ones_like(jacobian[:, 0], dtype=torch.float32)
-        if self.max_norm > 0:
-            weights = (self.max_norm / jacobian.float().norm(dim=1)).clamp(max=1)
+        # nobody to bargain with, and cvxpy cannot put such a problem: G a = 1 / a, within the limit if there is one
+        length = min(1.0, self.max_norm) if self.max_norm > 0 else 1.0
+        weights = length / jacobian.float().norm(dim=1).clamp(min=1e-12)
         self.record(weights)
         return (weights @ jacobian.float()).to(jacobian)
 

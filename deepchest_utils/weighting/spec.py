@@ -31,6 +31,8 @@ def _term(tree: ast.expr) -> tuple[str, dict]:
     match tree:
         case ast.Name(id=name):
             return name, {}
-        case ast.Call(func=ast.Name(id=name), args=[], keywords=keywords) if all(k.arg for k in keywords):
-            return name, {k.arg: ast.literal_eval(k.value) for k in keywords}
+        case ast.Call(func=ast.Name(id=name), args=[], keywords=keywords):
+            options = {k.arg: ast.literal_eval(k.value) for k in keywords}
+            if len(options) == len(keywords) and None not in options:  # no option twice, no **
+                return name, options
     raise ValueError
