@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from deepchest_utils import DeepChest
+from deepchest_utils import METHODS, DeepChest
 from deepchest_utils.__main__ import build_parser
 from deepchest_utils.notebooks import find_notebooks, notebook_parameters, results
 
@@ -32,11 +32,15 @@ def test_every_dependency_of_the_card_is_declared():
 
 def test_each_dependency_has_its_reason_beside_its_bound():
     text = (ROOT / "pyproject.toml").read_text()
-    lists = re.findall(r"^(?:dependencies|dev) = \[\n(.*?)^\]", text, re.MULTILINE | re.DOTALL)
+    lists = re.findall(
+        r"^(?:dependencies|dev|solvers|cluster) = \[\n(.*?)^\]", text, re.MULTILINE | re.DOTALL
+    )
     lines = [line for block in lists for line in block.splitlines()]
-    assert len(lists) == 2
+    assert len(lists) == 2 + len(set(PROJECT["optional-dependencies"]) - {"dev"})
     for line in lines:
-        assert re.match(r'  "[a-z0-9-]+[><=!.,0-9]+", +# .{10,}', line), line
+        bounded = r'"[a-z0-9-]+[><=!.,0-9]+"'
+        itself = r'"deepchest-utils\[[a-z,]+\]"'
+        assert re.match(rf"  ({bounded}|{itself}), +# .{{10,}}", line), line
 
 
 def test_conda_environment_installs_the_project_and_nothing_else():
@@ -86,6 +90,12 @@ def test_readme_commands_parse(words):
     parsed = build_parser(arguments[0]).parse_args(arguments)
     for name, _ in getattr(parsed, "parameter", []):
         assert all(name in notebook_parameters(path) for path in find_notebooks(parsed.names))
+
+
+def test_readme_names_every_method_once():
+    table = re.search(r"\| family \| names \|\n(.*?)\n\n", README, re.DOTALL).group(1)
+    named = re.findall(r"`(\w+)`", table.partition("| one over another")[0])
+    assert sorted(named) == sorted(METHODS)
 
 
 def test_readme_names_the_make_targets():
