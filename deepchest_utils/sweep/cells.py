@@ -67,6 +67,7 @@ def make_cells(
     field, a value that TrainConfig refuses, or a method without a learning rate.
     """
     known = {field.name for field in dataclasses.fields(TrainConfig)}
+    known -= {"method_options", "run_dir"}  # the method's own text has its options, and the sweep its folders
     if unknown := set(lists) - known:
         raise ValueError(f"{min(unknown)!r} is no setting of a run. There are {', '.join(sorted(known))}.")
     names = sorted(lists, key=lambda name: name != "seed")
@@ -81,13 +82,13 @@ def make_cells(
             if architecture:
                 given["architecture"] = architecture
         else:
-            spec = base.method
+            spec = method = base.method
         if lr is not None:
-            if spec not in lr:
+            if not {spec, method} & set(lr):
                 raise ValueError(
                     f"lr should have every method's. Found none for {spec!r}, only {', '.join(lr)}."
                 )
-            given["lr"] = lr[spec]
+            given["lr"] = lr[spec if spec in lr else method]
         cell = Cell(spec, dataclasses.replace(base, **given))
         cells[cell.id] = cell
     return list(cells.values())
@@ -150,8 +151,8 @@ def _kept_rows(run, data: Splits) -> pd.DataFrame:
     return pd.concat([run.test, known, weights, auroc], ignore_index=True)
 
 
-def died(cell: Cell, error: Exception) -> Outcome:
+def lost(cell: Cell, error: str) -> Outcome:
+    """Of a cell whose process could not say what went wrong in it."""
     record = {"cell": cell.id, "method": cell.method, "seed": cell.config.seed, "status": "failed"}
-    record |= {"error": f"its process died twice ({type(error).__name__}): too little memory?"}
-    record |= {"settings": json.dumps(cell.settings, sort_keys=True)}
+    record |= {"error": error, "settings": json.dumps(cell.settings, sort_keys=True)}
     return Outcome(cell, record, to_table([]).assign(cell=cell.id), np.empty(0, dtype=np.float32))

@@ -57,17 +57,18 @@ def compare_methods(tables: Tables, baselines: Sequence[str] = ("equal",)) -> pd
 
 
 def _scores(tables: Tables, cell: str, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Of each metric, a column a task: the value on all test images, then its bootstrap replicates (none if their file
-    is on another machine)."""
+    """Of each metric, a column a task: the value on all test images, then its bootstrap replicates, if the table has
+    them."""
     test = rows[(rows.split == "test") & ~rows.task.isin([*GROUPS, "worst"])]
     prevalence = rows[rows.metric == "prevalence"].set_index("task").value
-    path, out = tables.replicates(cell), {}
-    replicates = np.load(path, allow_pickle=False).astype(float) if path.exists() else None
+    replicates, out = tables.replicates.get(cell), {}
     for m, metric in enumerate(BOOTSTRAP_METRICS):
         value = test[test.metric == metric].set_index("task").value
         table = value.to_frame().T.reset_index(drop=True)
         if replicates is not None:
-            table = pd.concat([table, pd.DataFrame(replicates[m], columns=value.index)], ignore_index=True)
+            table = pd.concat(
+                [table, pd.DataFrame(replicates[m].astype(float), columns=value.index)], ignore_index=True
+            )
         ranked = prevalence[value.index[value.notna()]].sort_values(ascending=False, kind="stable").index
         half = (len(ranked) + 1) // 2
         groups = dict(zip(GROUPS, (ranked, ranked[:half], ranked[half:]), strict=True))

@@ -1,6 +1,7 @@
 """`run_sweep`: every cell that is not finished yet, and the two tables that hold what came of them."""
 
 import fcntl
+import io
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -22,33 +23,36 @@ DIGITS = "%.7g"  # of a float32, and the same text whenever the same cell is run
 
 
 class Tables:
-    """The long table `<out>` (column "cell", then those of `records`), the table of cells `<out>_cells.csv` (a row a
-    cell: settings, status, error, seconds, environment), and the bootstrap replicates of each finished cell under
-    `folder`."""
+    """The long table `<out>` (column "cell", then those of `records`); `<out>_cells.csv`, a row a cell: settings, status,
+    error, seconds, environment; and `<out>_replicates.npz`, an array a finished cell: (M, R, K) values of the M
+    BOOTSTRAP_METRICS in R resamplings of the test patients, the same in every cell."""
 
-    def __init__(self, out: str | Path, folder: str | Path | None = None):
+    def __init__(self, out: str | Path):
         self.out = Path(out)
         if self.out.suffix != ".csv":
             raise ValueError(f"out should be the name of a .csv. Found {str(out)!r}.")
         self.cells_path = self.out.with_name(f"{self.out.stem}_cells.csv")
         self.summary_path = self.out.with_name(f"{self.out.stem}_summary.csv")
-        self.folder = Path(folder) if folder else PROJECT / "runs" / "sweeps" / self.out.stem
+        self.replicates_path = self.out.with_name(f"{self.out.stem}_replicates.npz")
         self.rows = read(self.out, ["cell", *COLUMNS])
         self.cells = read(self.cells_path, ["cell", "status"])
+        self.replicates: dict[str, np.ndarray] = {}
+        if self.replicates_path.exists():
+            with np.load(self.replicates_path, allow_pickle=False) as file:
+                self.replicates = dict(file)
 
     def finished(self) -> set[str]:
         return set(self.cells.cell[self.cells.status == "done"])
-
-    def replicates(self, cell: str) -> Path:
-        return self.folder / f"{cell}.npy"
 
     def add(self, outcome: Outcome) -> None:
         """Write what came of a cell, in place of what an earlier try left. A cell counts from its row in the table of
         cells on, which is written last."""
         cell = outcome.cell.id
         if len(outcome.replicates):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            np.save(self.replicates(cell), outcome.replicates, allow_pickle=False)
+            self.replicates[cell] = outcome.replicates
+            buffer = io.BytesIO()
+            np.savez_compressed(buffer, **self.replicates)
+            write_atomic(self.replicates_path, buffer.getvalue())
         rows, record = outcome.rows[["cell", *COLUMNS]], pd.DataFrame([outcome.record])
         self.rows = _append(self.rows[self.rows.cell != cell], rows)
         self.cells = _append(self.cells[self.cells.cell != cell], record)
@@ -125,9 +129,9 @@ def run_sweep(
     and is tried again by the next call.
 
     out: the long table, a .csv. jobs: processes at a time, default one a core; each has an even share of the cores.
-    backend: "joblib", or "dask" with the address of its scheduler. folder: of checkpoints and bootstrap replicates,
-    default `runs/sweeps/<name of out>`. Raises ValueError for an argument that is not as it should be, for finished
-    cells of other data, or while another sweep is at work on the same folder.
+    backend: "joblib", or "dask" with the address of its scheduler. folder: of the checkpoints of unfinished runs, default
+    `runs/sweeps/<name of out>`. Raises ValueError for an argument that is not as it should be, for finished cells of
+    other data, or while another sweep is at work on the same folder.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend should be one of {', '.join(BACKENDS)}. Found {backend!r}.")
@@ -140,8 +144,9 @@ def run_sweep(
     if jobs < 1:
         raise ValueError(f"jobs should be at least 1. Found {jobs}.")
     threads = max(1, cores // jobs)
-    tables = Tables(out, folder)
-    with alone(tables.folder):
+    tables = Tables(out)
+    folder = Path(folder) if folder else PROJECT / "runs" / "sweeps" / tables.out.stem
+    with alone(folder):
         finished = tables.finished()
         if backend == "joblib":  # a cluster may have data that are not here
             tables.check_data(cells)
@@ -149,7 +154,7 @@ def run_sweep(
         if backend == "dask":
             outcomes = with_dask(waiting, scheduler, threads)
         else:
-            outcomes = with_joblib(waiting, min(jobs, len(waiting)), threads, tables.folder)
+            outcomes = with_joblib(waiting, min(jobs, len(waiting)), threads, folder)
         bar = tqdm(
             total=len(cells), initial=len(cells) - len(waiting), desc="sweep", unit="run", disable=None
         )

@@ -1,41 +1,49 @@
 """Where the cells of a sweep run: processes of this machine, or a Dask cluster."""
 
-from collections import Counter
+import warnings
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-from deepchest_utils.sweep.cells import Cell, Outcome, died, run_cell
+from deepchest_utils.sweep.cells import Cell, Outcome, lost, run_cell
 
 
 def with_joblib(cells: list[Cell], jobs: int, threads: int, folder: Path) -> Iterator[Outcome]:
-    """In processes of this machine. One that dies takes its pool along: the cells that were in it are tried once more,
-    then noted as failed."""
+    """In `jobs` processes of this machine; with one job in this process. A process that dies takes its pool along: the
+    cells that were in it are tried once more at the end, one at a time, and noted as failed if they die alone."""
     from joblib import Parallel, delayed, parallel_config
 
-    waiting, deaths = list(cells), Counter()
-    while waiting:
-        started, finished = [], set()
+    waiting, suspects = list(cells), []
+    # a pool of one would be this process, which no cell should take along
+    processes = 1 if jobs == 1 else max(2, min(jobs, len(cells)))
+    while waiting or suspects:
+        batch = waiting or suspects[:1]
+        started, finished, error = [], set(), None
 
-        def start(waiting=waiting, started=started):
-            for cell in waiting:
+        def start(batch=batch, started=started):
+            for cell in batch:
                 started.append(cell)
                 yield delayed(run_cell)(cell, threads, str(folder / cell.id))
 
-        pool = Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1, pre_dispatch=jobs)
+        with parallel_config(backend="loky", inner_max_num_threads=threads):
+            pool = Parallel(processes, return_as="generator_unordered", batch_size=1, pre_dispatch=processes)
+        outcomes = pool(start())
         try:
-            with parallel_config(backend="loky", inner_max_num_threads=threads):
-                for outcome in pool(start()):
-                    finished.add(outcome.cell.id)
-                    yield outcome
-        except BrokenProcessPool as error:
-            in_it = [cell for cell in started if cell.id not in finished]
-            deaths.update(cell.id for cell in in_it)
-            for cell in in_it:
-                if deaths[cell.id] > 1:
-                    finished.add(cell.id)
-                    yield died(cell, error)
-        waiting = [cell for cell in waiting if cell.id not in finished]
+            for outcome in outcomes:
+                finished.add(outcome.cell.id)
+                yield outcome
+        except BrokenProcessPool as broken:
+            error = f"its process died twice ({type(broken).__name__}): too little memory?"
+        finally:
+            with warnings.catch_warnings():  # joblib's advice to whoever stops early
+                warnings.simplefilter("ignore")
+                outcomes.close()
+        dead = [cell for cell in started if cell.id not in finished]
+        if waiting:
+            waiting, suspects = waiting[len(started) :], suspects + dead
+        else:
+            suspects = suspects[1:]
+            yield from (lost(cell, error) for cell in dead)
 
 
 def with_dask(cells: list[Cell], scheduler: str, threads: int) -> Iterator[Outcome]:
@@ -46,8 +54,15 @@ def with_dask(cells: list[Cell], scheduler: str, threads: int) -> Iterator[Outco
         raise ValueError(
             "backend dask needs the extra `cluster`: pip install 'deepchest-utils[cluster]'."
         ) from None
-    with Client(scheduler) as client:
+    try:
+        client = Client(scheduler)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"scheduler {scheduler!r} does not answer: {error}.") from None
+    with client:
         futures = {client.submit(run_cell, cell, threads, pure=False): cell for cell in cells}
         for future in as_completed(futures):
-            error = future.exception()
-            yield died(futures[future], error) if error else future.result()
+            # let go of, lest the cluster runs it again when it loses the worker that holds the outcome
+            cell, error = futures.pop(future), future.exception()
+            outcome = lost(cell, f"{type(error).__name__}: {error}") if error else future.result()
+            future.release()
+            yield outcome
