@@ -1,0 +1,223 @@
+"""The cells of a sweep: the product of lists, what a cell is called, and a learning rate for each method."""
+
+import dataclasses
+import hashlib
+import json
+
+import pandas as pd
+import pytest
+
+from deepchest_utils import METHODS, TrainConfig
+from deepchest_utils.sweep import Cell, best_lr, cells, make_cells
+from deepchest_utils.training.config import ARCHITECTURES
+
+BASE = TrainConfig(image_size=32, data_options={"num_train": 128, "num_val": 64})
+OTHER = {  # of each setting that makes another run, a value that BASE has not
+    "dataset": "chestmnist",
+    "image_size": 64,
+    "split": "image",
+    "data_seed": 1,
+    "data_options": {"num_train": 128, "num_val": 65},
+    "method": "equal",
+    "method_options": {"cap": 2.0},
+    "architecture": "mtan",
+    "backbone": "resnet18",
+    "pretrained": True,
+    "epochs": 13,
+    "batch_size": 32,
+    "optimizer": "sgd",
+    "lr": 1e-3,
+    "weight_decay": 0.0,
+    "schedule": "constant",
+    "augment": False,
+    "amp": "bf16",
+    "channels_last": False,
+    "seed": 1,
+}
+ELSEWHERE = {"data_root": "/elsewhere", "device": "cpu", "run_dir": "/elsewhere"}
+
+
+# the product
+
+
+def test_product_of_the_lists_seed_by_seed():
+    made = make_cells(BASE, {"method": ["equal", "deepchest"], "lr": [1e-3, 2e-3], "seed": [3, 1]})
+    found = [(c.config.seed, c.method, c.config.lr) for c in made]
+    assert found == [
+        (3, "equal", 1e-3), (3, "equal", 2e-3), (3, "deepchest", 1e-3), (3, "deepchest", 2e-3),
+        (1, "equal", 1e-3), (1, "equal", 2e-3), (1, "deepchest", 1e-3), (1, "deepchest", 2e-3),
+    ]  # fmt: skip
+    assert len({c.id for c in made}) == 8
+    for cell in made:  # all else is the base's
+        own = {"method": cell.method, "lr": cell.config.lr, "seed": cell.config.seed}
+        assert cell.config == dataclasses.replace(BASE, **own)
+
+
+def test_without_lists_there_is_one_cell_the_base():
+    assert make_cells(BASE, {}) == [Cell("deepchest", BASE)]
+    assert make_cells(BASE, {"seed": []}) == []
+
+
+def test_same_settings_twice_are_one_cell():
+    assert len(make_cells(BASE, {"method": ["equal", "equal"], "seed": [0, 0, 1]})) == 2
+
+
+@pytest.mark.parametrize(
+    ("spec", "method", "options", "architecture"),
+    [
+        ("deepchest", "deepchest", {}, "hard_sharing"),
+        ("deepchest(floor=0.25)", "deepchest", {"floor": 0.25}, "hard_sharing"),
+        ("static(values=[1, 2])", "static", {"values": [1, 2]}, "hard_sharing"),
+        (
+            "deepchest(floor=0.5, signal='auroc')+pcgrad(level='features')",
+            "deepchest+pcgrad",
+            {"floor": 0.5, "signal": "auroc", "inner_options": {"level": "features"}},
+            "hard_sharing",
+        ),
+        ("equal@single_task", "equal", {}, "single_task"),
+        ("deepchest(floor=0.25)@mtan", "deepchest", {"floor": 0.25}, "mtan"),
+    ],
+)
+def test_method_with_options_in_one_word(spec, method, options, architecture):
+    (cell,) = make_cells(BASE, {"method": [spec]})
+    assert cell.method == spec  # as the tables name it
+    assert (cell.config.method, cell.config.method_options) == (method, options)
+    assert cell.config.architecture == architecture
+
+
+@pytest.mark.parametrize(
+    ("lists", "named"),
+    [
+        ({"learning_rate": [1e-3]}, "'learning_rate' is no setting of a run.* lr, "),
+        ({"method_options": [{"cap": 2.0}]}, "'method_options' is no setting"),  # the method's text has them
+        ({"run_dir": ["here"]}, "'run_dir' is no setting"),
+        ({"seed": [0, -1]}, "seed.*-1"),
+        ({"lr": [1e-3, 0.0]}, r"lr.*0\.0"),
+        ({"optimizer": ["lion"]}, "optimizer.*adamw, adam, rmsprop, sgd.*'lion'"),
+        ({"method": ["equal", "magic"]}, "method should be one of equal, .*'magic'"),
+        ({"method": ["deepchest+magic"]}, r"method should be one of .*'deepchest\+magic'"),
+        ({"method": ["deepchest(0.25)"]}, r"a method should read NAME.*'deepchest\(0\.25\)'"),
+        ({"method": ["deepchest(floor=__import__('os'))"]}, "a method should read"),  # a literal, never run
+        ({"method": ["equal@nowhere"]}, f"architecture.*{', '.join(ARCHITECTURES)}.*'nowhere'"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_what_cannot_run_is_refused_before_anything_runs(lists, named):
+    with pytest.raises(ValueError, match=named) as error:
+        make_cells(BASE, lists)
+    assert "\n" not in str(error.value)
+
+
+def test_each_method_has_its_own_learning_rate():
+    lr = {"equal": 1e-3, "deepchest(cap=2.0)": 4e-3, "deepchest@mtan": 3e-3, "deepchest": 5e-3}
+    methods = ["equal", "deepchest(cap=2.0)", "equal@mtan", "deepchest@mtan"]
+    made = make_cells(BASE, {"method": methods, "lr": [0.1, 0.2], "seed": [0, 1]}, lr)
+    # in place of the lists' two; another architecture takes the method's, unless it has its own
+    assert [(c.method, c.config.lr) for c in made[:4]] == list(
+        zip(methods, [1e-3, 4e-3, 1e-3, 3e-3], strict=True)
+    )
+    assert len(made) == 8
+    with pytest.raises(ValueError, match=r"lr.*none for 'famo', only equal, deepchest\(cap=2\.0\)"):
+        make_cells(BASE, {"method": ["equal", "famo"]}, lr)
+    with pytest.raises(ValueError, match=r"none for 'deepchest\(cap=3\)'"):  # other options, another optimum
+        make_cells(BASE, {"method": ["deepchest(cap=3)"]}, lr)
+    assert make_cells(BASE, {}, lr)[0].config.lr == 5e-3
+
+
+# what a cell is called
+
+
+def test_id_is_a_hash_of_what_differs_from_the_defaults():
+    """So that a field that TrainConfig gets one day, left at its default, changes no id of today."""
+    cell = Cell("deepchest", BASE)
+    assert cell.settings == {"image_size": 32, "data_options": {"num_train": 128, "num_val": 64}}
+    text = '{"data_options": {"num_train": 128, "num_val": 64}, "image_size": 32}'
+    assert cell.id == hashlib.sha256(text.encode()).hexdigest()[:10]
+    assert Cell("deepchest", TrainConfig()).settings == {}
+
+
+def test_a_new_field_with_a_default_changes_no_id(monkeypatch):
+    @dataclasses.dataclass(frozen=True)
+    class Grown(TrainConfig):
+        warmup: int = 0
+
+    before = Cell("deepchest", BASE)
+    monkeypatch.setattr(cells, "TrainConfig", Grown)
+    grown = Grown(**{f.name: getattr(BASE, f.name) for f in dataclasses.fields(BASE)})
+    assert Cell("deepchest", grown).id == before.id
+    assert Cell("deepchest", dataclasses.replace(grown, warmup=1)).id != before.id
+
+
+def test_every_setting_but_where_it_runs_makes_another_id():
+    assert OTHER.keys() | ELSEWHERE.keys() == {f.name for f in dataclasses.fields(TrainConfig)}
+    one = Cell("deepchest", BASE).id
+    assert Cell("deepchest", dataclasses.replace(BASE, **ELSEWHERE)).id == one
+    others = {Cell("any", dataclasses.replace(BASE, **{name: value})).id for name, value in OTHER.items()}
+    assert len(others | {one}) == len(OTHER) + 1
+
+
+def test_id_depends_on_no_order_of_options():
+    turned = dataclasses.replace(BASE, data_options={"num_val": 64, "num_train": 128})
+    assert Cell("deepchest", turned).id == Cell("deepchest", BASE).id
+    first, second = (
+        make_cells(BASE, {"method": [f"deepchest({text})"]})[0]
+        for text in ("cap=2.0, floor=0.5", "floor=0.5, cap=2.0")
+    )
+    assert first.id == second.id
+
+
+def test_every_method_has_an_id_of_its_own():
+    made = make_cells(BASE, {"method": list(METHODS)})
+    assert len({c.id for c in made}) == len(METHODS)
+
+
+# the learning rate
+
+
+def write_tuning(out, scores: dict[tuple, list[float]], status: str = "done"):
+    """A sweep's tables. scores: (method, lr, seed) -> validation macro AUROC, an epoch each."""
+    rows, records = [], []
+    for number, ((method, lr, seed), values) in enumerate(scores.items()):
+        base = {"cell": f"{number:010d}", "method": method, "seed": seed}
+        settings = {} if lr == TrainConfig.lr else {"lr": lr}
+        records.append({**base, "status": status, "error": "", "settings": json.dumps(settings)})
+        for epoch, value in enumerate(values, 1):
+            row = {**base, "epoch": epoch, "split": "val", "task": "macro", "metric": "auroc", "value": value}
+            rows += [row, {**row, "task": "Hernia", "value": 1 - value}, {**row, "metric": "auroc_tasks"}]
+        # what must not choose: the test split
+        rows.append({**base, "epoch": 1, "split": "test", "task": "macro", "metric": "auroc", "value": lr})
+    pd.DataFrame(rows).to_csv(out, index=False)
+    pd.DataFrame(records).to_csv(out.with_name(f"{out.stem}_cells.csv"), index=False)
+
+
+def test_best_lr_has_the_best_validation_mean_over_seeds(tmp_path):
+    scores = {
+        ("equal", 1e-3, 0): [0.60, 0.80, 0.70], ("equal", 1e-3, 1): [0.70, 0.60, 0.60],  # 0.80, 0.70
+        ("equal", 2e-3, 0): [0.85, 0.10, 0.10], ("equal", 2e-3, 1): [0.63, 0.10, 0.10],  # 0.85, 0.63
+        ("equal", 4e-3, 0): [0.73, 0.74, 0.74], ("equal", 4e-3, 1): [0.74, 0.74, 0.74],
+        ("deepchest(cap=2.0)", 2e-3, 0): [0.50, 0.51, 0.52],
+        ("deepchest(cap=2.0)", 4e-3, 0): [0.50, 0.51, 0.51],
+    }  # fmt: skip
+    out = tmp_path / "tuning.csv"
+    write_tuning(out, scores)
+    found = best_lr(out)
+    # 1e-3: the best epoch's, (0.80 + 0.70) / 2, against (0.85 + 0.63) / 2 and 0.74; the default, which the settings
+    # do not name, is one of them
+    assert found == {"equal": 1e-3, "deepchest(cap=2.0)": 2e-3}
+    chosen = make_cells(BASE, {"method": ["deepchest(cap=2.0)", "equal"]}, found)
+    assert [c.config.lr for c in chosen] == [2e-3, 1e-3]
+
+
+def test_best_lr_of_nothing_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match=r"none\.csv holds no finished run"):
+        best_lr(tmp_path / "none.csv")
+    pd.DataFrame(columns=["cell", "method", "seed", "epoch", "split", "task", "metric", "value"]).to_csv(
+        tmp_path / "failed.csv", index=False
+    )
+    pd.DataFrame([{"cell": "ab", "method": "equal", "seed": 0, "status": "failed", "settings": "{}"}]).to_csv(
+        tmp_path / "failed_cells.csv", index=False
+    )
+    with pytest.raises(ValueError, match=r"failed\.csv holds no finished run"):
+        best_lr(tmp_path / "failed.csv")
+    with pytest.raises(ValueError, match=r"\.csv.*'tuning'"):
+        best_lr("tuning")
