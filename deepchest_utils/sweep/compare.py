@@ -83,5 +83,6 @@ def _interval(each: list[pd.Series]) -> dict[str, float]:
     values = np.array([series.iloc[0] for series in each])
     if np.isnan(values).any():
         return dict.fromkeys(("mean", "low", "high", "p", "seed_sd", "patient_sd"), np.nan)
-    sample = np.mean([series.iloc[1:] for series in each], axis=0)
+    length = min(len(series) for series in each)  # 1 if a seed has no replicates: patients are left out
+    sample = np.mean([series.iloc[1:length] for series in each], axis=0)
     return mean_interval(values, sample[~np.isnan(sample)])

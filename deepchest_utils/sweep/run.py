@@ -97,7 +97,8 @@ def read(path: Path, columns: list[str]) -> pd.DataFrame:
     """The table, or an empty one of these columns. Raises ValueError if it has others."""
     if not path.exists():
         return pd.DataFrame(columns=columns)
-    table = pd.read_csv(path, dtype={"cell": str}, keep_default_na=True)
+    # a hash may look like a number: 0123, or 12e3
+    table = pd.read_csv(path, dtype={"cell": str, "data": str, "commit": str}, keep_default_na=True)
     if missing := set(columns) - set(table.columns):
         raise ValueError(f"{path} has no column {min(missing)!r}: no table of a sweep. Choose another out.")
     return table
@@ -144,9 +145,10 @@ def run_sweep(
     if jobs < 1:
         raise ValueError(f"jobs should be at least 1. Found {jobs}.")
     threads = max(1, cores // jobs)
-    tables = Tables(out)
-    folder = Path(folder) if folder else PROJECT / "runs" / "sweeps" / tables.out.stem
+    cells = list({cell.id: cell for cell in cells}.values())  # the same one twice would share a checkpoint
+    folder = Path(folder) if folder else PROJECT / "runs" / "sweeps" / Tables(out).out.stem
     with alone(folder):
+        tables = Tables(out)  # not before: another sweep may have ended just now
         finished = tables.finished()
         if backend == "joblib":  # a cluster may have data that are not here
             tables.check_data(cells)
@@ -154,7 +156,7 @@ def run_sweep(
         if backend == "dask":
             outcomes = with_dask(waiting, scheduler, threads)
         else:
-            outcomes = with_joblib(waiting, min(jobs, len(waiting)), threads, folder)
+            outcomes = with_joblib(waiting, jobs, threads, folder)
         bar = tqdm(
             total=len(cells), initial=len(cells) - len(waiting), desc="sweep", unit="run", disable=None
         )
