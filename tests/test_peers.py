@@ -183,6 +183,7 @@ def test_task_without_a_label_is_as_if_there_were_one_task_less(name):
             gradients.append(leaf.grad)
         optimizer.step()
         torch.testing.assert_close(gradients[0][[0, 2]], gradients[1])
+        assert 0 <= gradients[0][1] <= 1  # what the log is told: nothing, or the factor of a scale that stays
     own = [*whole.parameters(), *(b for b in whole.buffers() if b.ndim)]
     assert all(p[1] == 0 for p in own)
 
@@ -300,6 +301,17 @@ def test_gradnorm_gives_a_task_that_lags_behind_more():
     assert method.weights[1] > 1.02
 
 
+def test_gradnorm_steps_as_if_a_task_without_a_label_were_not_there():
+    losses, norms = torch.tensor([1.0, 0.0, 2.0]).double(), torch.tensor([1.0, 0.0, 1.3]).double()
+    whole, less = GradNorm(K), GradNorm(K - 1)
+    for method, here in ((whole, [0, 1, 2]), (less, [0, 2])):
+        method.learn(losses[here], norms[here])
+    assert whole.mean[1] == 0
+    assert torch.equal(whole.mean[[0, 2]], less.mean)
+    assert less.mean[0] < 0 < less.mean[1]
+    assert whole.first_loss.isnan().tolist() == [False, True, False]
+
+
 # gradient balancing
 
 AGGREGATORS = [
@@ -388,17 +400,43 @@ def test_logged_weights_are_the_factors_of_the_tasks_gradients(name, level):
 
 
 @cvxpy_warns
-@pytest.mark.parametrize(
-    ("name", "options", "make"),
-    [a for a in AGGREGATORS if not a[1] and a[0] not in ("nash_mtl", "rgw", "graddrop")],
-)
+@pytest.mark.parametrize(("name", "options", "make"), [a for a in AGGREGATORS if a[0] != "nash_mtl"])
 def test_task_without_a_label_is_left_out_of_the_combination(name, options, make):
-    method = make_method(name, K)
-    jacobian = torch.randn(K, 7, generator=torch.Generator().manual_seed(3))
+    method, aggregator = make_method(name, K, **options), make()
+    for step in range(3):
+        jacobian = torch.randn(K, 7, generator=torch.Generator().manual_seed(step))
+        jacobian[1] = 0
+        torch.manual_seed(step)
+        expected = aggregator(jacobian[[0, 2]])
+        torch.manual_seed(step)
+        found = method.combine(jacobian, torch.tensor([True, False, True]))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        assert name in ("graddrop", "config") or method.weights[1] == 0
+
+
+def test_nash_mtl_and_gradvac_leave_a_missing_task_out_and_remember_it():
+    nash, vac, alone = make_method("nash_mtl", K, max_norm=0.0), make_method("gradvac", K), jd.GradVac()
+    some, rows = torch.tensor([True, False, True]), [0, 2]
+    generator = torch.Generator().manual_seed(0)
+    common = torch.randn(7, generator=generator)  # tasks that agree: the running means of the cosines rise
+    for _ in range(4):
+        vac.combine(common + torch.randn(K, 7, generator=generator) / 2, torch.ones(K, dtype=torch.bool))
+    means = vac.get_extra_state()["_phi_t"].clone()
+    assert means[0, 1] > 0.5
+    jacobian = common + 2 * torch.randn(K, 7, generator=generator)
     jacobian[1] = 0
-    expected = make()(jacobian[[0, 2]])
-    found = method.combine(jacobian, torch.tensor([True, False, True]))
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    # TorchJD's own with the means of the two that are left
+    alone.gramian_weighting._phi_t = means[rows][:, rows]
+    alone.gramian_weighting._state_key = (2, torch.float32)
+    torch.testing.assert_close(vac.combine(jacobian, some), alone(jacobian[rows]))
+    after = vac.get_extra_state()["_phi_t"]
+    assert torch.equal(after[1], means[1])
+    assert torch.equal(after[:, 1], means[:, 1])
+    assert (after[0, 2] != means[0, 2]).all()
+    nash.combine(jacobian, some)
+    share, gramian = nash.weights[rows], (jacobian[rows] @ jacobian[rows].T).double()
+    torch.testing.assert_close(share * (gramian @ share), torch.ones(2).double(), rtol=1e-3, atol=0)
+    assert nash.weights[1] == 0
 
 
 def test_combinations_keep_what_their_papers_promise():

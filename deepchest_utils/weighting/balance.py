@@ -1,6 +1,7 @@
 """Gradient balance: methods that give the tasks' gradients weights, so that each has its share of the step. Each
 takes `level`, see `GradientBalancing`; hyper-parameters have the papers' values."""
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -49,14 +50,17 @@ class NashMTL(GradientBalancing):
         super().__init__(num_tasks, "NashMTL", level, n_tasks=num_tasks, **options)
         self.max_norm = max_norm
 
-    def combine(self, jacobian: Float[Tensor, "k p"], here: Bool[Tensor, " k"]) -> Float[Tensor, " p"]:
-        if self.num_tasks > 1:
-            return super().combine(jacobian, here)
-        # nobody to bargain with, and cvxpy cannot put such a problem: G a = 1 / a, within the limit if there is one
-        length = min(1.0, self.max_norm) if self.max_norm > 0 else 1.0
-        weights = length / jacobian.float().norm(dim=1).clamp(min=1e-12)
-        self.record(weights)
-        return (weights @ jacobian.float()).to(jacobian)
+    def factors(self, matrix: Float[Tensor, "k p"], here: Bool[Tensor, " k"]) -> Float[Tensor, " n"]:
+        lengths = matrix[here].norm(dim=1)
+        if (
+            self.num_tasks == 1
+        ):  # cvxpy cannot put such a problem: G a = 1 / a, within the limit if there is one
+            length = min(1.0, self.max_norm) if self.max_norm > 0 else 1.0
+            return length / lengths.clamp(min=1e-12)
+        # its problem has room for all tasks: a missing one stands at right angles to the others, as long as their
+        # mean, and leaves their solution as it is
+        beside = torch.diag(lengths.mean() * ~here)
+        return self._aggregator[0].weighting(torch.cat([matrix, beside], dim=1))[here]
 
 
 class AlignedMTL(GradientBalancing):

@@ -26,8 +26,7 @@ class GradientBalancing(Method):
                        the trunk, at about the cost of equal weighting. Conflict is judged where trunk and heads
                        meet, which is not where the papers judge it.
     `weights` are the factors that the aggregator gave the tasks' gradients, averaged over the epoch's steps; ones
-    where it has none (GradDrop, ConFIG). A task without a label in the batch has no gradient and is left out;
-    to the two that remember each task (GradVac, Nash-MTL) it shows a gradient that conflicts with none.
+    where it has none (GradDrop, ConFIG). A task without a label in the batch has no gradient and is left out.
     Raises ValueError for an unknown level, and where a solver is not installed.
     """
 
@@ -50,24 +49,20 @@ class GradientBalancing(Method):
 
     def combine(self, jacobian: Float[Tensor, "k p"], here: Bool[Tensor, " k"]) -> Float[Tensor, " p"]:
         """The aggregator's vector for a Jacobian with a row a task. here: the tasks in the batch."""
-        matrix, rows = jacobian.float(), here
-        if (
-            self._memory is not None
-        ):  # a missing task stands at right angles to all others, as long as their mean
-            length = matrix[here].norm(dim=1).mean()
-            matrix = torch.cat([matrix, torch.diag(length * ~here)], dim=1)
-            rows = torch.ones_like(here)
-        aggregator = self._aggregator[0]
+        matrix, aggregator = jacobian.float(), self._aggregator[0]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # cvxpy warns of an inexact solution, and of how TorchJD calls it
             if not isinstance(aggregator, import_module("torchjd.aggregation").WeightedAggregator):
-                return aggregator(matrix[rows]).to(jacobian)
-            found = aggregator.weighting(matrix[rows])
+                return aggregator(matrix[here]).to(jacobian)
+            found = self.factors(matrix, here)
         used = matrix.new_zeros(self.num_tasks)
-        used[rows] = found.to(matrix)
-        used = used * here
+        used[here] = found.to(matrix)
         self.record(used)
-        return (used @ jacobian.float()).to(jacobian)
+        return (used @ matrix).to(jacobian)
+
+    def factors(self, matrix: Float[Tensor, "k p"], here: Bool[Tensor, " k"]) -> Float[Tensor, " n"]:
+        """What the aggregator gives the gradients of the N tasks in the batch."""
+        return self._aggregator[0].weighting(matrix[here])
 
     def backward(self, losses: Float[Tensor, " k"], features: Float[Tensor, "b *f"] | None = None) -> None:
         if features is None:
@@ -121,9 +116,8 @@ class GradientBalancing(Method):
         if memory is None:
             return
         memory.reset()
-        if "_phi_t" in state:  # GradVac starts anew unless it finds its key
+        if "_phi_t" in state:
             memory._phi_t = state["_phi_t"].clone().cpu()
-            memory._state_key = (self.num_tasks, memory._phi_t.dtype)
         if state.get("step"):  # Nash-MTL sets its problem up in its first step only
             memory.step, memory.prvs_alpha = state["step"], state["prvs_alpha"].cpu().numpy().copy()
             memory._init_optim_problem()

@@ -1,6 +1,10 @@
 """Gradient surgery: methods that look for tasks whose gradients conflict. Each takes `level`, see
 `GradientBalancing`; hyper-parameters have the papers' values."""
 
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
 from deepchest_utils.weighting.gradient_balancing import GradientBalancing
 
 
@@ -31,6 +35,16 @@ class GradVac(GradientBalancing):
 
     def __init__(self, num_tasks: int, beta: float = 0.5, level: str = "parameters"):
         super().__init__(num_tasks, "GradVac", level, beta=beta)
+
+    def factors(self, matrix: Float[Tensor, "k p"], here: Bool[Tensor, " k"]) -> Float[Tensor, " n"]:
+        memory, rows = self._memory, here.nonzero().flatten().cpu()
+        means = torch.zeros(len(here), len(here)) if memory._phi_t is None else memory._phi_t
+        # the running means of the pairs in the batch take part, the others wait; without its key it would start anew
+        memory._phi_t, memory._state_key = means[rows][:, rows], (len(rows), matrix.dtype)
+        found = super().factors(matrix, here)
+        means[rows[:, None], rows] = memory._phi_t
+        memory._phi_t = means
+        return found
 
 
 class CAGrad(GradientBalancing):
