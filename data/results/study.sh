@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# The study behind notebook 04, sweep by sweep; run from the repository's root, in its environment. Finished runs are
+# not run again, so it can be stopped and started. About eleven hours on two cores, most of them in `architectures`.
+#   bash data/results/study.sh tuning main composed architectures parameters ablations     # phantom
+#   NIH_ROOT=PATH bash data/results/study.sh nih                                           # a sample of NIH ChestX-ray14
+set -euo pipefail
+out=${OUT:-data/results}
+sweep() { python -m deepchest_utils sweep --device cpu --jobs 2 "$@"; }
+features() { printf '%s(level="features")\n' "$@"; }
+
+mapfile -t methods < <(
+  printf '%s\n' equal deepchest prevalence_oracle inverse_prevalence deepchest_relative_loss deepchest_loss_trend \
+    deepchest_auroc deepchest_balanced_accuracy uncertainty dwa rlw gls imtl_l stch famo dbmtl_l gradnorm
+  features mgda pcgrad graddrop gradvac cagrad imtl_g
+  echo 'nash_mtl(update_every=10, level="features")'
+  features aligned_mtl fairgrad config dualproj upgrad rgw
+)
+mapfile -t composed < <(
+  printf 'deepchest+%s\n' dwa uncertainty imtl_l gradnorm
+  features deepchest+pcgrad deepchest+imtl_g deepchest+upgrad
+)
+mapfile -t ablations < <(
+  printf '%s\n' equal deepchest 'deepchest(floor=0.25)' 'deepchest(floor=0.5)' 'deepchest(normalize=True)' \
+    'deepchest(initial="resnet")' 'deepchest(initial="cnnmodel1")' 'deepchest(step_up=1.05, step_down=1.025)' \
+    'deepchest(step_up=1.3, step_down=1.15)' 'deepchest(cap=3.0)' 'deepchest(scores_from="val")'
+  for signal in relative_loss auroc; do
+    printf "deepchest_$signal%s\n" '' '(floor=0.25)' '(cap=3.0)' '(step_up=1.3, step_down=1.15, cap=3.0, floor=0.25)'
+  done
+)
+mapfile -t real < <(
+  printf '%s\n' equal deepchest prevalence_oracle inverse_prevalence deepchest_relative_loss deepchest_auroc \
+    uncertainty dwa imtl_l gradnorm
+  features pcgrad imtl_g upgrad
+)
+phantom=(--epochs 12 --data-options num_train 4000)
+large=("${phantom[@]}" --data-options num_test 25000)
+tuned=(--lr-from "$out/phantom_tuning.csv" --out "$out/phantom.csv")
+nih=(--dataset nih --data-root "${NIH_ROOT:-}" --split patient --epochs 15)
+grid=(--lr 1e-3 2e-3 4e-3 --seed 100 101)
+seeds=(--seed 0 1 2 3 4)
+tuning=("${phantom[@]}" --data-options num_test 1000 "${grid[@]}" --out "$out/phantom_tuning.csv")
+# what the composed methods are compared with: the same ones alone
+inner=(equal deepchest)
+for method in "${composed[@]}"; do inner+=("${method#deepchest+}"); done
+
+for part in "$@"; do
+  case $part in
+    tuning) sweep "${tuning[@]}" --method "${methods[@]}" ;;
+    main) sweep "${large[@]}" --method "${methods[@]}" "${seeds[@]}" "${tuned[@]}" --baseline equal deepchest ;;
+    composed)
+      sweep "${tuning[@]}" --method "${composed[@]}"
+      sweep "${large[@]}" --method "${composed[@]}" "${seeds[@]}" "${tuned[@]}" --baseline "${inner[@]}" ;;
+    architectures)
+      sweep "${large[@]}" --method equal@single_task "${seeds[@]}" "${tuned[@]}" --baseline "${inner[@]}" equal@single_task
+      sweep "${large[@]}" --method equal@mtan deepchest@mtan equal@cross_stitch --seed 0 1 "${tuned[@]}" \
+        --baseline "${inner[@]}" equal@single_task ;;
+    parameters) # the learning rate is the one found at the features
+      for method in pcgrad mgda upgrad; do
+        lr=$(python -c "from deepchest_utils.sweep import best_lr; print(best_lr('$out/phantom_tuning.csv')['$method(level=\"features\")'])")
+        sweep "${large[@]}" --method "$method" --lr "$lr" --seed 0 1 2 --out "$out/phantom.csv" \
+          --baseline "${inner[@]}" equal@single_task
+      done ;;
+    ablations) sweep "${large[@]}" --method "${ablations[@]}" "${seeds[@]}" --lr 2e-3 --out "$out/phantom_ablations.csv" \
+      --baseline equal deepchest ;;
+    nih)
+      sweep "${nih[@]}" --method "${real[@]}" "${grid[@]}" --out "$out/nih_sample_tuning.csv"
+      sweep "${nih[@]}" --method "${real[@]}" "${seeds[@]}" --lr-from "$out/nih_sample_tuning.csv" \
+        --out "$out/nih_sample.csv" --baseline equal deepchest ;;
+    *) echo "no part $part: tuning, main, composed, architectures, parameters, ablations or nih" >&2; exit 2 ;;
+  esac
+done
