@@ -636,3 +636,9 @@ def test_spec_makes_its_method():
     )
     method = make_method(name, K, **options)
     assert (method.outer.floor, method.outer.normalize, method.inner.level) == (0.25, True, "features")
+
+
+def test_gradnorm_refuses_features_with_a_row_a_task():
+    features = torch.randn(4, 3, 5, requires_grad=True)
+    with pytest.raises(ValueError, match=r"features should be shared by all tasks.*\(4, 3, 5\)"):
+        make_method("gradnorm", 3).backward(features.sum((0, 2)), features * 1)

@@ -24,7 +24,7 @@ class GradientBalancing(Method):
                        task takes a backward pass through the trunk;
         "features"     the trunk's output: each task takes a backward pass through the heads, and one goes through
                        the trunk, at about the cost of equal weighting. Conflict is judged where trunk and heads
-                       meet, which is not where the papers judge it.
+                       meet, which is not where the papers judge it. Features with a row a task never conflict.
     `weights` are the factors that the aggregator gave the tasks' gradients, averaged over the epoch's steps; ones
     where it has none (GradDrop, ConFIG). A task without a label in the batch has no gradient and is left out.
     Raises ValueError for an unknown level, and where a solver is not installed.

@@ -16,7 +16,7 @@ class GradNorm(Method):
 
     alpha: >= 0, how much more a task that lags behind may pull; the paper's for its larger experiment. lr: of
     the weights' own Adam, the paper's. A task without a label in the batch takes no part in the step. One forward
-    and backward pass, and K backward passes down to W alone.
+    and backward pass, and K backward passes down to W alone. Raises ValueError for features with a row a task.
     """
 
     def __init__(self, num_tasks: int, alpha: float = 1.5, lr: float = 0.025):
@@ -40,6 +40,10 @@ class GradNorm(Method):
         if features is None:
             raise ValueError(
                 "features should be the trunk's output: GradNorm works on the last shared layer."
+            )
+        if features.ndim != 2:  # a row a task: the last layer belongs to one of them
+            raise ValueError(
+                f"features should be shared by all tasks, (B, F). Found shape {tuple(features.shape)}."
             )
         layer = last_shared_layer(features)
         norms = torch.stack(
