@@ -146,9 +146,10 @@ def run_sweep(
         raise ValueError(f"jobs should be at least 1. Found {jobs}.")
     threads = max(1, cores // jobs)
     cells = list({cell.id: cell for cell in cells}.values())  # the same one twice would share a checkpoint
-    folder = Path(folder) if folder else PROJECT / "runs" / "sweeps" / Tables(out).out.stem
+    tables = Tables(out)
+    folder = Path(folder) if folder else PROJECT / "runs" / "sweeps" / tables.out.stem
     with alone(folder):
-        tables = Tables(out)  # not before: another sweep may have ended just now
+        tables = Tables(out)  # once more: another sweep may have ended just now
         finished = tables.finished()
         if backend == "joblib":  # a cluster may have data that are not here
             tables.check_data(cells)

@@ -1,0 +1,349 @@
+"""Sweeps on the phantom: what the tables hold, and that a stop, a failure or a killed process costs no more than it
+must."""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import signal
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from deepchest_utils import TrainConfig, load_dataset, train
+from deepchest_utils.datasets import DataWarning
+from deepchest_utils.records import COLUMNS, PACKAGES, environment_report
+from deepchest_utils.statistics import bootstrap_metric
+from deepchest_utils.sweep import Tables, make_cells, run_sweep
+from deepchest_utils.sweep import run as run_module
+from deepchest_utils.sweep.cells import PATIENTS_SEED, Outcome
+from deepchest_utils.training.loop import Loop
+
+# images this few have too few positives of the rare findings: that is what the warning says
+pytestmark = pytest.mark.filterwarnings("ignore::deepchest_utils.datasets.base.DataWarning")
+
+SIZES = {"num_train": 128, "num_val": 64, "num_test": 200}
+BASE = TrainConfig(image_size=32, epochs=2, device="cpu", data_options=SIZES)
+AUROC = "deepchest(signal='auroc')"
+UNEQUAL = f"static(values={[1.0, 2.0] * 7})"  # weights that differ, and do not move
+REFUSED = "deepchest(floor=2)"  # above the cap: the method says so when it is made
+CELLS = make_cells(BASE, {"method": ["equal", AUROC], "seed": [0, 1]})
+STATIC, FAILING = make_cells(BASE, {"method": [UNEQUAL, REFUSED]})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_core():
+    """One thread a process, however many jobs: with the same threads, numbers are the same."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "cpu_count", lambda: 1)
+        yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory, cache_dir, one_core):
+    """Six cells, one of which fails, on two processes. The tables, and what was printed meanwhile."""
+    folder = tmp_path_factory.mktemp("sweep")
+    printed, kept = io.StringIO(), os.dup(2)
+    with contextlib.ExitStack() as stack:
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        patch.setenv("PYTHONWARNINGS", "ignore::UserWarning")  # of the data, in the processes
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore", DataWarning)
+        stack.enter_context(contextlib.redirect_stdout(printed))
+        stack.enter_context(contextlib.redirect_stderr(printed))
+        file = stack.enter_context(open(folder / "stderr", "wb"))
+        os.dup2(file.fileno(), 2)  # what the processes inherit
+        stack.callback(os.dup2, kept, 2)
+        run_sweep([*CELLS, STATIC, FAILING], folder / "out.csv", jobs=2, folder=folder / "runs")
+    os.close(kept)
+    return Tables(folder / "out.csv"), printed.getvalue() + (folder / "stderr").read_text()
+
+
+@pytest.fixture
+def copied(sweep, tmp_path):
+    """The finished sweep in a folder where a test may change it; what run_sweep needs to go on with it."""
+    tables, _ = sweep
+    for path in (tables.out, tables.cells_path, tables.replicates_path):
+        shutil.copy(path, tmp_path)
+    return {"out": tmp_path / "out.csv", "folder": tmp_path / "runs"}
+
+
+@pytest.fixture(scope="module")
+def data(cache_dir):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)
+        return load_dataset("phantom", image_size=32, **SIZES)
+
+
+def lines(out) -> dict[str, list[str]]:
+    """Each cell's lines of the long table, as they are in the file."""
+    found: dict[str, list[str]] = {}
+    for line in Tables(out).out.read_text().splitlines()[1:]:
+        found.setdefault(line.partition(",")[0], []).append(line)
+    return found
+
+
+def assert_cells_are_whole(out, sweep, cells):
+    """These cells and no other are finished, each with all that the undisturbed sweep has of it."""
+    tables, whole = Tables(out), sweep[0]
+    assert tables.finished() == {cell.id for cell in cells}
+    assert not tables.cells.cell.duplicated().any()
+    found, expected = lines(out), lines(whole.out)
+    for cell in cells:
+        assert found[cell.id] == expected[cell.id]
+        np.testing.assert_array_equal(tables.replicates[cell.id], whole.replicates[cell.id])
+
+
+def known(tables: Tables, calls: list | None = None):
+    """Stands for `run_cell` where training is beside the point: it hands over what `tables` have of the cell."""
+    rows, replicates, records = tables.rows, dict(tables.replicates), tables.cells.set_index("cell")
+
+    def run_cell(cell, threads, folder=None):
+        if calls is not None:
+            calls.append((cell.id, threads))
+        record = {"cell": cell.id, **records.loc[cell.id].to_dict()}
+        return Outcome(cell, record, rows[rows.cell == cell.id], replicates.get(cell.id, np.empty(0)))
+
+    return run_cell
+
+
+# what a sweep leaves
+
+
+def test_table_of_cells_has_a_row_a_cell(sweep, data):
+    table = sweep[0].cells.set_index("cell")
+    cells = [*CELLS, STATIC, FAILING]
+    assert sorted(table.index) == sorted(cell.id for cell in cells)
+    here = environment_report()
+    for cell in cells:
+        row = table.loc[cell.id]
+        assert (row.method, row.seed) == (cell.method, cell.config.seed)
+        assert json.loads(row.settings) == cell.settings
+        assert row.data == data.fingerprint()
+        assert row.seconds >= 0
+        assert row.threads == 1
+        for name in ("python", *PACKAGES, "commit"):
+            assert row[name] == here[name]
+    assert (table.seconds[table.status == "done"] > 0).all()
+    assert table.error[table.status == "done"].isna().all()
+    assert list(table.index[table.status == "failed"]) == [FAILING.id]
+    assert "ValueError: floor and cap should hold 0 <= floor <= cap" in table.error[FAILING.id]
+
+
+@pytest.mark.parametrize("cell", [CELLS[0], CELLS[3], STATIC], ids=lambda cell: cell.method[:9])
+def test_long_table_has_what_the_same_run_says_alone(sweep, data, cell):
+    run = train(cell.config, data)
+    history = run.history
+    base = {"seed": cell.config.seed, "epoch": 0, "split": "train", "metric": "prevalence"}
+    named = zip(data.findings, data.train.prevalence, strict=True)
+    kept = [run.test, pd.DataFrame([{**base, "task": f, "value": p} for f, p in named])]
+    if cell.method == AUROC:  # the one of the three whose weights move
+        kept.append(history[history.metric == "weight"])
+    kept.append(history[(history.split == "val") & (history.metric == "auroc")])
+    table = pd.concat(kept).assign(method=cell.method, cell=cell.id)[["cell", *COLUMNS]]
+    expected = table.to_csv(index=False, float_format="%.7g")
+    assert "\n".join(lines(sweep[0].out)[cell.id]) == "\n".join(expected.splitlines()[1:])
+    weights = sweep[0].rows.query(f"cell == '{cell.id}' and metric == 'weight'")
+    assert len(weights) == (2 * 14 if cell.method == AUROC else 0)  # epochs x findings
+
+
+def test_replicates_are_those_of_the_cells_own_logits(sweep, data):
+    cell = CELLS[1]
+    logits, found = train(cell.config, data).logits["test"], sweep[0].replicates
+    assert found.keys() == {c.id for c in [*CELLS, STATIC]}  # a failed cell has none
+    rng = np.random.default_rng(PATIENTS_SEED)
+    for m, metric in enumerate(("auroc", "average_precision")):
+        own = bootstrap_metric(data.test.labels, [logits], data.test.patients, rng, metric, 100)[0]
+        np.testing.assert_allclose(found[cell.id][m], own, rtol=1e-6)
+    # the same patients in every cell: a finding without a positive in a replicate is without one in all
+    undefined = [np.isnan(found[c.id]) for c in CELLS]
+    assert undefined[0].any()
+    assert all(np.array_equal(undefined[0], other) for other in undefined[1:])
+
+
+def test_nothing_is_printed_headless(sweep):
+    assert sweep[1] == ""
+
+
+def test_finished_cells_leave_no_checkpoint(sweep):
+    left = {path.name for path in (sweep[0].out.parent / "runs").iterdir()}
+    assert left <= {"lock", FAILING.id}
+
+
+# again
+
+
+def test_second_call_runs_nothing_and_writes_nothing(copied, monkeypatch):
+    def never(*args):
+        raise AssertionError("a finished cell should not run")
+
+    files = sorted(copied["out"].parent.glob("out*"))
+    assert len(files) == 3
+    before = [(path.read_bytes(), path.stat().st_mtime_ns) for path in files]
+    monkeypatch.setattr("deepchest_utils.sweep.workers.run_cell", never)
+    tables = run_sweep([*CELLS, STATIC], **copied)
+    assert [(path.read_bytes(), path.stat().st_mtime_ns) for path in files] == before
+    assert tables.finished() == {cell.id for cell in [*CELLS, STATIC]}
+
+
+def test_one_cell_from_scratch_elsewhere_is_the_same_byte_for_byte(sweep, tmp_path):
+    """In this process, where the sweep had two others."""
+    tables = run_sweep([CELLS[3]], tmp_path / "other.csv", jobs=1, folder=tmp_path / "runs")
+    assert_cells_are_whole(tables.out, sweep, [CELLS[3]])
+
+
+def test_failed_cell_is_tried_again_and_its_row_replaced(sweep, tmp_path, monkeypatch):
+    given = {"out": tmp_path / "out.csv", "jobs": 1, "folder": tmp_path / "runs"}
+    monkeypatch.setattr("deepchest_utils.sweep.workers.run_cell", known(sweep[0]))
+    run_sweep([CELLS[0], FAILING, CELLS[1]], **given)
+    assert_cells_are_whole(given["out"], sweep, CELLS[:2])  # the rest went on
+    monkeypatch.undo()
+
+    def broken(config, data):
+        raise FloatingPointError("the loss is nan")
+
+    monkeypatch.setattr("deepchest_utils.sweep.cells.train", broken)
+    tables = run_sweep([CELLS[0], FAILING, CELLS[2]], **given)
+    errors = tables.cells.set_index("cell").error
+    assert errors[FAILING.id] == errors[CELLS[2].id] == "FloatingPointError: the loss is nan"
+    assert_cells_are_whole(given["out"], sweep, CELLS[:2])
+    monkeypatch.undo()
+    tables = run_sweep([CELLS[0], CELLS[2]], **given)
+    assert_cells_are_whole(given["out"], sweep, CELLS[:3])
+    # a failure that nobody asked for again stays on record, as the file has it
+    assert list(Tables(given["out"]).cells.query("status == 'failed'").cell) == [FAILING.id]
+
+
+# stopped
+
+
+def test_sweep_stopped_between_cells_goes_on(sweep, tmp_path, monkeypatch):
+    given = {"out": tmp_path / "out.csv", "folder": tmp_path / "runs"}
+    add, seen = Tables.add, []
+
+    def stopped(self, outcome):
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        seen.append(outcome.cell)
+        add(self, outcome)
+
+    monkeypatch.setattr(Tables, "add", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(CELLS, jobs=2, **given)
+    assert_cells_are_whole(given["out"], sweep, seen)
+    assert lines(given["out"]).keys() == {cell.id for cell in seen}
+    monkeypatch.setattr(Tables, "add", add)
+    run_sweep(CELLS, jobs=1, **given)
+    assert_cells_are_whole(given["out"], sweep, CELLS)
+
+
+def test_sweep_stopped_between_its_tables_has_no_half_cell(sweep, tmp_path, monkeypatch):
+    """The row in the table of cells comes last: without it, the cell runs again, and its rows are not doubled."""
+    given = {"out": tmp_path / "out.csv", "jobs": 1, "folder": tmp_path / "runs"}
+    write, calls = run_module.write_atomic, []
+    monkeypatch.setattr("deepchest_utils.sweep.workers.run_cell", known(sweep[0], calls))
+
+    def stopped(path, text):
+        if path.name == "out_cells.csv" and len(calls) == 2:
+            raise KeyboardInterrupt
+        write(path, text)
+
+    monkeypatch.setattr(run_module, "write_atomic", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(CELLS, **given)
+    assert lines(given["out"]).keys() == {cell.id for cell in CELLS[:2]}
+    assert_cells_are_whole(given["out"], sweep, CELLS[:1])
+    monkeypatch.setattr(run_module, "write_atomic", write)
+    run_sweep(CELLS, **given)
+    assert [cell for cell, _ in calls] == [CELLS[i].id for i in (0, 1, 1, 2, 3)]
+    assert_cells_are_whole(given["out"], sweep, CELLS)
+
+
+def count_epochs(patch, stop_in: int | None = None) -> list[int]:
+    """The epochs that are trained in this process from now on; in one of them, whatever stops a process."""
+    whole, seen = Loop.pass_over_training, []
+
+    def counted(self, epoch):
+        seen.append(epoch)
+        out = whole(self, epoch)
+        if epoch == stop_in:
+            raise KeyboardInterrupt
+        return out
+
+    patch.setattr(Loop, "pass_over_training", counted)
+    return seen
+
+
+def test_cell_stopped_in_mid_training_goes_on_from_its_checkpoint(sweep, tmp_path, monkeypatch):
+    cell = CELLS[1]
+    given = {"out": tmp_path / "out.csv", "jobs": 1, "folder": tmp_path / "runs"}
+    with monkeypatch.context() as patch:
+        count_epochs(patch, stop_in=2)
+        with pytest.raises(KeyboardInterrupt):
+            run_sweep([cell], **given)
+    assert (tmp_path / "runs" / cell.id / "checkpoint.pt").exists()
+    assert not given["out"].exists()
+    epochs = count_epochs(monkeypatch)
+    run_sweep([cell], **given)
+    assert epochs == [2]
+    assert_cells_are_whole(given["out"], sweep, [cell])
+    assert not (tmp_path / "runs" / cell.id).exists()
+
+
+def one_kills_the_other_waits(killer: str, waiting: str, marker: str):
+    """`run_cell` for processes of a pool: cell `waiting` stays in its second epoch, the first time, and then cell
+    `killer` ends its process. A function made here goes to other processes as it is, so it names nothing of this
+    module."""
+    parent = os.getpid()
+
+    def run_cell(cell, threads, folder=None):
+        import time
+        from pathlib import Path
+
+        from deepchest_utils.sweep import cells
+        from deepchest_utils.training.loop import Loop
+
+        assert os.getpid() != parent
+        if cell.id == killer:
+            while not Path(marker).exists():
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGKILL)
+        whole, first = Loop.pass_over_training, not Path(marker).exists()
+
+        def waits(self, epoch):
+            if epoch == 2 and first:
+                Path(marker).touch()
+                time.sleep(600)
+            if not first and epoch == 1:
+                raise AssertionError("it should go on from its checkpoint")
+            return whole(self, epoch)
+
+        if cell.id == waiting:
+            Loop.pass_over_training = waits
+        return cells.run_cell(cell, threads, folder)
+
+    return run_cell
+
+
+def test_killed_process_costs_its_own_cell_alone(sweep, tmp_path, monkeypatch):
+    """The other cell in its pool is killed with it, and goes on from its checkpoint by itself."""
+    killer, beside = CELLS[:2]
+    stand_in = one_kills_the_other_waits(killer.id, beside.id, str(tmp_path / "marker"))
+    monkeypatch.setattr("deepchest_utils.sweep.workers.run_cell", stand_in)
+    given = {"out": tmp_path / "out.csv", "folder": tmp_path / "runs"}
+    tables = run_sweep([killer, beside], jobs=2, **given)
+    assert_cells_are_whole(given["out"], sweep, [beside])
+    failed = tables.cells.set_index("cell").loc[killer.id]
+    assert failed.status == "failed"
+    assert "its process died twice" in failed.error
+    assert json.loads(failed.settings) == killer.settings
+    monkeypatch.undo()
+    run_sweep([killer, beside], jobs=1, **given)
+    assert_cells_are_whole(given["out"], sweep, [killer, beside])

@@ -1,0 +1,236 @@
+"""The bookkeeping of a sweep, with runs that are made up: arguments, threads, one sweep at a time, tables that stay what
+they are."""
+
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from deepchest_utils import TrainConfig
+from deepchest_utils.records import COLUMNS, to_table
+from deepchest_utils.sweep import Tables, make_cells, run_sweep
+from deepchest_utils.sweep import run as run_module
+from deepchest_utils.sweep.cells import Outcome
+
+CELLS = make_cells(TrainConfig(), {"method": ["equal", "deepchest"], "seed": [0, 1]})
+DATA, COMMIT = "0012345678901234", "123456789e12"  # hashes that look like numbers
+
+
+def outcome(cell, **record) -> Outcome:
+    row = {"method": cell.method, "seed": cell.config.seed, "epoch": 3, "split": "test"}
+    value = 1 / (3 + cell.config.seed)
+    rows = to_table([{**row, "task": "macro", "metric": "auroc", "value": value}]).assign(cell=cell.id)
+    own = {"cell": cell.id, "method": cell.method, "seed": cell.config.seed, "status": "done", "error": ""}
+    own |= {"data": DATA, "settings": "{}", "commit": COMMIT, "cores": 2}
+    return Outcome(cell, own | record, rows, np.full((2, 3, 14), value, dtype=np.float32))
+
+
+@pytest.fixture
+def given(tmp_path, monkeypatch):
+    """Where the sweep writes. Cells are run by `outcome`; their data are never looked at."""
+    monkeypatch.setattr("deepchest_utils.sweep.workers.run_cell", lambda cell, *_: outcome(cell))
+    monkeypatch.setattr(Tables, "check_data", lambda *_: None)
+    return {"out": tmp_path / "out.csv", "jobs": 1, "folder": tmp_path / "runs"}
+
+
+# arguments
+
+
+@pytest.mark.parametrize(
+    ("bad", "named"),
+    [
+        ({"jobs": 0}, r"jobs should be at least 1\. Found 0"),
+        ({"jobs": -1}, r"jobs.*-1"),
+        ({"backend": "ray"}, "backend should be one of joblib, dask.*'ray'"),
+        ({"scheduler": "tcp://host:8786"}, "scheduler goes with backend dask.*'joblib', 'tcp://host:8786'"),
+        ({"backend": "dask"}, "scheduler goes with backend dask.*'dask', None"),
+        ({"out": "table.parquet"}, r"\.csv\. Found 'table\.parquet'"),
+        ({"out": "table"}, r"\.csv\. Found 'table'"),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
+)
+def test_bad_argument_is_one_clear_error_and_nothing_is_written(given, tmp_path, bad, named):
+    with pytest.raises(ValueError, match=named) as error:
+        run_sweep(CELLS, **{**given, **bad})
+    assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out_cells.csv"])
+def test_foreign_csv_is_refused_and_kept(given, name):
+    path = given["out"].with_name(name)
+    path.write_text("patient,age\n1,50\n")
+    with pytest.raises(ValueError, match=rf"{name} has no column 'cell': no table of a sweep"):
+        run_sweep(CELLS, **given)
+    assert path.read_text() == "patient,age\n1,50\n"
+
+
+def test_default_folder_is_that_of_the_name_in_runs(given, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "PROJECT", tmp_path / "project")
+    run_sweep(CELLS, **{**given, "folder": None})
+    assert (tmp_path / "project" / "runs" / "sweeps" / "out").is_dir()
+
+
+def test_no_cells_are_an_empty_table(given):
+    tables = run_sweep([], **given)
+    assert len(tables.rows) == len(tables.cells) == 0
+    assert list(tables.rows.columns) == ["cell", *COLUMNS]
+
+
+def test_same_cell_twice_runs_once(given, monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        "deepchest_utils.sweep.workers.run_cell", lambda cell, *_: calls.append(cell) or outcome(cell)
+    )
+    run_sweep([*CELLS, *CELLS[:2]], **given)
+    assert calls == CELLS
+
+
+# threads and processes
+
+
+@pytest.mark.parametrize(
+    ("cores", "jobs", "expected"),
+    [(8, 2, (2, 4)), (8, 3, (3, 2)), (2, 4, (4, 1)), (4, None, (4, 1)), (4, 1, (1, 4)), (None, None, (1, 1))],
+)
+def test_processes_share_the_cores_evenly(given, monkeypatch, cores, jobs, expected):
+    seen = []
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(
+        run_module,
+        "with_joblib",
+        lambda cells, jobs, threads, folder: seen.append((jobs, threads)) or iter(()),
+    )
+    run_sweep(CELLS, **{**given, "jobs": jobs})
+    assert seen == [expected]
+
+
+def test_cell_left_alone_runs_in_a_process_of_its_own_unless_there_is_one_job(given, monkeypatch):
+    """It would take this process along."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+
+    def run_cell(cell, threads, folder=None):
+        from deepchest_utils.sweep.cells import lost
+
+        out = lost(cell, "")
+        out.record.update(pid=os.getpid(), threads=threads, library=int(os.environ["OMP_NUM_THREADS"]))
+        return out
+
+    monkeypatch.setattr("deepchest_utils.sweep.workers.run_cell", run_cell)
+    (row,) = run_sweep(CELLS[:1], **{**given, "jobs": 2}).cells.itertuples()
+    assert row.pid != os.getpid()
+    assert row.threads == row.library == 3
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")  # one job leaves the libraries of this process as they are
+    (row,) = run_sweep(CELLS[:1], **{**given, "jobs": 1}).cells.itertuples()
+    assert (row.pid, row.threads, row.library) == (os.getpid(), 6, 5)
+
+
+# one sweep at a time
+
+
+def test_second_sweep_at_the_same_time_is_refused(given, monkeypatch):
+    refused = []
+
+    def run_cell(cell, threads, folder=None):
+        for out in (given["out"], given["out"].with_name("another.csv")):
+            with pytest.raises(ValueError, match=f"another sweep is at work in {given['folder']}") as error:
+                run_sweep(CELLS, **{**given, "out": out})
+            refused.append(error)
+        return outcome(cell)
+
+    monkeypatch.setattr("deepchest_utils.sweep.workers.run_cell", run_cell)
+    assert run_sweep(CELLS, **given).finished() == {cell.id for cell in CELLS}
+    assert len(refused) == 2 * len(CELLS)
+    run_sweep(CELLS, **given)  # and afterwards it may
+
+
+def test_sweep_of_another_process_is_in_the_way_until_it_ends(given):
+    """However it ends: the lock goes with the process."""
+    given["folder"].mkdir()
+    code = "import fcntl, sys, time\nfile = open(sys.argv[1], 'w')\nfcntl.flock(file, fcntl.LOCK_EX)\n"
+    code += "print('locked', flush=True)\ntime.sleep(600)\n"
+    lock = str(given["folder"] / "lock")
+    with subprocess.Popen([sys.executable, "-c", code, lock], stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"locked\n"
+        with pytest.raises(ValueError, match="another sweep is at work"):
+            run_sweep(CELLS, **given)
+        other.kill()
+    assert not given["out"].exists()
+    assert run_sweep(CELLS, **given).finished() == {cell.id for cell in CELLS}
+
+
+def test_what_another_sweep_wrote_just_before_is_not_lost(given, monkeypatch):
+    """The tables are read once this sweep has the lock, not before."""
+    alone = run_module.alone
+
+    def late(folder):
+        monkeypatch.setattr(run_module, "alone", alone)
+        run_sweep(CELLS[:2], **given)
+        return alone(folder)
+
+    monkeypatch.setattr(run_module, "alone", late)
+    run_sweep(CELLS, **given)
+    assert Tables(given["out"]).finished() == {cell.id for cell in CELLS}
+    assert not Tables(given["out"]).cells.cell.duplicated().any()
+
+
+# tables that stay what they are
+
+
+def test_tables_read_back_are_written_the_same(given):
+    """Also hashes that look like numbers; and the text of a value does not depend on what else is in the table."""
+    run_sweep(CELLS[:1], **given)
+    first, _ = (path.read_text().splitlines() for path in (given["out"], Tables(given["out"]).cells_path))
+    assert first[1].endswith(",0.3333333")
+    tables = run_sweep(CELLS, **given)
+    assert given["out"].read_text().splitlines()[:2] == first
+    assert set(tables.cells.data) == {DATA}
+    assert set(tables.cells.commit) == {COMMIT}
+    again = Tables(given["out"])
+    assert set(again.cells.data) == {DATA}
+    assert set(again.cells.commit) == {COMMIT}
+    pd.testing.assert_frame_equal(again.rows, tables.rows, check_exact=False, rtol=1e-6)
+    before = [path.read_bytes() for path in (again.out, again.cells_path, again.replicates_path)]
+    again.add(outcome(CELLS[-1]))
+    assert [path.read_bytes() for path in (again.out, again.cells_path, again.replicates_path)] == before
+
+
+def test_cell_that_failed_and_its_successor_have_one_row(tmp_path):
+    tables = Tables(tmp_path / "out.csv")
+    failed = outcome(CELLS[0], status="failed", error='ValueError: "this",\nand that')
+    tables.add(Outcome(CELLS[0], failed.record, failed.rows[:0], np.empty(0)))
+    tables.add(outcome(CELLS[1]))
+    read = Tables(tmp_path / "out.csv")
+    assert read.finished() == {CELLS[1].id}
+    assert read.cells.error[0] == 'ValueError: "this",\nand that'
+    assert read.replicates.keys() == {CELLS[1].id}
+    read.add(outcome(CELLS[0]))
+    with warnings.catch_warnings(action="error"):
+        last = Tables(tmp_path / "out.csv")
+    assert list(last.cells.cell) == [CELLS[1].id, CELLS[0].id]
+    assert list(last.rows.cell) == [CELLS[1].id, CELLS[0].id]
+    assert last.rows.dtypes[["seed", "epoch", "value"]].astype(str).to_list() == ["int64", "int64", "float64"]
+
+
+def test_finished_cell_of_other_data_is_refused(tmp_path, monkeypatch):
+    """What a cell is called does not say where its data lie, and files change."""
+
+    class Data:
+        def fingerprint(self):
+            return DATA
+
+    monkeypatch.setattr("deepchest_utils.sweep.workers.run_cell", lambda cell, *_: outcome(cell))
+    monkeypatch.setattr(run_module, "data_of", lambda config: Data())
+    given = {"out": tmp_path / "out.csv", "jobs": 1, "folder": tmp_path / "runs"}
+    run_sweep(CELLS, **given)
+    run_sweep(CELLS, **given)
+    before = Path(given["out"]).read_bytes()
+    monkeypatch.setattr(Data, "fingerprint", lambda self: "another")
+    with pytest.raises(ValueError, match=r"out\.csv has \w+ seed \d on other data than phantom in None now"):
+        run_sweep(CELLS, **given)
+    assert Path(given["out"]).read_bytes() == before
