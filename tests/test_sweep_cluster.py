@@ -1,0 +1,157 @@
+"""A sweep on a Dask cluster of two processes, one of which is killed; and without Dask."""
+
+import os
+import signal
+import socket
+import sys
+import warnings
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from deepchest_utils import TrainConfig
+from deepchest_utils.datasets import DataWarning
+from deepchest_utils.sweep import Tables, make_cells, run_sweep
+
+# images this few have too few positives of the rare findings: that is what the warning says
+pytestmark = pytest.mark.filterwarnings("ignore::deepchest_utils.datasets.base.DataWarning")
+
+SIZES = {"num_train": 128, "num_val": 64, "num_test": 200}
+BASE = TrainConfig(image_size=32, epochs=1, device="cpu", data_options=SIZES)
+CELLS = make_cells(BASE, {"method": ["equal", "deepchest"], "seed": [0, 1, 2]})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_core():
+    """One thread a process, wherever it is: with the same threads, numbers are the same."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "cpu_count", lambda: 1)
+        yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def cluster(cache_dir, one_core):
+    """The address of its scheduler."""
+    from distributed import LocalCluster
+
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50
+    ) as cluster:
+        yield cluster.scheduler_address
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, cache_dir, one_core):
+    """The same cells one after the other in this process."""
+    folder = tmp_path_factory.mktemp("alone")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)
+        return run_sweep(CELLS, folder / "out.csv", jobs=1, folder=folder / "runs")
+
+
+def lines(tables: Tables) -> list[str]:
+    """The long table's lines, in one order."""
+    return sorted(tables.out.read_text().splitlines())
+
+
+def kills_the_first_worker(marks: str, first: str, killer: str):
+    """`run_cell` that notes each start in the folder `marks`; cell `killer`, once, ends the process that ran cell
+    `first`, when its outcome and another one are in the tables. A function made here goes to other processes as it is:
+    they cannot import the tests."""
+
+    def run_cell(cell, threads, folder=None):
+        import time
+        from pathlib import Path
+
+        from deepchest_utils.sweep import cells
+
+        Path(marks, f"{cell.id}.{time.time_ns()}").write_text(str(os.getpid()))
+        if cell.id == killer and not Path(marks, "killed").exists():
+            while (
+                not Path(marks, f"{first}.written").exists() or len(list(Path(marks).glob("*.written"))) < 2
+            ):
+                time.sleep(0.01)
+            time.sleep(0.5)  # for the cluster to hear that those outcomes have arrived
+            Path(marks, "killed").touch()
+            (start,) = Path(marks).glob(f"{first}.[0-9]*")
+            os.kill(int(start.read_text()), signal.SIGKILL)
+        return cells.run_cell(cell, threads, folder)
+
+    return run_cell
+
+
+def test_killed_worker_costs_only_what_it_was_at(cluster, alone, tmp_path, monkeypatch):
+    """That cell goes to another worker; what was handed over before is not run again, though the worker had it."""
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    stand_in = kills_the_first_worker(str(marks), CELLS[0].id, CELLS[2].id)
+    monkeypatch.setattr("deepchest_utils.sweep.workers.run_cell", stand_in)
+    add, before = Tables.add, []
+
+    def noted(self, outcome):
+        add(self, outcome)
+        (marks / f"{outcome.cell.id}.written").touch()
+        if not (marks / "killed").exists():
+            before.append(outcome.cell.id)
+
+    monkeypatch.setattr(Tables, "add", noted)
+    given = {"backend": "dask", "scheduler": cluster}
+    tables = run_sweep(CELLS, tmp_path / "out.csv", folder=tmp_path / "runs", **given)
+    assert (marks / "killed").exists()
+    assert tables.finished() == {cell.id for cell in CELLS}
+    assert lines(tables) == lines(alone)
+    assert set(tables.cells.threads) == {1}
+    for cell in CELLS:
+        np.testing.assert_array_equal(tables.replicates[cell.id], alone.replicates[cell.id])
+    starts = Counter(path.name.partition(".")[0] for path in marks.glob("*.[0-9]*"))
+    assert CELLS[0].id in before
+    assert {starts[cell] for cell in before} == {1}
+    assert sum(starts.values()) <= len(CELLS) + 1
+
+
+def test_cell_that_fails_or_kills_every_worker_is_noted(cluster, alone, tmp_path, monkeypatch):
+    from distributed import Client
+
+    def run_cell(cell, threads, run_dir=None):
+        if cell.method == "equal":
+            raise KeyError("no such file on this worker")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with Client(cluster) as client:  # a worker takes seconds to come back: one death is enough
+        client.run_on_scheduler(lambda dask_scheduler: setattr(dask_scheduler, "allowed_failures", 0))
+    monkeypatch.setattr("deepchest_utils.sweep.workers.run_cell", run_cell)
+    given = {"backend": "dask", "scheduler": cluster}
+    tables = run_sweep([CELLS[0], CELLS[-1]], tmp_path / "out.csv", folder=tmp_path / "runs", **given)
+    errors = tables.cells.set_index("cell").error
+    assert tables.finished() == set()
+    assert errors[CELLS[0].id] == "KeyError: 'no such file on this worker'"
+    assert errors[CELLS[-1].id].startswith("KilledWorker: ")
+
+
+# without
+
+
+def test_without_dask_there_is_one_clear_error(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)  # import says that there is none
+    with pytest.raises(ValueError, match=r"pip install 'deepchest-utils\[cluster\]'"):
+        run_sweep(CELLS, tmp_path / "out.csv", backend="dask", scheduler="tcp://host:1", folder=tmp_path)
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:{}", "nonsense"])
+def test_scheduler_that_does_not_answer_is_one_clear_error(tmp_path, address):
+    import dask
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = address.format(free.getsockname()[1])
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "200ms"}),
+        pytest.raises(ValueError, match=f"scheduler '{address}' does not answer") as error,
+    ):
+        run_sweep(CELLS, tmp_path / "out.csv", backend="dask", scheduler=address, folder=tmp_path / "runs")
+    assert "\n" not in str(error.value)
