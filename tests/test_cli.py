@@ -86,6 +86,29 @@ def test_every_field_of_the_configuration_is_an_option_with_its_help(capsys):
     assert "--no-augment" in shown
 
 
+def test_every_field_that_a_sweep_can_vary_is_an_option_with_its_help(capsys):
+    import dataclasses
+    import inspect
+    import re
+
+    from deepchest_utils import TrainConfig
+
+    with pytest.raises(SystemExit):
+        build_parser("sweep").parse_args(["sweep", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    source = inspect.getsource(TrainConfig)
+    for field in dataclasses.fields(TrainConfig):
+        option = f"--{field.name.replace('_', '-')} "
+        if field.name in ("run_dir", "method_options"):  # the sweep's own, and part of the method's text
+            assert option not in shown
+            continue
+        (comment,) = re.findall(rf"^    {field.name}: .*  # (.*)", source, re.MULTILINE)
+        assert option in shown, field.name
+        assert " ".join(comment.split()) in shown, field.name
+    for option in ("--out", "--jobs", "--backend", "--scheduler", "--baseline", "--lr-from"):
+        assert option in shown
+
+
 # values
 
 
@@ -162,6 +185,13 @@ def one_error(capsys) -> str:
         (["data", "phantom", "--image-size", "8"], "image_size"),
         (["data", "nih"], "root"),
         (["notebooks", "99"], "99"),
+        (["sweep", "--method", "equal", "magic"], "deepchest_loss_trend"),
+        (["sweep", "--lr", "1e-3", "-1"], "lr should be greater than 0"),
+        (["sweep", "--jobs", "0"], "jobs"),
+        (["sweep", "--backend", "ray"], "joblib, dask"),
+        (["sweep", "--scheduler", "tcp://host:1"], "dask"),
+        (["sweep", "--out", "table.txt"], ".csv"),
+        (["sweep", "--lr-from", "/nowhere/at/all.csv"], "/nowhere/at/all.csv holds no finished run"),
     ],
     ids=lambda value: " ".join(value[:3]) if isinstance(value, list) else value,
 )
@@ -185,6 +215,92 @@ def test_interrupt_says_how_to_go_on(capsys, monkeypatch):
     monkeypatch.setattr("deepchest_utils.training.train", interrupted)
     assert main(["train"]) == 130
     assert "--run-dir" in capsys.readouterr().err
+    monkeypatch.setattr("deepchest_utils.sweep.run_sweep", interrupted)
+    assert main(["sweep"]) == 130
+    assert "the same command goes on from here" in capsys.readouterr().err
+
+
+# sweep
+
+TINY = ["--image-size", "32", "--epochs", "1", "--device", "cpu", "--jobs", "1", *SMALL]
+
+
+@pytest.fixture
+def in_tmp(tmp_path, monkeypatch):
+    """Where a sweep writes; one thread, as cores may be shared."""
+    import os
+
+    import torch
+
+    monkeypatch.setattr("deepchest_utils.sweep.run.PROJECT", tmp_path)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    before = torch.get_num_threads()
+    yield tmp_path
+    torch.set_num_threads(before)
+
+
+def cells(path) -> list[tuple]:
+    table = pd.read_csv(path)
+    options = [json.loads(text) for text in table.settings]
+    rows = zip(table.method, table.seed, options, table.status, strict=True)
+    return sorted((method, seed, own.get("lr", 2e-3), status) for method, seed, own, status in rows)
+
+
+@small_phantom
+def test_sweep_from_tuning_to_summary(in_tmp, capsys):
+    """Tune on one seed, compare with each method's best on two; and once more, which runs nothing."""
+    methods, tuning = ["equal", "deepchest(initial='resnet')"], str(in_tmp / "tuning.csv")
+    given = ["sweep", *TINY, "--method", *methods]
+    assert main([*given, "--lr", "1e-3", "1e-2", "--seed", "5", "--out", tuning]) == 0
+    assert capsys.readouterr().out.startswith(f"4 runs in {tuning}, test, macro")
+    assert cells(in_tmp / "tuning_cells.csv") == [
+        (method, 5, lr, "done") for method in sorted(methods) for lr in (1e-3, 1e-2)
+    ]
+    out = str(in_tmp / "main.csv")
+    command = [*given, "--lr-from", tuning, "--seed", "0", "1", "--baseline", "equal", "--out", out]
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    rows = pd.read_csv(tuning).query("split == 'val' and task == 'macro' and metric == 'auroc'")
+    settings = pd.read_csv(in_tmp / "tuning_cells.csv").set_index("cell").settings
+    best = rows.loc[rows.groupby("method").value.idxmax()].set_index("method").cell
+    lr = {method: json.loads(settings[cell]).get("lr") for method, cell in best.items()}
+    assert cells(in_tmp / "main_cells.csv") == [
+        (method, seed, lr[method], "done") for method in sorted(methods) for seed in (0, 1)
+    ]
+    table = pd.read_csv(out).query("split == 'test' and task == 'macro' and metric == 'auroc'")
+    for method, values in table.groupby("method").value:
+        (line,) = (line for line in shown.splitlines() if line.startswith(method))
+        assert str(values.mean().round(4)) in line
+    assert f"compared with equal: {in_tmp / 'main_summary.csv'}" in shown
+    summary = pd.read_csv(in_tmp / "main_summary.csv")
+    assert set(summary.baseline) == {"itself", "equal"}
+    paired = summary.query("baseline == 'equal' and metric == 'auroc' and task == 'macro'")
+    values = table.pivot(index="seed", columns="method", values="value")
+    difference = values["deepchest(initial='resnet')"] - values["equal"]
+    assert paired["mean"].item() == pytest.approx(difference.mean(), abs=1e-6)
+    files = {path: path.read_bytes() for path in in_tmp.glob("main*")}
+    assert len(files) == 4
+    assert main(command) == 0
+    assert capsys.readouterr().out == shown
+    assert {path: path.read_bytes() for path in in_tmp.glob("main*")} == files
+
+
+@small_phantom
+def test_sweep_in_which_a_cell_fails_names_it_and_exits_1(in_tmp, capsys):
+    command = ["sweep", *TINY, "--out", str(in_tmp / "out.csv"), "--augment", "false"]
+    failing = "deepchest(floor=2.0)"
+    assert main([*command, "--method", "equal", failing, "--baseline", "equal"]) == 1
+    shown = capsys.readouterr()
+    assert shown.err.startswith(f"failed: {failing} seed 0: ValueError: floor and cap should hold")
+    assert len(shown.err.splitlines()) == 1
+    assert "equal" in shown.out
+    assert cells(in_tmp / "out_cells.csv") == [(failing, 0, 2e-3, "failed"), ("equal", 0, 2e-3, "done")]
+    assert main([*command, "--method", failing]) == 1  # also where nothing is left to show
+    assert failing in capsys.readouterr().err
+    assert main([*command, "--method", "equal"]) == 0  # a failure of another command is not this one's
+    assert capsys.readouterr().err == ""
+    assert main([*command, "--method", "equal", failing, "--baseline", failing]) == 2
+    assert f"no finished run of baseline '{failing}'. It failed: " in capsys.readouterr().err
 
 
 # data

@@ -30,7 +30,7 @@ SIZES = {"num_train": 128, "num_val": 64, "num_test": 200}
 BASE = TrainConfig(image_size=32, epochs=2, device="cpu", data_options=SIZES)
 AUROC = "deepchest(signal='auroc')"
 UNEQUAL = f"static(values={[1.0, 2.0] * 7})"  # weights that differ, and do not move
-REFUSED = "deepchest(floor=2)"  # above the cap: the method says so when it is made
+REFUSED = "deepchest(floor=2.0)"  # above the cap: the method says so when it is made
 CELLS = make_cells(BASE, {"method": ["equal", AUROC], "seed": [0, 1]})
 STATIC, FAILING = make_cells(BASE, {"method": [UNEQUAL, REFUSED]})
 

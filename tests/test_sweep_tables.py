@@ -194,7 +194,7 @@ def test_tables_read_back_are_written_the_same(given):
     again = Tables(given["out"])
     assert set(again.cells.data) == {DATA}
     assert set(again.cells.commit) == {COMMIT}
-    pd.testing.assert_frame_equal(again.rows, tables.rows, check_exact=False, rtol=1e-6)
+    pd.testing.assert_frame_equal(again.rows, tables.rows, check_exact=True)
     before = [path.read_bytes() for path in (again.out, again.cells_path, again.replicates_path)]
     again.add(outcome(CELLS[-1]))
     assert [path.read_bytes() for path in (again.out, again.cells_path, again.replicates_path)] == before

@@ -54,6 +54,8 @@ class Tables:
             np.savez_compressed(buffer, **self.replicates)
             write_atomic(self.replicates_path, buffer.getvalue())
         rows, record = outcome.rows[["cell", *COLUMNS]], pd.DataFrame([outcome.record])
+        # as the file has them: what follows from the table is the same now and when it is read again
+        rows = rows.assign(value=[float(DIGITS % value) for value in rows.value])
         self.rows = _append(self.rows[self.rows.cell != cell], rows)
         self.cells = _append(self.cells[self.cells.cell != cell], record)
         write_atomic(self.out, self.rows.to_csv(index=False, float_format=DIGITS))
