@@ -69,6 +69,11 @@ def build_parser(command: str = "") -> argparse.ArgumentParser:
             help="methods that the others are compared with, in <out>_summary.csv",
         )
         sweep.add_argument(
+            "--tune",
+            action="store_true",
+            help="keep the validation score alone, for --lr-from of a later sweep",
+        )
+        sweep.add_argument(
             "--lr-from", metavar="CSV", help="each method's lr: the best on validation in that sweep"
         )
 
@@ -115,23 +120,26 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _sweep(args: argparse.Namespace) -> int:
-    from deepchest_utils.sweep import best_lr, compare_methods, make_cells, run_sweep
+    from deepchest_utils.sweep import best_lr, compare_methods, make_cells, run_sweep, tuning_scores
     from deepchest_utils.training import TrainConfig
 
     names = [f.name for f in dataclasses.fields(TrainConfig) if hasattr(args, f.name)]
     base = TrainConfig(data_options=_pairs(args.data_options))
     lists = {name: getattr(args, name) for name in names if name != "data_options"}
-    cells = make_cells(base, lists, best_lr(args.lr_from) if args.lr_from else None)
+    lr = best_lr(args.lr_from) if args.lr_from else None
+    cells = make_cells(base, lists, lr, args.tune)
     tables = run_sweep(cells, args.out, args.jobs, args.backend, args.scheduler)
     mine = tables.cells[tables.cells.cell.isin([cell.id for cell in cells])]
     for row in mine[mine.status == "failed"].itertuples():
         print(f"failed: {row.method} seed {row.seed}: {row.error}", file=sys.stderr)
-    done = tables.rows[tables.rows.cell.isin(mine.cell[mine.status == "done"])]
-    chosen = done.query("split == 'test' and task == 'macro' and metric in ['auroc', 'average_precision']")
-    table = chosen.pivot_table(
-        index="method", columns="metric", values="value", aggfunc=["mean", "std", "count"]
-    )
-    print(f"{len(mine)} runs in {tables.out}, test, macro\n{table.round(4).to_string(na_rep='-')}")
+    if args.tune:
+        table = tuning_scores(tables)
+    else:
+        done = tables.rows[tables.rows.cell.isin(mine.cell[mine.status == "done"])]
+        test = done.query("split == 'test' and task == 'macro' and metric in ['auroc', 'average_precision']")
+        table = test.pivot_table("value", "method", "metric", aggfunc=["mean", "std", "count"])
+    print(f"{len(mine)} runs in {tables.out}, {'validation' if args.tune else 'test'}, macro")
+    print(table.round(4).to_string(na_rep="-"))
     if args.baseline:
         tables.write_summary(compare_methods(tables, args.baseline))
         print(f"compared with {', '.join(args.baseline)}: {tables.summary_path}")

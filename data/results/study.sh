@@ -38,7 +38,7 @@ tuned=(--lr-from "$out/phantom_tuning.csv" --out "$out/phantom.csv")
 nih=(--dataset nih --data-root "${NIH_ROOT:-}" --split patient --epochs 15)
 grid=(--lr 1e-3 2e-3 4e-3 --seed 100 101)
 seeds=(--seed 0 1 2 3 4)
-tuning=("${phantom[@]}" --data-options num_test 1000 "${grid[@]}" --out "$out/phantom_tuning.csv")
+tuning=("${phantom[@]}" --data-options num_test 1000 --tune "${grid[@]}" --out "$out/phantom_tuning.csv")
 # what the composed methods are compared with: the same ones alone
 inner=(equal deepchest)
 for method in "${composed[@]}"; do inner+=("${method#deepchest+}"); done
@@ -63,7 +63,7 @@ for part in "$@"; do
     ablations) sweep "${large[@]}" --method "${ablations[@]}" "${seeds[@]}" --lr 2e-3 --out "$out/phantom_ablations.csv" \
       --baseline equal deepchest ;;
     nih)
-      sweep "${nih[@]}" --method "${real[@]}" "${grid[@]}" --out "$out/nih_sample_tuning.csv"
+      sweep "${nih[@]}" --method "${real[@]}" --tune "${grid[@]}" --out "$out/nih_sample_tuning.csv"
       sweep "${nih[@]}" --method "${real[@]}" "${seeds[@]}" --lr-from "$out/nih_sample_tuning.csv" \
         --out "$out/nih_sample.csv" --baseline equal deepchest ;;
     *) echo "no part $part: tuning, main, composed, architectures, parameters, ablations or nih" >&2; exit 2 ;;

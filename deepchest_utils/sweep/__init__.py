@@ -3,6 +3,7 @@ failed ones noted."""
 
 from deepchest_utils.sweep.cells import Cell, make_cells
 from deepchest_utils.sweep.compare import compare_methods
-from deepchest_utils.sweep.run import Tables, best_lr, run_sweep
+from deepchest_utils.sweep.run import Tables, run_sweep
+from deepchest_utils.sweep.tuning import best_lr, tuning_scores
 
-__all__ = ["Cell", "Tables", "best_lr", "compare_methods", "make_cells", "run_sweep"]
+__all__ = ["Cell", "Tables", "best_lr", "compare_methods", "make_cells", "run_sweep", "tuning_scores"]

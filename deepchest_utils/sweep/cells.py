@@ -16,7 +16,7 @@ import pandas as pd
 from deepchest_utils.datasets import Splits, load_dataset
 from deepchest_utils.records import environment_report, task_rows, to_table
 from deepchest_utils.statistics import BOOTSTRAP_METRICS, bootstrap_metric
-from deepchest_utils.training import TrainConfig, train
+from deepchest_utils.training import Run, TrainConfig, train
 from deepchest_utils.weighting import check_names
 from deepchest_utils.weighting.spec import parse_method
 
@@ -28,10 +28,12 @@ REPLICATES = 100
 
 @dataclass(frozen=True)
 class Cell:
-    """One run. method: as the user wrote it, options included; config: the run."""
+    """One run. method: as the user wrote it, options included. config: the run. tune: keep its macro AUROC on validation
+    alone, for `best_lr`: what is chosen with must not see the test."""
 
     method: str
     config: TrainConfig
+    tune: bool = False
 
     @property
     def settings(self) -> dict[str, object]:
@@ -57,13 +59,13 @@ class Outcome:
 
 
 def make_cells(
-    base: TrainConfig, lists: dict[str, Sequence], lr: dict[str, float] | None = None
+    base: TrainConfig, lists: dict[str, Sequence], lr: dict[str, float] | None = None, tune: bool = False
 ) -> list[Cell]:
     """The product of the lists, seed by seed: the first cells are one whole comparison.
 
     lists: field of TrainConfig -> values; those of "method" may carry options and an architecture,
     `deepchest(floor=0.25)` or `equal@single_task`. lr: a learning rate for each method, as `best_lr` finds them, in
-    place of the lists'; another architecture takes the method's unless it has its own. Raises ValueError for an unknown
+    place of the lists'; another architecture takes the method's unless it has its own. tune: see `Cell`. Raises ValueError for an unknown
     field, a value that TrainConfig refuses, or a method without a learning rate.
     """
     known = {field.name for field in dataclasses.fields(TrainConfig)}
@@ -89,7 +91,7 @@ def make_cells(
                     f"lr should have every method's. Found none for {spec!r}, only {', '.join(lr)}."
                 )
             given["lr"] = lr[spec if spec in lr else method]
-        cell = Cell(spec, dataclasses.replace(base, **given))
+        cell = Cell(spec, dataclasses.replace(base, **given), tune)
         cells[cell.id] = cell
     return list(cells.values())
 
@@ -118,16 +120,9 @@ def run_cell(cell: Cell, threads: int, folder: str | None = None) -> Outcome:
         data = data_of(c)
         record["data"] = data.fingerprint()
         run = train(c, data)
-        rows = _kept_rows(run, data).assign(method=cell.method)
-        rng = np.random.default_rng(PATIENTS_SEED)
-        replicates = np.concatenate(
-            [
-                bootstrap_metric(
-                    data.test.labels, [run.logits["test"]], data.test.patients, rng, m, REPLICATES
-                )
-                for m in BOOTSTRAP_METRICS
-            ]
-        ).astype(np.float32)
+        rows = _kept_rows(run, data, cell.tune).assign(method=cell.method)
+        if not cell.tune:
+            replicates = _replicates(run, data)
         if folder:  # its checkpoint has served
             shutil.rmtree(folder)
     except Exception as error:
@@ -139,16 +134,28 @@ def run_cell(cell: Cell, threads: int, folder: str | None = None) -> Outcome:
     return Outcome(cell, record | environment_report(), rows.assign(cell=cell.id), replicates)
 
 
-def _kept_rows(run, data: Splits) -> pd.DataFrame:
+def _kept_rows(run: Run, data: Splits, tune: bool) -> pd.DataFrame:
     """The test table, and of the history what the study asks: weights that moved, the validation AUROC, the prevalence."""
     history = run.history
+    auroc = history[(history.metric == "auroc") & (history.split == "val")]
+    if tune:
+        return auroc[auroc.task == "macro"]
     weights = history[history.metric == "weight"]
     if weights.groupby("task").value.nunique().max() == 1:
         weights = weights[:0]
-    auroc = history[(history.metric == "auroc") & (history.split == "val")]
     base = {"method": "", "seed": run.config.seed, "epoch": 0, "split": "train"}
     known = to_table(task_rows(base, {"prevalence": data.train.prevalence}, data.findings, summarise=False))
     return pd.concat([run.test, known, weights, auroc], ignore_index=True)
+
+
+def _replicates(run: Run, data: Splits) -> np.ndarray:
+    """(M, R, K) float32: the test scores in R resamplings of the patients."""
+    rng, test = np.random.default_rng(PATIENTS_SEED), data.test
+    each = [
+        bootstrap_metric(test.labels, [run.logits["test"]], test.patients, rng, metric, REPLICATES)
+        for metric in BOOTSTRAP_METRICS
+    ]
+    return np.concatenate(each).astype(np.float32)
 
 
 def lost(cell: Cell, error: str) -> Outcome:

@@ -16,7 +16,6 @@ from deepchest_utils.datasets.cache import PROJECT
 from deepchest_utils.records import COLUMNS, write_atomic
 from deepchest_utils.sweep.cells import Cell, Outcome, data_of
 from deepchest_utils.sweep.workers import with_dask, with_joblib
-from deepchest_utils.training import TrainConfig
 
 BACKENDS = ("joblib", "dask")
 DIGITS = "%.7g"  # of a float32, and the same text whenever the same cell is run again
@@ -79,20 +78,6 @@ def _append(table: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     """One below the other; an empty table has no types worth keeping."""
     filled = [part for part in (table, rows) if len(part)]
     return pd.concat(filled, ignore_index=True) if filled else table
-
-
-def best_lr(out: str | Path) -> dict[str, float]:
-    """The learning rate of each method with the best macro AUROC on validation, the best epoch's, averaged over seeds,
-    in the sweep of table `out`. Raises ValueError if no finished run is in it."""
-    tables = Tables(out)
-    rows = tables.rows.query("split == 'val' and task == 'macro' and metric == 'auroc'")
-    best = rows.groupby("cell").value.max()
-    cells = tables.cells[tables.cells.cell.isin(best.index)]
-    if cells.empty:
-        raise ValueError(f"{tables.out} holds no finished run: nothing to choose a learning rate from.")
-    lr = [json.loads(settings).get("lr", TrainConfig.lr) for settings in cells.settings]
-    scores = cells.assign(lr=lr, score=cells.cell.map(best)).groupby(["method", "lr"]).score.mean()
-    return {method: group.idxmax()[1] for method, group in scores.groupby("method")}
 
 
 def read(path: Path, columns: list[str]) -> pd.DataFrame:
