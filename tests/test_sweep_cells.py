@@ -221,3 +221,17 @@ def test_best_lr_of_nothing_is_an_error(tmp_path):
         best_lr(tmp_path / "failed.csv")
     with pytest.raises(ValueError, match=r"\.csv.*'tuning'"):
         best_lr("tuning")
+
+
+def test_tuning_keeps_the_validation_score_alone(tmp_path):
+    cell = make_cells(BASE, {"method": ["equal"]}, tune=True)[0]
+    plain = make_cells(BASE, {"method": ["equal"]})[0]
+    kept, full = cells.run_cell(cell, 1), cells.run_cell(plain, 1)
+    assert kept.record["status"] == "done", kept.record["error"]
+    assert kept.rows[["split", "task", "metric"]].drop_duplicates().to_numpy().tolist() == [
+        ["val", "macro", "auroc"]
+    ]
+    assert kept.replicates.size == 0
+    whole = full.rows.query("split == 'val' and task == 'macro' and metric == 'auroc'")
+    assert kept.rows.value.tolist() == whole.value.tolist()
+    assert len(whole) == BASE.epochs

@@ -14,6 +14,8 @@ def tuning_scores(tables: Tables) -> pd.DataFrame:
     rows = tables.rows.query("split == 'val' and task == 'macro' and metric == 'auroc'")
     best = rows.groupby("cell").value.max()
     cells = tables.cells[tables.cells.cell.isin(best.index)]
+    if cells.empty:
+        return pd.DataFrame(columns=["mean", "std", "count"])
     lr = [json.loads(settings).get("lr", TrainConfig.lr) for settings in cells.settings]
     scores = cells.assign(lr=lr, auroc=cells.cell.map(best))
     return scores.groupby(["method", "lr"]).auroc.agg(["mean", "std", "count"])
