@@ -105,7 +105,7 @@ def test_every_field_that_a_sweep_can_vary_is_an_option_with_its_help(capsys):
         (comment,) = re.findall(rf"^    {field.name}: .*  # (.*)", source, re.MULTILINE)
         assert option in shown, field.name
         assert " ".join(comment.split()) in shown, field.name
-    for option in ("--out", "--jobs", "--backend", "--scheduler", "--baseline", "--lr-from"):
+    for option in ("--out", "--jobs", "--backend", "--scheduler", "--baseline", "--tune", "--lr-from"):
         assert option in shown
 
 
@@ -251,8 +251,8 @@ def test_sweep_from_tuning_to_summary(in_tmp, capsys):
     """Tune on one seed, compare with each method's best on two; and once more, which runs nothing."""
     methods, tuning = ["equal", "deepchest(initial='resnet')"], str(in_tmp / "tuning.csv")
     given = ["sweep", *TINY, "--method", *methods]
-    assert main([*given, "--lr", "1e-3", "1e-2", "--seed", "5", "--out", tuning]) == 0
-    assert capsys.readouterr().out.startswith(f"4 runs in {tuning}, test, macro")
+    assert main([*given, "--tune", "--lr", "1e-3", "1e-2", "--seed", "5", "--out", tuning]) == 0
+    assert capsys.readouterr().out.startswith(f"4 runs in {tuning}, validation, macro")
     assert cells(in_tmp / "tuning_cells.csv") == [
         (method, 5, lr, "done") for method in sorted(methods) for lr in (1e-3, 1e-2)
     ]
@@ -260,6 +260,7 @@ def test_sweep_from_tuning_to_summary(in_tmp, capsys):
     command = [*given, "--lr-from", tuning, "--seed", "0", "1", "--baseline", "equal", "--out", out]
     assert main(command) == 0
     shown = capsys.readouterr().out
+    assert set(pd.read_csv(tuning).split) == {"val"}  # what is chosen with has not seen the test
     rows = pd.read_csv(tuning).query("split == 'val' and task == 'macro' and metric == 'auroc'")
     settings = pd.read_csv(in_tmp / "tuning_cells.csv").set_index("cell").settings
     best = rows.loc[rows.groupby("method").value.idxmax()].set_index("method").cell

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from deepchest_utils import TrainConfig
+from deepchest_utils.__main__ import main
 from deepchest_utils.datasets import DataWarning
 from deepchest_utils.sweep import Tables, make_cells, run_sweep
 
@@ -112,6 +113,17 @@ def test_killed_worker_costs_only_what_it_was_at(cluster, alone, tmp_path, monke
     assert CELLS[0].id in before
     assert {starts[cell] for cell in before} == {1}
     assert sum(starts.values()) <= len(CELLS) + 1
+
+
+def test_command_line_takes_the_address_of_a_cluster(cluster, alone, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("deepchest_utils.sweep.run.PROJECT", tmp_path)
+    command = ["sweep", "--backend", "dask", "--scheduler", cluster, "--out", str(tmp_path / "out.csv")]
+    command += ["--image-size", "32", "--epochs", "1", "--device", "cpu", "--method", "equal", "--seed", "0"]
+    command += [word for size in SIZES.items() for word in ("--data-options", *map(str, size))]
+    assert main(command) == 0
+    assert capsys.readouterr().out.startswith("1 runs in ")
+    found = lines(Tables(tmp_path / "out.csv"))
+    assert found == [line for line in lines(alone) if line.startswith((CELLS[0].id, "cell"))]
 
 
 def test_cell_that_fails_or_kills_every_worker_is_noted(cluster, alone, tmp_path, monkeypatch):

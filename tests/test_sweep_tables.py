@@ -1,6 +1,7 @@
 """The bookkeeping of a sweep, with runs that are made up: arguments, threads, one sweep at a time, tables that stay what
 they are."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -174,9 +175,32 @@ def test_what_another_sweep_wrote_just_before_is_not_lost(given, monkeypatch):
         return alone(folder)
 
     monkeypatch.setattr(run_module, "alone", late)
-    run_sweep(CELLS, **given)
+    run_sweep(CELLS[1:], **given)
     assert Tables(given["out"]).finished() == {cell.id for cell in CELLS}
     assert not Tables(given["out"]).cells.cell.duplicated().any()
+
+
+def test_tuned_cell_runs_again_for_its_test_scores_and_not_the_other_way_round(given, monkeypatch):
+    calls = []
+
+    def run_cell(cell, threads, folder=None):
+        calls.append(cell)
+        out = outcome(cell)
+        return dataclasses.replace(out, rows=out.rows.assign(split="val")) if cell.tune else out
+
+    monkeypatch.setattr("deepchest_utils.sweep.workers.run_cell", run_cell)
+    tuned = [dataclasses.replace(cell, tune=True) for cell in CELLS[:2]]
+    run_sweep(tuned, **given)
+    run_sweep(tuned, **given)
+    assert calls == tuned
+    tables = run_sweep(CELLS[:1], **given)
+    assert calls == [*tuned, CELLS[0]]
+    assert sorted(zip(tables.rows.cell, tables.rows.split, strict=True)) == sorted(
+        [(CELLS[0].id, "test"), (CELLS[1].id, "val")]
+    )
+    assert len(tables.cells) == 2
+    run_sweep(tuned, **given)
+    assert len(calls) == 3
 
 
 # tables that stay what they are

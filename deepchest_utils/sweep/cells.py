@@ -65,8 +65,8 @@ def make_cells(
 
     lists: field of TrainConfig -> values; those of "method" may carry options and an architecture,
     `deepchest(floor=0.25)` or `equal@single_task`. lr: a learning rate for each method, as `best_lr` finds them, in
-    place of the lists'; another architecture takes the method's unless it has its own. tune: see `Cell`. Raises ValueError for an unknown
-    field, a value that TrainConfig refuses, or a method without a learning rate.
+    place of the lists'; another architecture takes the method's unless it has its own. tune: see `Cell`. Raises
+    ValueError for an unknown field, a value that TrainConfig refuses, or a method without a learning rate.
     """
     known = {field.name for field in dataclasses.fields(TrainConfig)}
     known -= {"method_options", "run_dir"}  # the method's own text has its options, and the sweep its folders

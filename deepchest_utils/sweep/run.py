@@ -140,7 +140,8 @@ def run_sweep(
         finished = tables.finished()
         if backend == "joblib":  # a cluster may have data that are not here
             tables.check_data(cells)
-        waiting = [cell for cell in cells if cell.id not in finished]
+        tested = set(tables.rows.cell[tables.rows.split == "test"])  # not those that were there to tune
+        waiting = [c for c in cells if c.id not in finished or not (c.tune or c.id in tested)]
         if backend == "dask":
             outcomes = with_dask(waiting, scheduler, threads)
         else:
