@@ -306,9 +306,9 @@ def test_gradnorm_steps_as_if_a_task_without_a_label_were_not_there():
     whole, less = GradNorm(K), GradNorm(K - 1)
     for method, here in ((whole, [0, 1, 2]), (less, [0, 2])):
         method.learn(losses[here], norms[here])
-    assert whole.mean[1] == 0
-    assert torch.equal(whole.mean[[0, 2]], less.mean)
-    assert less.mean[0] < 0 < less.mean[1]
+    assert whole.adam.mean[1] == 0
+    assert torch.equal(whole.adam.mean[[0, 2]], less.adam.mean)
+    assert less.adam.mean[0] < 0 < less.adam.mean[1]
     assert whole.first_loss.isnan().tolist() == [False, True, False]
 
 

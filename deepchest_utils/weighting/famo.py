@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from deepchest_utils.weighting.adam import Adam
 from deepchest_utils.weighting.base import Scalarization, in_batch
 
 EPSILON = 1e-8
@@ -26,9 +27,8 @@ class FAMO(Scalarization):
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{name} should not be negative. Found {value}.")
         self.lr, self.gamma = lr, gamma
-        for name in ("xi", "mean", "square"):  # the logits, and Adam's two moments
-            self.register_buffer(name, torch.zeros(num_tasks, dtype=torch.float64))
-        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("xi", torch.zeros(num_tasks, dtype=torch.float64))  # the logits
+        self.adam = Adam(num_tasks)
         self._before = None
 
     def forward(self, losses: Float[Tensor, " k"]) -> Float[Tensor, ""]:
@@ -47,11 +47,6 @@ class FAMO(Scalarization):
         fall = ((self._before + EPSILON).log() - (losses + EPSILON).log()).double() * here
         z = torch.softmax(self.xi, dim=0) * here
         z = z / z.sum().clamp(min=EPSILON)  # over the tasks in the batch, as the loss of the step has it
-        # of sum_k z_k fall_k by xi, and the decay; then Adam, with its usual constants
-        gradient = z * (fall - z @ fall) + self.gamma * self.xi
-        self.count += 1
-        self.mean.lerp_(gradient, 0.1)
-        self.square.lerp_(gradient**2, 0.001)
-        mean, square = self.mean / (1 - 0.9**self.count), self.square / (1 - 0.999**self.count)
-        self.xi -= self.lr * mean / (square.sqrt() + EPSILON)
+        # of sum_k z_k fall_k by xi, and the decay
+        self.xi -= self.lr * self.adam(z * (fall - z @ fall) + self.gamma * self.xi)
         self._before = None

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from deepchest_utils.weighting.adam import Adam
 from deepchest_utils.weighting.base import Method, in_batch
 from deepchest_utils.weighting.shared import last_shared_layer
 
@@ -27,9 +28,7 @@ class GradNorm(Method):
         self.alpha, self.lr = alpha, lr
         self.register_buffer("current", torch.ones(num_tasks, dtype=torch.float64))
         self.register_buffer("first_loss", torch.full((num_tasks,), torch.nan, dtype=torch.float64))
-        for name in ("mean", "square"):  # Adam's moments
-            self.register_buffer(name, torch.zeros(num_tasks, dtype=torch.float64))
-        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.adam = Adam(num_tasks)
 
     @property
     def weights(self) -> Float[Tensor, " k"]:
@@ -57,13 +56,9 @@ class GradNorm(Method):
         """One step of the weights. norms: (K,) of the unweighted losses' gradients."""
         here = in_batch(losses)
         self.first_loss = torch.where(self.first_loss.isnan() & here, losses, self.first_loss)
-        gradient = self.gradient(losses, norms, here)
-        self.count += 1
-        self.mean.lerp_(gradient, 0.1)
-        self.square.lerp_(gradient**2, 0.001)
-        mean, square = self.mean / (1 - 0.9**self.count), self.square / (1 - 0.999**self.count)
+        step = self.lr * self.adam(self.gradient(losses, norms, here))
         # the paper says nothing of weights below zero; a task is never turned against
-        stepped = (self.current - self.lr * mean / (square.sqrt() + 1e-8)).clamp(min=1e-3)
+        stepped = (self.current - step).clamp(min=1e-3)
         self.current = stepped * (self.num_tasks / stepped.sum())
 
     def gradient(
