@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The study behind notebook 04, sweep by sweep; run from the repository's root, in its environment. Finished runs are
-# not run again, so it can be stopped and started. About eleven hours on two cores, most of them in `architectures`.
-#   bash data/results/study.sh tuning main composed architectures parameters ablations     # phantom
+# not run again, so it can be stopped and started. About seven hours on two cores.
+#   bash data/results/study.sh tuning main composed architectures parameters ablations summary   # phantom
 #   NIH_ROOT=PATH bash data/results/study.sh nih                                           # a sample of NIH ChestX-ray14
 set -euo pipefail
 out=${OUT:-data/results}
@@ -16,16 +16,14 @@ mapfile -t methods < <(
   features aligned_mtl fairgrad config dualproj upgrad rgw
 )
 mapfile -t composed < <(
-  printf 'deepchest+%s\n' dwa uncertainty imtl_l gradnorm
-  features deepchest+pcgrad deepchest+imtl_g deepchest+upgrad
+  printf 'deepchest+%s\n' dwa uncertainty gradnorm
+  features deepchest+pcgrad deepchest+upgrad
 )
 mapfile -t ablations < <(
   printf '%s\n' equal deepchest 'deepchest(floor=0.25)' 'deepchest(floor=0.5)' 'deepchest(normalize=True)' \
     'deepchest(initial="resnet")' 'deepchest(initial="cnnmodel1")' 'deepchest(step_up=1.05, step_down=1.025)' \
     'deepchest(step_up=1.3, step_down=1.15)' 'deepchest(cap=3.0)' 'deepchest(scores_from="val")'
-  for signal in relative_loss auroc; do
-    printf "deepchest_$signal%s\n" '' '(floor=0.25)' '(cap=3.0)' '(step_up=1.3, step_down=1.15, cap=3.0, floor=0.25)'
-  done
+  printf '%s\n' deepchest_relative_loss{,'(floor=0.25)'} deepchest_auroc{,'(floor=0.25)'}
 )
 mapfile -t real < <(
   printf '%s\n' equal deepchest prevalence_oracle inverse_prevalence deepchest_relative_loss deepchest_auroc \
@@ -51,21 +49,23 @@ for part in "$@"; do
       sweep "${tuning[@]}" --method "${composed[@]}"
       sweep "${large[@]}" --method "${composed[@]}" "${seeds[@]}" "${tuned[@]}" --baseline "${inner[@]}" ;;
     architectures)
-      sweep "${large[@]}" --method equal@single_task "${seeds[@]}" "${tuned[@]}" --baseline "${inner[@]}" equal@single_task
+      sweep "${large[@]}" --method equal@single_task --seed 0 1 2 "${tuned[@]}" --baseline equal deepchest equal@single_task
       sweep "${large[@]}" --method equal@mtan deepchest@mtan equal@cross_stitch --seed 0 1 "${tuned[@]}" \
-        --baseline "${inner[@]}" equal@single_task ;;
+        --baseline equal deepchest equal@single_task ;;
     parameters) # the learning rate is the one found at the features
       for method in pcgrad mgda upgrad; do
         lr=$(python -c "from deepchest_utils.sweep import best_lr; print(best_lr('$out/phantom_tuning.csv')['$method(level=\"features\")'])")
         sweep "${large[@]}" --method "$method" --lr "$lr" --seed 0 1 2 --out "$out/phantom.csv" \
-          --baseline "${inner[@]}" equal@single_task
+          --baseline equal deepchest
       done ;;
+    summary) # all baselines that notebook 04 asks for, from the runs that are there
+      sweep "${large[@]}" --method "${methods[@]}" "${seeds[@]}" "${tuned[@]}" --baseline "${inner[@]}" equal@single_task ;;
     ablations) sweep "${large[@]}" --method "${ablations[@]}" "${seeds[@]}" --lr 2e-3 --out "$out/phantom_ablations.csv" \
       --baseline equal deepchest ;;
     nih)
-      sweep "${nih[@]}" --method "${real[@]}" --tune "${grid[@]}" --out "$out/nih_sample_tuning.csv"
+      sweep "${nih[@]}" --method "${real[@]}" --tune --lr 1e-3 2e-3 4e-3 --seed 100 --out "$out/nih_sample_tuning.csv"
       sweep "${nih[@]}" --method "${real[@]}" "${seeds[@]}" --lr-from "$out/nih_sample_tuning.csv" \
         --out "$out/nih_sample.csv" --baseline equal deepchest ;;
-    *) echo "no part $part: tuning, main, composed, architectures, parameters, ablations or nih" >&2; exit 2 ;;
+    *) echo "no part $part: tuning, main, composed, architectures, parameters, ablations, summary or nih" >&2; exit 2 ;;
   esac
 done
