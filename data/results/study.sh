@@ -5,30 +5,39 @@
 #   NIH_ROOT=PATH bash data/results/study.sh nih                                           # a sample of NIH ChestX-ray14
 set -euo pipefail
 out=${OUT:-data/results}
-sweep() { python -m deepchest_utils sweep --device cpu --jobs 2 "$@"; }
+sweep() { python -m deepchest_utils sweep --device cpu --jobs "${JOBS:-2}" "$@"; }
+at_rate_of() { # METHOD ARGUMENT...: a sweep at the learning rate that was chosen for METHOD
+  local lr
+  lr=$(python -c 'import sys; from deepchest_utils.sweep import best_lr; print(best_lr(sys.argv[1])[sys.argv[2]])' \
+    "$out/phantom_tuning.csv" "$1")
+  sweep "${large[@]}" --lr "$lr" --out "$out/phantom.csv" --baseline equal deepchest "${@:2}"
+}
 features() { printf '%s(level="features")\n' "$@"; }
 
 mapfile -t methods < <(
   printf '%s\n' equal deepchest prevalence_oracle inverse_prevalence deepchest_relative_loss deepchest_loss_trend \
-    deepchest_auroc deepchest_balanced_accuracy uncertainty dwa rlw gls imtl_l stch famo dbmtl_l gradnorm
-  features mgda pcgrad graddrop gradvac cagrad imtl_g
+    deepchest_auroc uncertainty dwa rlw gls imtl_l stch famo dbmtl_l gradnorm
+  features mgda pcgrad cagrad imtl_g
   echo 'nash_mtl(update_every=10, level="features")'
-  features aligned_mtl fairgrad config dualproj upgrad rgw
+  features aligned_mtl fairgrad upgrad
+)
+mapfile -t more < <(
+  echo deepchest_balanced_accuracy
+  features graddrop gradvac config dualproj rgw
 )
 mapfile -t composed < <(
-  printf 'deepchest+%s\n' dwa uncertainty gradnorm
+  printf 'deepchest+%s\n' dwa uncertainty
   features deepchest+pcgrad deepchest+upgrad
 )
 mapfile -t ablations < <(
   printf '%s\n' equal deepchest 'deepchest(floor=0.25)' 'deepchest(floor=0.5)' 'deepchest(normalize=True)' \
-    'deepchest(initial="resnet")' 'deepchest(initial="cnnmodel1")' 'deepchest(step_up=1.05, step_down=1.025)' \
+    'deepchest(initial="resnet")' 'deepchest(step_up=1.05, step_down=1.025)' \
     'deepchest(step_up=1.3, step_down=1.15)' 'deepchest(cap=3.0)' 'deepchest(scores_from="val")'
   printf '%s\n' deepchest_relative_loss{,'(floor=0.25)'} deepchest_auroc{,'(floor=0.25)'}
 )
 mapfile -t real < <(
-  printf '%s\n' equal deepchest prevalence_oracle inverse_prevalence deepchest_relative_loss deepchest_auroc \
-    uncertainty dwa imtl_l gradnorm
-  features pcgrad imtl_g upgrad
+  printf '%s\n' equal deepchest prevalence_oracle inverse_prevalence deepchest_relative_loss uncertainty dwa gradnorm
+  features pcgrad upgrad
 )
 phantom=(--epochs 12 --data-options num_train 4000)
 large=("${phantom[@]}" --data-options num_test 25000)
@@ -45,22 +54,20 @@ for part in "$@"; do
   case $part in
     tuning) sweep "${tuning[@]}" --method "${methods[@]}" ;;
     main) sweep "${large[@]}" --method "${methods[@]}" "${seeds[@]}" "${tuned[@]}" --baseline equal deepchest ;;
-    composed)
-      sweep "${tuning[@]}" --method "${composed[@]}"
-      sweep "${large[@]}" --method "${composed[@]}" "${seeds[@]}" "${tuned[@]}" --baseline "${inner[@]}" ;;
-    architectures)
-      sweep "${large[@]}" --method equal@single_task --seed 0 1 2 "${tuned[@]}" --baseline equal deepchest equal@single_task
-      sweep "${large[@]}" --method equal@mtan deepchest@mtan equal@cross_stitch --seed 0 1 "${tuned[@]}" \
-        --baseline equal deepchest equal@single_task ;;
+    more) # the methods that are near twins of one of the others
+      sweep "${tuning[@]}" --method "${more[@]}"
+      sweep "${large[@]}" --method "${more[@]}" "${seeds[@]}" "${tuned[@]}" --baseline equal deepchest ;;
+    composed) # each at the learning rate of the method that it is built on
+      for method in "${composed[@]}"; do at_rate_of "${method#deepchest+}" --method "$method" "${seeds[@]}"; done ;;
+    single_task) at_rate_of equal --method equal@single_task --seed 0 1 2 ;;
+    architectures) at_rate_of equal --method equal@mtan deepchest@mtan equal@cross_stitch --seed 0 1 ;;
     parameters) # the learning rate is the one found at the features
       for method in pcgrad mgda upgrad; do
-        lr=$(python -c "from deepchest_utils.sweep import best_lr; print(best_lr('$out/phantom_tuning.csv')['$method(level=\"features\")'])")
-        sweep "${large[@]}" --method "$method" --lr "$lr" --seed 0 1 2 --out "$out/phantom.csv" \
-          --baseline equal deepchest
+        at_rate_of "$method(level=\"features\")" --method "$method" --seed 0 1 2
       done ;;
     summary) # all baselines that notebook 04 asks for, from the runs that are there
       sweep "${large[@]}" --method "${methods[@]}" "${seeds[@]}" "${tuned[@]}" --baseline "${inner[@]}" equal@single_task ;;
-    ablations) sweep "${large[@]}" --method "${ablations[@]}" "${seeds[@]}" --lr 2e-3 --out "$out/phantom_ablations.csv" \
+    ablations) sweep "${large[@]}" --method "${ablations[@]}" --seed 0 1 2 --lr 2e-3 --out "$out/phantom_ablations.csv" \
       --baseline equal deepchest ;;
     nih)
       sweep "${nih[@]}" --method "${real[@]}" --tune --lr 1e-3 2e-3 4e-3 --seed 100 --out "$out/nih_sample_tuning.csv"
