@@ -108,6 +108,13 @@ def test_what_cannot_run_is_refused_before_anything_runs(lists, named):
     assert "\n" not in str(error.value)
 
 
+def test_options_of_one_method_are_not_dropped_when_others_are_listed():
+    base = dataclasses.replace(BASE, method="deepchest", method_options={"cap": 2.0})
+    with pytest.raises(ValueError, match=r"method_options.*\{'cap': 2\.0\}.*deepchest\(floor=0\.25\)"):
+        make_cells(base, {"method": ["equal", "deepchest"]})
+    assert make_cells(base, {"seed": [0]})[0].config.method_options == {"cap": 2.0}
+
+
 def test_each_method_has_its_own_learning_rate():
     lr = {"equal": 1e-3, "deepchest(cap=2.0)": 4e-3, "deepchest@mtan": 3e-3, "deepchest": 5e-3}
     methods = ["equal", "deepchest(cap=2.0)", "equal@mtan", "deepchest@mtan"]

@@ -72,6 +72,11 @@ def make_cells(
     known -= {"method_options", "run_dir"}  # the method's own text has its options, and the sweep its folders
     if unknown := set(lists) - known:
         raise ValueError(f"{min(unknown)!r} is no setting of a run. There are {', '.join(sorted(known))}.")
+    if "method" in lists and base.method_options:
+        raise ValueError(
+            f"method_options belong to one method, and the sweep has its own. Found {base.method_options}: "
+            "write them into the method's text, as in deepchest(floor=0.25)."
+        )
     names = sorted(lists, key=lambda name: name != "seed")
     cells = {}
     for values in itertools.product(*(lists[name] for name in names)):
