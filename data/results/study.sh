@@ -45,8 +45,8 @@ nih=(--dataset nih --data-root "${NIH_ROOT:-}" --split patient --epochs 15)
 grid=(--lr 1e-3 2e-3 4e-3 --seed 100 101)
 seeds=(--seed 0 1 2 3 4)
 tuning=("${phantom[@]}" --data-options num_test 1000 --tune "${grid[@]}" --out "$out/phantom_tuning.csv")
-# what the composed methods are compared with: the same ones alone
-inner=(equal deepchest)
+# baselines of the summary; the composed methods are compared with the same ones alone
+inner=(equal deepchest prevalence_oracle)
 for method in "${composed[@]}"; do inner+=("${method#deepchest+}"); done
 
 for part in "$@"; do
