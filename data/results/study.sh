@@ -25,14 +25,11 @@ mapfile -t more < <(
   echo deepchest_balanced_accuracy
   features graddrop gradvac config dualproj rgw
 )
-mapfile -t composed < <(
-  printf 'deepchest+%s\n' dwa uncertainty
-  features deepchest+pcgrad deepchest+upgrad
-)
-mapfile -t ablations < <( # signals alone are in the main part
+composed=(deepchest+{dwa,uncertainty,'pcgrad(level="features")'})
+mapfile -t ablations < <( # at DeepChest's learning rate; the signals at their own are in the main part
   printf '%s\n' equal deepchest 'deepchest(floor=0.25)' 'deepchest(floor=0.5)' 'deepchest(normalize=True)' \
-    'deepchest(initial="resnet")' 'deepchest(step_up=1.05, step_down=1.025)' \
-    'deepchest(step_up=1.3, step_down=1.15)' 'deepchest(cap=3.0)' deepchest_relative_loss{,'(floor=0.25)'}
+    'deepchest(initial="resnet")' 'deepchest(step_up=1.3, step_down=1.15)' 'deepchest(cap=3.0)' \
+    deepchest_relative_loss{,'(floor=0.25)'}
 )
 mapfile -t real < <(
   printf '%s\n' equal deepchest prevalence_oracle inverse_prevalence deepchest_relative_loss uncertainty dwa gradnorm
@@ -56,8 +53,8 @@ for part in "$@"; do
     more) # the methods that are near twins of one of the others
       sweep "${tuning[@]}" --method "${more[@]}"
       sweep "${large[@]}" --method "${more[@]}" "${seeds[@]}" "${tuned[@]}" --baseline equal deepchest ;;
-    composed) # each at the learning rate of the method that it is built on
-      for method in "${composed[@]}"; do at_rate_of "${method#deepchest+}" --method "$method" "${seeds[@]}"; done ;;
+    composed) # each at the learning rate of the method that it is built on, which happens to be the same
+      at_rate_of dwa --method "${composed[@]}" "${seeds[@]}" ;;
     single_task) at_rate_of equal --method equal@single_task --seed 0 1 ;;
     architectures) at_rate_of equal --method equal@mtan deepchest@mtan equal@cross_stitch --seed 0 1 ;;
     parameters) # the learning rate is the one found at the features
@@ -66,7 +63,7 @@ for part in "$@"; do
       done ;;
     summary) # all baselines that notebook 04 asks for, from the runs that are there
       sweep "${large[@]}" --method "${methods[@]}" "${seeds[@]}" "${tuned[@]}" --baseline "${inner[@]}" equal@single_task ;;
-    ablations) sweep "${large[@]}" --method "${ablations[@]}" --seed 0 1 2 --lr 2e-3 --out "$out/phantom_ablations.csv" \
+    ablations) sweep "${large[@]}" --method "${ablations[@]}" --seed 0 1 2 --lr 4e-3 --out "$out/phantom_ablations.csv" \
       --baseline equal deepchest ;;
     nih)
       sweep "${nih[@]}" --method "${real[@]}" --tune --lr 1e-3 2e-3 4e-3 --seed 100 --out "$out/nih_sample_tuning.csv"
