@@ -170,10 +170,12 @@ def difference_heatmap(
 
     sns.heatmap(
         values, ax=ax, cmap="PuOr_r", vmin=-limit, vmax=limit, linewidths=0.5, yticklabels=labels,
-        xticklabels=[pretty(name) for name in values.columns], cbar_kws={"shrink": 0.6, "pad": 0.02},
+        xticklabels=[pretty(name) for name in values.columns],
+        cbar_kws={"shrink": 0.6, "pad": 0.02, "extend": "both"},
     )  # fmt: skip
     rows, columns = np.nonzero(marked.to_numpy(bool))
-    ax.plot(columns + 0.5, rows + 0.5, "k.", markersize=3.5)
+    dots = {"color": "black", "markeredgecolor": "white", "markeredgewidth": 0.6}  # seen on light and on dark
+    ax.plot(columns + 0.5, rows + 0.5, "o", markersize=4, **dots)
     ax.tick_params(axis="both", labelsize=8, length=0)
     ax.tick_params(axis="x", rotation=45)
     for label in ax.get_xticklabels():

@@ -25,11 +25,12 @@ def code_cells(path: Path):
     return [cell for cell in read(path).cells if cell.cell_type == "code"]
 
 
-def test_the_three_notebooks_are_there():
-    assert [path.stem for path in NOTEBOOKS][:3] == [
+def test_the_notebooks_are_there():
+    assert [path.stem for path in NOTEBOOKS][:4] == [
         "01_data_exploration",
         "02_loss_trend_weighting",
         "03_training",
+        "04_baseline_comparison",
     ]
 
 

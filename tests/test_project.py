@@ -66,7 +66,7 @@ def test_readme_indexes_every_notebook_with_its_question():
 
 def test_readme_quotes_the_committed_notebook():
     (quoted,) = re.findall(r"```text\n(.*?)\n```", README, re.DOTALL)
-    assert quoted in results(ROOT / "notebooks" / "03_training.ipynb")
+    assert quoted in results(ROOT / "notebooks" / "04_baseline_comparison.ipynb")
 
 
 def test_readme_links_and_pictures_exist():
