@@ -29,8 +29,7 @@ mapfile -t more < <(
 composed=(deepchest+{dwa,uncertainty,'pcgrad(level="features")'})
 mapfile -t ablations < <( # at DeepChest's learning rate; the signals at their own are in the main part
   printf '%s\n' equal deepchest 'deepchest(floor=0.25)' 'deepchest(normalize=True)' 'deepchest(initial="resnet")' \
-    'deepchest(step_up=1.3, step_down=1.15)' \
-    deepchest_relative_loss{,'(floor=0.25)'}
+    'deepchest(step_up=1.3, step_down=1.15)' 'deepchest_relative_loss(floor=0.25)'
 )
 mapfile -t real < <(
   printf '%s\n' equal deepchest prevalence_oracle inverse_prevalence deepchest_relative_loss uncertainty dwa gradnorm
