@@ -1,6 +1,7 @@
 """The files around the package: one source of truth for dependencies, modules of one purpose, a README whose
 commands and snippet exist."""
 
+import json
 import re
 import shlex
 import tomllib
@@ -67,6 +68,14 @@ def test_readme_indexes_every_notebook_with_its_question():
 def test_readme_quotes_the_committed_notebook():
     (quoted,) = re.findall(r"```text\n(.*?)\n```", README, re.DOTALL)
     assert quoted in results(ROOT / "notebooks" / "04_baseline_comparison.ipynb")
+
+
+def test_readme_intervals_are_printed_by_the_notebook():
+    cells = json.loads((ROOT / "notebooks" / "04_baseline_comparison.ipynb").read_text())["cells"]
+    printed = "".join("".join(o.get("text", [])) for c in cells for o in c.get("outputs", []))
+    quoted = re.findall(r"[+-]0\.\d+ \[[+-]0\.\d+, [+-]0\.\d+\]", README)
+    assert len(quoted) >= 4
+    assert not [interval for interval in quoted if interval not in printed]
 
 
 def test_readme_links_and_pictures_exist():

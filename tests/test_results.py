@@ -1,0 +1,89 @@
+"""The committed results of the study: whole, with where they came from, and as large as notebook 04 says."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from deepchest_utils import TrainConfig
+from deepchest_utils.datasets.cache import PROJECT
+from deepchest_utils.datasets.phantom import phantom_of
+from deepchest_utils.sweep import Tables, best_lr, compare_methods
+from deepchest_utils.sweep.compare import ITSELF
+from deepchest_utils.weighting import check_names
+from deepchest_utils.weighting.spec import parse_method
+
+RESULTS = PROJECT / "data" / "results"
+STUDIES = ("phantom", "phantom_ablations", "phantom_rate", "nih_sample")
+PROVENANCE = [
+    "settings",
+    "data",
+    "seconds",
+    "commit",
+    "python",
+    "torch",
+    "torchvision",
+    "processor",
+    "cores",
+    "threads",
+]
+
+
+@pytest.fixture(scope="module")
+def studies() -> dict[str, Tables]:
+    return {name: Tables(RESULTS / f"{name}.csv") for name in STUDIES}
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_run_is_whole_and_says_where_it_came_from(name, studies):
+    tables = studies[name]
+    cells = tables.cells
+    assert (cells.status == "done").all()
+    assert cells.cell.is_unique
+    assert set(cells.cell) == set(tables.rows.cell) == set(tables.replicates)
+    assert set(cells.cell) == set(tables.rows.cell[tables.rows.split == "test"])
+    assert cells[PROVENANCE].notna().all(axis=None)
+    for row in cells.itertuples():
+        check_names(parse_method(row.method.partition("@")[0])[0])
+        TrainConfig(**json.loads(row.settings))
+
+
+@pytest.mark.parametrize(("name", "methods"), [("phantom", 20), ("nih_sample", 10)])
+def test_enough_methods_have_five_seeds(name, methods, studies):
+    seeds = studies[name].cells.groupby("method").seed.nunique()
+    assert (seeds >= 5).sum() >= methods
+
+
+def test_every_finding_of_the_phantom_has_fifty_positives_in_the_test_split(studies):
+    (options,) = {
+        json.dumps(json.loads(s)["data_options"], sort_keys=True) for s in studies["phantom"].cells.settings
+    }
+    assert phantom_of(0, "test", json.loads(options)["num_test"]).labels.sum(0).min() >= 50
+
+
+@pytest.mark.parametrize("name", ["phantom", "nih_sample"])
+def test_learning_rates_are_those_that_validation_chose(name, studies):
+    chosen = best_lr(RESULTS / f"{name}_tuning.csv")
+    for row in studies[name].cells.itertuples():
+        # another architecture takes the method's own, a composition that of the method it is built on
+        inner = row.method.partition("@")[0].removeprefix("deepchest+")
+        assert json.loads(row.settings).get("lr", TrainConfig.lr) == chosen[inner], row.method
+
+
+def test_tuning_saw_no_test_image():
+    paths = list(RESULTS.glob("*_tuning.csv"))
+    assert len(paths) == 2
+    for path in paths:
+        assert set(pd.read_csv(path).split) == {"val"}
+
+
+@pytest.mark.parametrize("name", ["phantom", "phantom_ablations", "nih_sample"])
+def test_summary_is_made_of_the_tables(name, studies):
+    key = ["method", "baseline", "metric", "task"]
+    committed = pd.read_csv(RESULTS / f"{name}_summary.csv").set_index(key)
+    again = compare_methods(studies[name], ["equal"]).set_index(key)
+    same = committed[committed.index.get_level_values("baseline").isin(["equal", ITSELF])]
+    assert set(same.index) == set(again.index)
+    for column in ("mean", "low", "high", "p_holm"):
+        np.testing.assert_allclose(again.loc[same.index, column], same[column], rtol=1e-4, atol=1e-6)
