@@ -14,8 +14,8 @@ def masked_bce(logits: Float[Tensor, "b k"], labels: Float[Tensor, "b k"]) -> Fl
     """
     known = ~labels.isnan()
     # the label is replaced before the loss: NaN * 0 would still be NaN, in the gradient too
-    each = binary_cross_entropy_with_logits(logits.float(), labels.nan_to_num(0.0), reduction="none")
-    return (each * known).sum(0) / known.sum(0).clamp(min=1)
+    target, share = labels.nan_to_num(0.0), known / known.sum(0).clamp(min=1)
+    return binary_cross_entropy_with_logits(logits.float(), target, share, reduction="none").sum(0)
 
 
 def prevalence_entropy(prevalence: Float[Tensor, " k"]) -> Float[Tensor, " k"]:

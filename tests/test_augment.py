@@ -6,8 +6,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.functional import affine_grid
 
-from deepchest_utils.augment import MEAN, STD, augment, to_input
+from deepchest_utils.augment import (
+    MEAN,
+    STD,
+    augment,
+    draw_views,
+    of_pixels,
+    sampling_grid,
+    see,
+    to_input,
+)
 
 STILL = {"degrees": 0.0, "shift": 0.0, "zoom": 0.0, "contrast": 0.0, "brightness": 0.0}
 
@@ -39,6 +49,26 @@ def test_to_input_standardises():
     torch.testing.assert_close(x[0, 0] * STD + MEAN, torch.tensor([[0, 1], [0.2, 0.4]]))
 
 
+@pytest.mark.parametrize(("batch", "height", "width"), [(64, 64, 64), (5, 17, 33), (1, 2, 2), (3, 224, 224)])
+def test_grid_is_torchs(batch, height, width):
+    maps = torch.randn(batch, 6, generator=generator())
+    expected = affine_grid(maps.view(-1, 2, 3), [batch, 1, height, width], align_corners=False)
+    torch.testing.assert_close(sampling_grid(maps, height, width), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_views_of_pixels_standardise_too():
+    pixels = torch.randint(0, 256, (9, 20, 30), dtype=torch.uint8, generator=generator())
+    views = draw_views(9, generator(1))
+    at_once = see(pixels[:, None].float(), of_pixels(views))
+    torch.testing.assert_close(at_once, see(to_input(pixels), views), rtol=1e-5, atol=1e-5)
+
+
+def test_views_drawn_at_once_are_those_drawn_batch_by_batch():
+    rng = generator(3)
+    in_turn = torch.cat([draw_views(16, rng) for _ in range(5)])
+    assert torch.equal(draw_views(80, generator(3)), in_turn)
+
+
 def test_identity():
     x = torch.randn(5, 1, 30, 30, generator=generator(1))
     torch.testing.assert_close(augment(x, generator(), **STILL), x, atol=1e-5, rtol=0)
@@ -53,7 +83,9 @@ def test_identity():
 )
 def test_shape_kept_and_all_finite(batch, size, seed, degrees, width):
     x = torch.randn(batch, 1, size, size, generator=generator(seed))
-    y = augment(x, generator(seed), degrees, width, width, width, width)
+    y = augment(
+        x, generator(seed), degrees=degrees, shift=width, zoom=width, contrast=width, brightness=width
+    )
     assert y.shape == x.shape
     assert torch.isfinite(y).all()
     # interpolation stays between the values; contrast and brightness widen the range by their half-widths

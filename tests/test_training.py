@@ -12,9 +12,11 @@ import torch
 from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 
 from deepchest_utils import FINDINGS, METHODS, Method, Run, Splits, TrainConfig, load_dataset, train
+from deepchest_utils.augment import draw_views, see, to_input
 from deepchest_utils.datasets import DataWarning
 from deepchest_utils.metrics import choose_thresholds
 from deepchest_utils.records import COLUMNS
+from deepchest_utils.training import batches
 from deepchest_utils.training import loop as loop_module
 from deepchest_utils.training.loop import Loop
 
@@ -436,7 +438,7 @@ def test_epoch_with_the_best_validation_auroc_is_chosen_and_tested(tiny):
     assert run.best_epoch < 5  # else the last weights would pass for the best
     assert set(run.test.epoch) == {run.best_epoch}
     with torch.no_grad():
-        x = loop_module.to_input(torch.from_numpy(np.array(tiny.test.images)))
+        x = to_input(torch.from_numpy(np.array(tiny.test.images)))
         logits = run.model.eval()(x).numpy()
     np.testing.assert_allclose(run.logits["test"], logits, rtol=1e-3, atol=1e-4)
     for split, part, table in (("val", tiny.val, run.history), ("test", tiny.test, run.test)):
@@ -523,13 +525,31 @@ def test_half_precision_looks_for_its_scale_in_silence(few):
 
 
 def test_augmentation_can_be_switched_off(tiny, monkeypatch):
-    inputs = []
-    original = loop_module.augment
-    monkeypatch.setattr(loop_module, "augment", lambda *a: inputs.append(a) or original(*a))
+    seen = []
+    original = batches.see
+    monkeypatch.setattr(batches, "see", lambda x, views: seen.append(len(x)) or original(x, views))
     train(config(epochs=1, augment=False), tiny)
-    assert inputs == []
-    train(config(epochs=1), tiny)
-    assert len(inputs) == 4  # training batches alone: neither validation nor test
+    assert seen == []
+    run = train(config(epochs=1), tiny)
+    assert sum(seen) == 4 * run.config.batch_size  # training batches alone: neither validation nor test
+
+
+@pytest.mark.parametrize("block", [1, 3 * 8 * 32**2, 2**30])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_input_does_not_depend_on_how_many_batches_are_prepared_at_a_time(monkeypatch, block, memory_format):
+    images = np.random.default_rng(0).integers(0, 256, (70, 32, 32), dtype=np.uint8)
+    order = batches.training_order(70, 8, torch.Generator().manual_seed(0)).numpy()
+    views = draw_views(order.size, torch.Generator().manual_seed(1)).view(*order.shape, 8)
+    monkeypatch.setattr(batches, "BLOCK", block)
+    for given in (None, views):
+        found = list(batches.inputs(images, order, torch.device("cpu"), memory_format, given))
+        assert len(found) == len(order) == 8
+        for step, x in enumerate(found):
+            expected = to_input(torch.from_numpy(images[order[step]]))
+            if given is not None:
+                expected = see(expected, views[step])
+            torch.testing.assert_close(x, expected, rtol=1e-5, atol=1e-5)
+            assert x.stride() == expected.contiguous().to(memory_format=memory_format).stride()
 
 
 def test_batch_larger_than_the_data_is_all_of_it(tiny):
@@ -538,10 +558,8 @@ def test_batch_larger_than_the_data_is_all_of_it(tiny):
 
 
 def test_every_image_is_seen_at_most_once_an_epoch_in_a_new_order_each_time():
-    from deepchest_utils.training.batches import training_order
-
     generator = torch.Generator().manual_seed(0)
-    orders = [training_order(103, 10, generator) for _ in range(2)]
+    orders = [batches.training_order(103, 10, generator) for _ in range(2)]
     for order in orders:
         assert order.shape == (10, 10)
         assert len(order.unique()) == 100

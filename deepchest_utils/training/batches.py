@@ -1,15 +1,18 @@
 """Batches of a split, in memory or memory-mapped, onto the device; and a network's logits of a whole
 split."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from deepchest_utils.augment import to_input
+from deepchest_utils.augment import of_pixels, see, to_input
 from deepchest_utils.datasets import ChestXrays
 
 EVAL_BATCH = 256
+BLOCK = 2**20  # pixels prepared at a time: 256 images of 64 px
 
 
 def epoch_shape(n: int, batch_size: int) -> tuple[int, int]:
@@ -31,6 +34,28 @@ def fetch(images: np.ndarray, rows: np.ndarray, device: torch.device) -> Tensor:
     if device.type == "cuda":
         batch = batch.pin_memory()
     return batch.to(device, non_blocking=True)
+
+
+def inputs(
+    images: np.ndarray,
+    order: Int[np.ndarray, "steps b"],
+    device: torch.device,
+    memory_format: torch.memory_format,
+    views: Float[Tensor, "steps b 8"] | None = None,
+) -> Iterator[Float[Tensor, "b 1 h w"]]:
+    """The network's input in each step, augmented if there are views. Small images are prepared several batches at
+    a time: one alone is too little work to share among cores."""
+    several = max(1, BLOCK // (order.shape[1] * images[0].size))
+    for start in range(0, len(order), several):
+        steps = slice(start, start + several)
+        x = fetch(images, order[steps].ravel(), device)
+        if views is None:
+            x = to_input(x)
+        else:
+            x = see(x[:, None].float(), of_pixels(views[steps].flatten(0, 1)))
+        if memory_format == torch.channels_last:  # what `to` does, but one channel needs no copy
+            x = x.view(len(x), *x.shape[2:], 1).permute(0, 3, 1, 2)
+        yield from x.split(order.shape[1])
 
 
 @torch.no_grad()

@@ -10,12 +10,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from deepchest_utils.architectures import ARCHITECTURES
-from deepchest_utils.augment import augment, to_input
+from deepchest_utils.augment import draw_views
 from deepchest_utils.datasets import ChestXrays, Splits
 from deepchest_utils.losses import masked_bce
 from deepchest_utils.metrics import macro, score_tasks
 from deepchest_utils.records import task_rows
-from deepchest_utils.training.batches import epoch_shape, fetch, predict, training_order
+from deepchest_utils.training.batches import epoch_shape, inputs, predict, training_order
 from deepchest_utils.training.config import TrainConfig
 from deepchest_utils.training.setup import (
     ScaleGradient,
@@ -98,29 +98,33 @@ class Loop:
     def pass_over_training(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Labels, logits and the losses (steps, K) of one epoch; nothing is read back from the device before
         its end."""
-        images, labels = self.data.train.images, self.data.train.labels
+        images = self.data.train.images
         order = training_order(len(images), self.config.batch_size, self.order_rng).numpy()
-        all_logits = torch.empty(*order.shape, labels.shape[1], device=self.device)
-        all_losses = torch.empty(len(order), labels.shape[1], device=self.device)
+        labels = self.data.train.labels[order]
+        targets = torch.from_numpy(labels).to(self.device)
+        views = None
+        if self.config.augment:
+            views = draw_views(order.size, self.augment_rng).to(self.device).view(*order.shape, -1)
         self.net.train()
-        for step, rows in enumerate(
-            tqdm(order, desc=f"epoch {epoch}/{self.config.epochs}", leave=False, disable=None)
+        batches = inputs(images, order, self.device, self.memory_format, views)
+        title = f"epoch {epoch}/{self.config.epochs}"
+        all_logits, all_losses = [], []
+        for x, target in zip(
+            tqdm(batches, title, len(order), leave=False, disable=None), targets, strict=True
         ):
-            target = torch.from_numpy(labels[rows]).to(self.device, non_blocking=True)
-            x = to_input(fetch(images, rows, self.device))
-            if self.config.augment:
-                x = augment(x, self.augment_rng)
             with autocast(self.config.amp, self.device):
-                features = self.net.features(x.to(memory_format=self.memory_format))
+                features = self.net.features(x)
                 logits = self.net.head(features)
             losses = masked_bce(logits, target)
-            all_logits[step], all_losses[step] = logits.detach(), losses.detach()
+            all_logits.append(logits.detach().float())
+            all_losses.append(losses.detach())
             self.step(losses, features)
             if self.method.looks_after_step:
                 with torch.no_grad(), autocast(self.config.amp, self.device):
-                    again = self.net(x.to(memory_format=self.memory_format))
+                    again = self.net(x)
                 self.method.after_step(masked_bce(again, target))
-        return labels[order.ravel()], all_logits.flatten(0, 1).cpu().numpy(), all_losses.cpu().numpy()
+        logits, losses = torch.cat(all_logits), torch.stack(all_losses)
+        return labels.reshape(-1, labels.shape[-1]), logits.cpu().numpy(), losses.cpu().numpy()
 
     def step(self, losses: Float[Tensor, " k"], features: Float[Tensor, "b *f"]) -> None:
         self.optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,71 @@
+"""What surrounds the network: augmentation, decoding, the memory-mapped cache, the metrics of a test split."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from deepchest_utils.augment import augment, to_input
+from deepchest_utils.datasets.decode import decode, decode_all
+from deepchest_utils.metrics import choose_thresholds, score_tasks
+from deepchest_utils.training.batches import fetch, training_order
+
+CPU = torch.device("cpu")
+
+
+def augmented_epoch(images: np.ndarray, batch_size: int = 64) -> Callable[[], None]:
+    """A function that draws one epoch of augmented batches."""
+    rng = torch.Generator().manual_seed(0)
+
+    def epoch() -> None:
+        for rows in training_order(len(images), batch_size, rng).numpy():
+            augment(to_input(fetch(images, rows, CPU)), rng)
+
+    return epoch
+
+
+def fetched_epoch(images: np.ndarray, batch_size: int = 64) -> Callable[[], None]:
+    """A function that fetches one epoch of batches, in memory or from a memory map, as input of a network."""
+    rng = torch.Generator().manual_seed(0)
+
+    def epoch() -> None:
+        for rows in training_order(len(images), batch_size, rng).numpy():
+            to_input(fetch(images, rows, CPU))
+
+    return epoch
+
+
+def write_pngs(folder: Path, count: int, size: int, rng: np.random.Generator) -> list[Path]:
+    """Smooth noise as PNGs, which compresses about as well as a radiograph."""
+    paths = []
+    for i in range(count):
+        coarse = Image.fromarray(rng.integers(0, 256, (size // 8, size // 8), dtype=np.uint8))
+        smooth = np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC)).astype(np.int16)
+        grain = rng.integers(-3, 4, (size, size))
+        paths.append(folder / f"{i:05d}.png")
+        Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8)).save(paths[-1])
+    return paths
+
+
+def decoding_steps(paths: list[Path], size: int) -> dict[str, Callable[[], object]]:
+    """The first pass over files: the way the cache is filled, and the same with one thread and no cache."""
+
+    def fill() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            decode_all("bench", paths, size, folder)
+
+    return {"one thread": lambda: [decode(path, size) for path in paths], f"{os.cpu_count()} cores": fill}
+
+
+def metrics_of_test_split(
+    rng: np.random.Generator, count: int = 22_000, tasks: int = 14
+) -> Callable[[], object]:
+    """A function that scores a test split: thresholds on another split of the same size, then every metric."""
+    labels = (rng.random((count, tasks)) < 0.1).astype(np.float32)
+    logits = rng.normal(size=(count, tasks)).astype(np.float32) + labels
+    probabilities = 1 / (1 + np.exp(-logits.astype(float)))
+    return lambda: score_tasks(labels, logits, choose_thresholds(labels, probabilities))

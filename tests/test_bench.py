@@ -1,0 +1,190 @@
+"""The benchmark's instruments, on things whose cost is known. Nothing here is a timing of the project."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from deepchest_utils import TrainConfig, load_dataset
+from deepchest_utils.__main__ import main
+from deepchest_utils.bench import BARE, Problem, full_bench, ratios, run, take_turns
+from deepchest_utils.bench.inputs import write_pngs
+from deepchest_utils.bench.loops import bare_loop, whole_loop
+from deepchest_utils.bench.memory import peak_memory
+from deepchest_utils.bench.recipes import RECIPES
+from deepchest_utils.bench.steps import passes_through_trunk
+from deepchest_utils.datasets.decode import decode
+
+SMALL = Problem(num_tasks=3, image_size=32, batch_size=4, device="cpu")
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def test_all_take_their_turn_in_every_round_in_changing_order(rng):
+    calls = []
+    steps = {name: lambda name=name: calls.append(name) for name in "abc"}
+    seconds = take_turns(steps, rounds=20, rng=rng, warmup=1)
+    assert seconds.shape == (20, 3)
+    assert (seconds >= 0).all(axis=None)
+    turns = [tuple(calls[i : i + 3]) for i in range(0, len(calls), 3)]
+    assert len(turns) == 21
+    assert all(sorted(turn) == ["a", "b", "c"] for turn in turns)
+    assert len(set(turns)) == 6
+
+
+def test_ratio_is_paired_within_the_round():
+    noise = np.linspace(1, 9, 40)  # of the machine, shared by a round
+    seconds = pd.DataFrame({"bare": noise, "twice": 2 * noise, "slow first": noise * np.r_[3.0, np.ones(39)]})
+    table = ratios(seconds, "bare")
+    assert table.loc["bare", ["ratio", "low", "high"]].tolist() == [1, 1, 1]
+    assert table.loc["twice", ["ratio", "low", "high"]].tolist() == [2, 2, 2]
+    assert table.ratio["slow first"] == 1  # one reading out of line moves no median
+    assert table.seconds["bare"] == np.median(noise)
+
+
+def test_interval_of_the_ratio_covers_its_median(rng):
+    inside = 0
+    for _ in range(300):
+        seconds = pd.DataFrame({"bare": np.ones(31), "other": rng.lognormal(0.3, 0.2, 31)})
+        row = ratios(seconds, "bare").loc["other"]
+        inside += row.low <= np.exp(0.3) <= row.high
+    assert 0.93 <= inside / 300 <= 1
+
+
+def test_too_few_rounds_have_no_interval():
+    table = ratios(pd.DataFrame({"bare": [1.0, 1.0], "other": [2.0, 2.0]}), "bare")
+    assert np.isnan(table.loc["other", ["low", "high"]].to_numpy(float)).all()
+
+
+def test_no_step_and_no_baseline_are_refused(rng):
+    with pytest.raises(ValueError, match="steps and rounds.*0 and 3"):
+        take_turns({}, 3, rng)
+    with pytest.raises(ValueError, match="baseline should be one of a. Found 'bare'"):
+        ratios(pd.DataFrame({"a": [1.0]}), "bare")
+
+
+@pytest.mark.parametrize(
+    ("method", "passes"),
+    [
+        (BARE, 1),
+        ("equal", 1),
+        ("deepchest", 1),
+        ("famo", 1),
+        ('pcgrad(level="features")', 1),
+        ("pcgrad", SMALL.num_tasks),
+        ("deepchest+pcgrad", SMALL.num_tasks),
+    ],
+)
+def test_passes_through_the_trunk(method, passes):
+    assert passes_through_trunk(SMALL, method) == passes
+
+
+@pytest.mark.parametrize("method", [BARE, "equal"])
+def test_a_step_trains(method):
+    """The bare step is the mean of the losses, equal weighting their sum: under AdamW the same step."""
+    step = SMALL.step(method)
+    net = next(
+        cell.cell_contents for cell in step.__closure__ if isinstance(cell.cell_contents, torch.nn.Module)
+    )
+    before = [p.detach().clone() for p in net.parameters()]
+    step()
+    assert all((a != b).any() for a, b in zip(before, net.parameters(), strict=True))
+    twin = Problem(**SMALL.__dict__).step(BARE)
+    other = next(
+        cell.cell_contents for cell in twin.__closure__ if isinstance(cell.cell_contents, torch.nn.Module)
+    )
+    twin()
+    for a, b in zip(net.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_memory_sees_what_a_method_holds():
+    """A batch sixteen times as large has activations sixteen times as large."""
+    small = peak_memory(Problem(image_size=64, batch_size=32, device="cpu"), BARE)
+    large = peak_memory(Problem(image_size=64, batch_size=512, device="cpu"), BARE)
+    assert large > 5 * small > 0
+
+
+@pytest.mark.parametrize("size", [64, 200])
+def test_pngs_of_the_benchmark_are_read(tmp_path, rng, size):
+    paths = write_pngs(tmp_path, 2, size, rng)
+    images = [decode(path, 32) for path in paths]
+    assert images[0].std() > 5
+    assert (images[0] != images[1]).any()
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_dataset("phantom", None, 32, num_train=96, num_val=64, num_test=32)
+
+
+def test_both_loops_take_the_same_steps(data, monkeypatch):
+    config = TrainConfig(image_size=32, batch_size=32, epochs=1, device="cpu")
+    counts = []
+    for make in (whole_loop, bare_loop):
+        epoch, seen = make(config, data), []
+        monkeypatch.setattr(torch.optim.AdamW, "step", counted(torch.optim.AdamW.step, seen))
+        epoch()
+        counts.append(len(seen))
+        monkeypatch.undo()
+    assert counts == [3, 3]
+
+
+def counted(function, seen):
+    def wrapper(*args, **kwargs):
+        seen.append(1)
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_learn(name, data, tmp_path):
+    config = TrainConfig(method="deepchest", image_size=32, batch_size=32, epochs=2, device="cpu")
+    torch.manual_seed(0)
+    scores = list(itertools.islice(RECIPES[name](config, data, tmp_path), 2))
+    assert len(scores) == 2
+    assert all(0 < score < 1 for score in scores)
+
+
+def test_whole_benchmark_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    made = []
+
+    def part(name):
+        def measure(*args, **kwargs):
+            made.append(name)
+            if len(made) == 3:
+                raise KeyboardInterrupt
+            return pd.DataFrame({"part": [name], "method": ["deepchest"], "ratio": [1.0]})
+
+        return measure
+
+    for name in ("steps", "memory", "loop", "inputs", "settings", "recipes", "flat"):
+        monkeypatch.setattr(run, f"bench_{name}", part(name))
+    out = tmp_path / "bench.csv"
+    with pytest.raises(KeyboardInterrupt):
+        full_bench(out)
+    first = pd.read_csv(out)
+    assert len(first) == 2
+    table = full_bench(out)
+    assert len(made) == len(table) + 1  # the one that was stopped ran twice
+    assert table.measured.is_unique
+    pd.testing.assert_frame_equal(pd.read_csv(out)[: len(first)], first)
+    assert {"processor", "cores", "torch", "commit"} <= set(table)
+
+
+def test_quick_benchmark_prints_ratios(capsys, monkeypatch):
+    monkeypatch.setattr(run, "Problem", lambda: SMALL)
+    monkeypatch.setattr(run, "QUICK", ("equal", "deepchest"))
+    monkeypatch.setattr(run, "TrainConfig", lambda: TrainConfig(image_size=32, device="cpu"))
+    assert main(["bench", "--quick"]) == 0
+    printed = capsys.readouterr().out
+    for word in ("step", "memory", "loop", "input", "ratio", "deepchest", "whole loop", "memory map"):
+        assert word in printed
+    assert not Path("runs/bench.csv").exists()
