@@ -1,4 +1,4 @@
-"""`python -m deepchest_utils train | sweep | notebooks | data`: what the notebooks do, from a shell."""
+"""`python -m deepchest_utils train | sweep | bench | notebooks | data`: what the notebooks do, from a shell."""
 
 import argparse
 import dataclasses
@@ -6,6 +6,10 @@ import inspect
 import re
 import sys
 
+BENCH_COLUMNS = (
+    "backbone", "num_tasks", "method", "seconds", "ratio", "low", "high", "spread", "rounds", "passes", "mib",
+    "images_per_second", "epoch", "auroc",
+)  # fmt: skip
 PAIRS = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
 
 
@@ -86,6 +90,12 @@ def build_parser(command: str = "") -> argparse.ArgumentParser:
     books.add_argument("-o", "--output", help="folder of the executed copies (default: runs/notebooks)")
     books.set_defaults(function=_notebooks)
 
+    bench = commands.add_parser("bench", help="what weighting costs on this machine: time, memory, input")
+    bench.add_argument("--quick", action="store_true", help="the default network alone, in under a minute")
+    bench.add_argument("--out", default="runs/bench.csv", help="table of the whole (default: runs/bench.csv)")
+    bench.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    bench.set_defaults(function=_bench)
+
     data = commands.add_parser(
         "data", help="load a data set, print its splits, keep the decoded images for later runs"
     )
@@ -144,6 +154,20 @@ def _sweep(args: argparse.Namespace) -> int:
         tables.write_summary(compare_methods(tables, args.baseline))
         print(f"compared with {', '.join(args.baseline)}: {tables.summary_path}")
     return 1 if (mine.status == "failed").any() else 0
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from deepchest_utils.bench import full_bench, quick_bench
+
+    table = quick_bench(args.device) if args.quick else full_bench(args.out, args.device)
+    columns = [c for c in BENCH_COLUMNS if c in table]
+    for part, rows in table.groupby("part", sort=False):
+        print(
+            f"\n{part}\n{rows[columns].dropna(axis=1, how='all').to_string(index=False, float_format='%.4g')}"
+        )
+    if not args.quick:
+        print(f"\n{len(table)} measurements in {args.out}")
+    return 0
 
 
 def _notebooks(args: argparse.Namespace) -> int:

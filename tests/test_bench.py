@@ -1,21 +1,24 @@
 """The benchmark's instruments, on things whose cost is known. Nothing here is a timing of the project."""
 
-import itertools
+import dataclasses
+import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from deepchest_utils import TrainConfig, load_dataset
+from deepchest_utils import TrainConfig
 from deepchest_utils.__main__ import main
-from deepchest_utils.bench import BARE, Problem, full_bench, ratios, run, take_turns
+from deepchest_utils.bench import BARE, Problem, full_bench, parts, ratios, run, take_turns
 from deepchest_utils.bench.inputs import write_pngs
 from deepchest_utils.bench.loops import bare_loop, whole_loop
 from deepchest_utils.bench.memory import peak_memory
+from deepchest_utils.bench.parts import bench_recipes, phantom_splits
 from deepchest_utils.bench.recipes import RECIPES
-from deepchest_utils.bench.steps import passes_through_trunk
+from deepchest_utils.bench.steps import Step, passes_through_trunk
 from deepchest_utils.datasets.decode import decode
 
 SMALL = Problem(num_tasks=3, image_size=32, batch_size=4, device="cpu")
@@ -36,6 +39,13 @@ def test_all_take_their_turn_in_every_round_in_changing_order(rng):
     assert len(turns) == 21
     assert all(sorted(turn) == ["a", "b", "c"] for turn in turns)
     assert len(set(turns)) == 6
+
+
+def test_a_budget_ends_the_rounds_but_not_before_three(rng):
+    seconds = take_turns({"a": lambda: time.sleep(0.01)}, rounds=1000, rng=rng, budget=0.0)
+    assert seconds.shape == (3, 1)
+    seconds = take_turns({"a": lambda: time.sleep(0.01)}, rounds=1000, rng=rng, budget=0.2)
+    assert 3 <= len(seconds) <= 20
 
 
 def test_ratio_is_paired_within_the_round():
@@ -63,9 +73,9 @@ def test_too_few_rounds_have_no_interval():
 
 
 def test_no_step_and_no_baseline_are_refused(rng):
-    with pytest.raises(ValueError, match="steps and rounds.*0 and 3"):
+    with pytest.raises(ValueError, match=r"steps and rounds.*0 and 3"):
         take_turns({}, 3, rng)
-    with pytest.raises(ValueError, match="baseline should be one of a. Found 'bare'"):
+    with pytest.raises(ValueError, match=r"baseline should be one of a\. Found 'bare'"):
         ratios(pd.DataFrame({"a": [1.0]}), "bare")
 
 
@@ -85,23 +95,31 @@ def test_passes_through_the_trunk(method, passes):
     assert passes_through_trunk(SMALL, method) == passes
 
 
-@pytest.mark.parametrize("method", [BARE, "equal"])
-def test_a_step_trains(method):
-    """The bare step is the mean of the losses, equal weighting their sum: under AdamW the same step."""
-    step = SMALL.step(method)
-    net = next(
-        cell.cell_contents for cell in step.__closure__ if isinstance(cell.cell_contents, torch.nn.Module)
-    )
-    before = [p.detach().clone() for p in net.parameters()]
+def test_steps_train_alike():
+    """The bare step has the mean of the losses, equal weighting their sum: gradients K times as large."""
+    steps = [Step(SMALL, method) for method in (BARE, "equal")]
+    before = [p.detach().clone() for p in steps[0].net.parameters()]
+    for step in steps:
+        step()
+    bare, equal = (list(step.net.parameters()) for step in steps)
+    assert all((a != b).any() for a, b in zip(before, bare, strict=True))
+    for a, b in zip(bare, equal, strict=True):
+        torch.testing.assert_close(b.grad, SMALL.num_tasks * a.grad, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("problem", "method"),
+    [
+        (dataclasses.replace(SMALL, amp="bf16"), "deepchest"),
+        (dataclasses.replace(SMALL, channels_last=False), "famo"),
+    ],
+)
+def test_settings_are_used(problem, method):
+    step, seen = Step(problem, method), []
+    step.net.head.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
     step()
-    assert all((a != b).any() for a, b in zip(before, net.parameters(), strict=True))
-    twin = Problem(**SMALL.__dict__).step(BARE)
-    other = next(
-        cell.cell_contents for cell in twin.__closure__ if isinstance(cell.cell_contents, torch.nn.Module)
-    )
-    twin()
-    for a, b in zip(net.parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert seen[0] == (torch.bfloat16 if problem.amp == "bf16" else torch.float32)
+    assert step.x.is_contiguous() != problem.channels_last or step.x.stride(1) == 1
 
 
 def test_memory_sees_what_a_method_holds():
@@ -121,36 +139,29 @@ def test_pngs_of_the_benchmark_are_read(tmp_path, rng, size):
 
 @pytest.fixture(scope="module")
 def data():
-    return load_dataset("phantom", None, 32, num_train=96, num_val=64, num_test=32)
+    return phantom_splits(TrainConfig(image_size=32), num_train=96, num_val=64)
 
 
-def test_both_loops_take_the_same_steps(data, monkeypatch):
+def test_both_loops_take_the_same_steps(data):
     config = TrainConfig(image_size=32, batch_size=32, epochs=1, device="cpu")
     counts = []
     for make in (whole_loop, bare_loop):
         epoch, seen = make(config, data), []
-        monkeypatch.setattr(torch.optim.AdamW, "step", counted(torch.optim.AdamW.step, seen))
+        handle = register_optimizer_step_post_hook(lambda *args, seen=seen: seen.append(1))
         epoch()
+        handle.remove()
         counts.append(len(seen))
-        monkeypatch.undo()
     assert counts == [3, 3]
 
 
-def counted(function, seen):
-    def wrapper(*args, **kwargs):
-        seen.append(1)
-        return function(*args, **kwargs)
-
-    return wrapper
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_recipes_learn(name, data, tmp_path):
+def test_recipes_learn_in_turns(data, monkeypatch):
+    monkeypatch.setattr(parts, "phantom_splits", lambda config, **sizes: data)
     config = TrainConfig(method="deepchest", image_size=32, batch_size=32, epochs=2, device="cpu")
-    torch.manual_seed(0)
-    scores = list(itertools.islice(RECIPES[name](config, data, tmp_path), 2))
-    assert len(scores) == 2
-    assert all(0 < score < 1 for score in scores)
+    table = bench_recipes(config, 96)
+    assert table.method.tolist() == [*RECIPES] * 2
+    assert table.auroc.between(0.2, 1).all()
+    assert (table.groupby("method").seconds.diff().dropna() > 0).all()
+    assert (table.groupby("method").auroc.nunique() == 2).all()  # each has trained
 
 
 def test_whole_benchmark_goes_on_where_it_stopped(tmp_path, monkeypatch):
@@ -180,9 +191,9 @@ def test_whole_benchmark_goes_on_where_it_stopped(tmp_path, monkeypatch):
 
 
 def test_quick_benchmark_prints_ratios(capsys, monkeypatch):
-    monkeypatch.setattr(run, "Problem", lambda: SMALL)
+    monkeypatch.setattr(run, "Problem", lambda device: SMALL)
     monkeypatch.setattr(run, "QUICK", ("equal", "deepchest"))
-    monkeypatch.setattr(run, "TrainConfig", lambda: TrainConfig(image_size=32, device="cpu"))
+    monkeypatch.setattr(run, "TrainConfig", lambda device: TrainConfig(image_size=32, device="cpu"))
     assert main(["bench", "--quick"]) == 0
     printed = capsys.readouterr().out
     for word in ("step", "memory", "loop", "input", "ratio", "deepchest", "whole loop", "memory map"):

@@ -9,32 +9,23 @@ import numpy as np
 import torch
 from PIL import Image
 
-from deepchest_utils.augment import augment, to_input
+from deepchest_utils.augment import draw_views
 from deepchest_utils.datasets.decode import decode, decode_all
 from deepchest_utils.metrics import choose_thresholds, score_tasks
-from deepchest_utils.training.batches import fetch, training_order
+from deepchest_utils.training.batches import inputs, training_order
 
 CPU = torch.device("cpu")
 
 
-def augmented_epoch(images: np.ndarray, batch_size: int = 64) -> Callable[[], None]:
-    """A function that draws one epoch of augmented batches."""
+def input_epoch(images: np.ndarray, augmented: bool = False, batch_size: int = 64) -> Callable[[], None]:
+    """A function that prepares the network's input for one epoch, from memory or from a memory map."""
     rng = torch.Generator().manual_seed(0)
 
     def epoch() -> None:
-        for rows in training_order(len(images), batch_size, rng).numpy():
-            augment(to_input(fetch(images, rows, CPU)), rng)
-
-    return epoch
-
-
-def fetched_epoch(images: np.ndarray, batch_size: int = 64) -> Callable[[], None]:
-    """A function that fetches one epoch of batches, in memory or from a memory map, as input of a network."""
-    rng = torch.Generator().manual_seed(0)
-
-    def epoch() -> None:
-        for rows in training_order(len(images), batch_size, rng).numpy():
-            to_input(fetch(images, rows, CPU))
+        order = training_order(len(images), batch_size, rng).numpy()
+        views = draw_views(order.size, rng).view(*order.shape, -1) if augmented else None
+        for _ in inputs(images, order, CPU, torch.channels_last, views):
+            pass
 
     return epoch
 

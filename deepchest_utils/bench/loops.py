@@ -10,6 +10,7 @@ from deepchest_utils.datasets import Splits
 from deepchest_utils.training import TrainConfig
 from deepchest_utils.training.batches import fetch, training_order
 from deepchest_utils.training.loop import Loop
+from deepchest_utils.training.setup import autocast
 
 
 def whole_loop(config: TrainConfig, data: Splits) -> Callable[[], object]:
@@ -30,7 +31,9 @@ def bare_loop(config: TrainConfig, data: Splits) -> Callable[[], None]:
     def epoch() -> None:
         loop.net.train()
         for x, y in zip(images, labels, strict=True):
-            loss = binary_cross_entropy_with_logits(loop.net(x), y)
+            with autocast(config.amp, loop.device):
+                logits = loop.net(x)
+            loss = binary_cross_entropy_with_logits(logits.float(), y)
             loop.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             loop.optimizer.step()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from deepchest_utils.bench.steps import Problem
+from deepchest_utils.bench.steps import Problem, Step
 from deepchest_utils.training.setup import resolve_device
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -28,9 +28,8 @@ def peak_memory(problem: Problem, method: str, steps: int = 3) -> float:
 def _peak(problem: Problem, method: str, steps: int) -> float:
     on_gpu = resolve_device(problem.device).type == "cuda"
     torch.set_num_threads(1)  # a thread more is an arena more
-    Problem(num_tasks=2, image_size=32, batch_size=2, device=problem.device).step(
-        method
-    )()  # imports, kernels
+    small = Problem(num_tasks=2, image_size=32, batch_size=2, device=problem.device)
+    Step(small, method)()  # imports, kernels
     gc.collect()
     before = 0.0
     if on_gpu:
@@ -38,7 +37,7 @@ def _peak(problem: Problem, method: str, steps: int) -> float:
     else:
         _CLEAR.write_text("5")  # the kernel forgets the peak so far
         before = _resident("VmRSS")
-    step = problem.step(method)
+    step = Step(problem, method)
     for _ in range(steps):
         step()
     return torch.cuda.max_memory_allocated() / 2**20 if on_gpu else _resident("VmHWM") - before

@@ -1,6 +1,6 @@
-"""Other people's way to train the same network on the same data, an epoch at a time."""
+"""Three ways to train the same network on the same data. Each has `epoch()`: train for one, and return the macro AUROC on
+validation."""
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torchjd.aggregation import UPGrad
+from torchjd.autojac import jac_to_grad, mtl_backward
 from torchvision.transforms import v2
 
 from deepchest_utils.augment import MEAN, STD, to_input
@@ -19,19 +21,21 @@ from deepchest_utils.training import TrainConfig
 from deepchest_utils.training.loop import Loop
 from deepchest_utils.weighting import DeepChest
 
-Recipe = Callable[[TrainConfig, Splits, Path], Iterator[float]]
-
 
 def _score(data: ChestXrays, logits: Tensor) -> float:
     return macro(score_tasks(data.labels, logits.numpy(), {})["auroc"])[0]
 
 
-def this_project(config: TrainConfig, data: Splits, folder: Path) -> Iterator[float]:
-    """`train`'s own loop. Yields the macro AUROC on validation after each epoch, as all of them do."""
-    loop = Loop(config, data)
-    for _ in range(config.epochs):
-        loop.one_epoch()
-        yield macro(score_tasks(data.val.labels, loop.predict(data.val), {})["auroc"])[0]
+class ThisProject:
+    """`train`'s own loop."""
+
+    def __init__(self, config: TrainConfig, data: Splits, folder: Path):
+        self.loop, self.val = Loop(config, data), data.val
+
+    def epoch(self) -> float:
+        self.loop.one_epoch()
+        macro_auroc = {"split": "val", "task": "macro", "metric": "auroc"}
+        return next(row["value"] for row in reversed(self.loop.rows) if macro_auroc.items() <= row.items())
 
 
 class Files(Dataset):
@@ -54,72 +58,81 @@ class Files(Dataset):
             return self.transform(image.convert("L")), self.labels[index]
 
 
-def published_style(config: TrainConfig, data: Splits, folder: Path) -> Iterator[float]:
-    """After the authors' published recipe: files decoded one by one, augmentation through Pillow, a two-way softmax head
-    a finding, losses and accuracies read back with `.item()` a finding and batch, RMSprop. DeepChest's rule sets the
+class PublishedStyle:
+    """After the authors' published recipe: files decoded one by one, augmentation through Pillow, a two-way softmax head a
+    finding, losses and accuracies read back with `.item()` a finding and batch, RMSprop. DeepChest's rule sets the
     weights."""
-    tasks = len(data.findings)
-    trunk, width = build_trunk(config.backbone, config.image_size)
-    heads = nn.ModuleList(nn.Linear(width, 2) for _ in range(tasks))
-    optimizer = torch.optim.RMSprop([*trunk.parameters(), *heads.parameters()], lr=1e-3)
-    loader = DataLoader(Files(folder / "train", data.train, True), config.batch_size, shuffle=True)
-    checked = DataLoader(Files(folder / "val", data.val, False), config.batch_size)
-    rule = DeepChest(tasks)
-    for _ in range(config.epochs):
-        trunk.train()
+
+    def __init__(self, config: TrainConfig, data: Splits, folder: Path):
+        self.val, tasks = data.val, len(data.findings)
+        self.trunk, width = build_trunk(config.backbone, config.image_size)
+        self.heads = nn.ModuleList(nn.Linear(width, 2) for _ in range(tasks))
+        self.optimizer = torch.optim.RMSprop([*self.trunk.parameters(), *self.heads.parameters()], lr=1e-3)
+        self.train = DataLoader(Files(folder / "train", data.train, True), config.batch_size, shuffle=True)
+        self.check = DataLoader(Files(folder / "val", data.val, False), config.batch_size)
+        self.rule = DeepChest(tasks)
+
+    def epoch(self) -> float:
+        self.trunk.train()
+        tasks = len(self.heads)
         correct, seen, running = [0] * tasks, 0, [0.0] * tasks
-        for x, y in loader:
-            features = trunk(x)
+        for x, y in self.train:
+            features = self.trunk(x)
             total = 0.0
-            for k in range(tasks):
-                out = heads[k](features)
+            for k, head in enumerate(self.heads):
+                out = head(features)
                 loss = cross_entropy(out, y[:, k].long())
-                total = total + rule.weights[k].item() * loss
+                total = total + self.rule.weights[k].item() * loss
                 running[k] += loss.item()
                 correct[k] += (out.argmax(1) == y[:, k]).sum().item()
             seen += len(x)
-            optimizer.zero_grad()
+            self.optimizer.zero_grad()
             total.backward()
-            optimizer.step()
-        rule.update([c / seen for c in correct])
-        trunk.eval()
+            self.optimizer.step()
+        self.rule.update([c / seen for c in correct])
+        self.trunk.eval()
         with torch.no_grad():
-            outs = [torch.stack([head(f) for head in heads], 1) for x, _ in checked for f in [trunk(x)]]
+            outs = [
+                torch.stack([head(f) for head in self.heads], 1)
+                for x, _ in self.check
+                for f in [self.trunk(x)]
+            ]
         two_way = torch.cat(outs)
-        yield _score(data.val, two_way[..., 1] - two_way[..., 0])
+        return _score(self.val, two_way[..., 1] - two_way[..., 0])
 
 
-def torchjd_style(config: TrainConfig, data: Splits, folder: Path) -> Iterator[float]:
+class TorchJDStyle:
     """After TorchJD's multi-task example: a list of losses, `mtl_backward`, UPGrad on the trunk's parameters, Adam; a
     TensorDataset, no augmentation."""
-    from torchjd.aggregation import UPGrad
-    from torchjd.autojac import jac_to_grad, mtl_backward
 
-    net = MultiTaskNet(config.backbone, len(data.findings), config.image_size)
-    optimizer = torch.optim.Adam(net.parameters(), lr=config.lr)
-    aggregator = UPGrad()
-    inputs = [
-        to_input(torch.from_numpy(np.ascontiguousarray(part.images))) for part in (data.train, data.val)
-    ]
-    labels = torch.from_numpy(data.train.labels)
-    loader = DataLoader(TensorDataset(inputs[0], labels), config.batch_size, shuffle=True)
-    for _ in range(config.epochs):
-        net.train()
-        for x, y in loader:
-            features = net.features(x)
-            logits = net.head(features)
+    def __init__(self, config: TrainConfig, data: Splits, folder: Path):
+        self.val = data.val
+        self.net = MultiTaskNet(config.backbone, len(data.findings), config.image_size)
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=config.lr)
+        self.aggregator = UPGrad()
+        x, self.inputs = (
+            to_input(torch.from_numpy(np.array(part.images))) for part in (data.train, data.val)
+        )
+        train = TensorDataset(x, torch.from_numpy(data.train.labels))
+        self.train = DataLoader(train, config.batch_size, shuffle=True)
+
+    def epoch(self) -> float:
+        self.net.train()
+        for x, y in self.train:
+            features = self.net.features(x)
+            logits = self.net.head(features)
             losses = [binary_cross_entropy_with_logits(logits[:, k], y[:, k]) for k in range(y.shape[1])]
-            optimizer.zero_grad()
+            self.optimizer.zero_grad()
             mtl_backward(losses, features=features, retain_graph=True)
-            jac_to_grad(net.trunk.parameters(), aggregator)
-            optimizer.step()
-        net.eval()
+            jac_to_grad(self.net.trunk.parameters(), self.aggregator)
+            self.optimizer.step()
+        self.net.eval()
         with torch.no_grad():
-            yield _score(data.val, torch.cat([net(x) for x in inputs[1].split(256)]))
+            return _score(self.val, torch.cat([self.net(x) for x in self.inputs.split(256)]))
 
 
-RECIPES: dict[str, Recipe] = {
-    "this project": this_project,
-    "published recipe's style": published_style,
-    "TorchJD's example's style": torchjd_style,
+RECIPES = {
+    "this project": ThisProject,
+    "published recipe's style": PublishedStyle,
+    "TorchJD's example's style": TorchJDStyle,
 }

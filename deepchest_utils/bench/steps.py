@@ -1,7 +1,5 @@
 """One training step of a method, and of the bare loop that is its limit."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -32,69 +30,63 @@ class Problem:
     channels_last: bool = True
     compiled: bool = False
 
-    def step(self, method: str = BARE) -> Callable[[], object]:
-        """A function that trains for one step. "bare": mean loss, one backward pass, the same optimiser; else a method
-        as sweeps name it. Network and batch are the same in every call."""
-        device = resolve_device(self.device)
-        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+
+class Step:
+    """One training step a call, on the same network and batch each time. method: "bare" (mean loss, one backward pass, the
+    same optimiser), or a method as sweeps name it."""
+
+    def __init__(self, problem: Problem, method: str = BARE):
+        self.device, self.amp = resolve_device(problem.device), problem.amp
+        layout = torch.channels_last if problem.channels_last else torch.contiguous_format
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            net = MultiTaskNet(self.backbone, self.num_tasks, self.image_size)
-            x = torch.randn(self.batch_size, 1, self.image_size, self.image_size)
-            y = (torch.rand(self.batch_size, self.num_tasks) < 0.1).float()
+            net = MultiTaskNet(problem.backbone, problem.num_tasks, problem.image_size)
+            x = torch.randn(problem.batch_size, 1, problem.image_size, problem.image_size)
+            y = (torch.rand(problem.batch_size, problem.num_tasks) < 0.1).float()
         y[0] = 1  # every task has both classes
-        net, x, y = net.to(device, memory_format=layout), x.to(device, memory_format=layout), y.to(device)
-        trunk = torch.compile(net.trunk) if self.compiled else net.trunk
-        rule = None
+        self.net, self.x = (part.to(self.device, memory_format=layout) for part in (net, x))
+        self.y = y.to(self.device)
+        self.trunk = torch.compile(self.net.trunk) if problem.compiled else self.net.trunk
+        self.rule = None
         if method != BARE:
             name, options = parse_method(method)
-            rule = make_method(name, self.num_tasks, **options).to(device)
-            rule.begin(y.mean(0).cpu())
-        optimizer = make_optimizer(TrainConfig(), net.parameters(), rule.parameters() if rule else ())
+            self.rule = make_method(name, problem.num_tasks, **options).to(self.device)
+            self.rule.begin(y.mean(0))
+        own = self.rule.parameters() if self.rule else ()
+        self.optimizer = make_optimizer(TrainConfig(), self.net.parameters(), own)
 
-        def step() -> None:
-            with autocast(self.amp, device):
-                features = trunk(x)
-                logits = net.head(features)
-            optimizer.zero_grad(set_to_none=True)
-            if rule is None:
-                binary_cross_entropy_with_logits(logits.float(), y).backward()
-            else:
-                rule.backward(masked_bce(logits, y), features)
-            optimizer.step()
-            if rule is not None and rule.looks_after_step:
-                with torch.no_grad():
-                    rule.after_step(masked_bce(net(x), y))
-
-        return step
+    def __call__(self) -> None:
+        with autocast(self.amp, self.device):
+            features = self.trunk(self.x)
+            logits = self.net.head(features)
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.rule is None:
+            binary_cross_entropy_with_logits(logits.float(), self.y).backward()
+        else:
+            self.rule.backward(masked_bce(logits, self.y), features)
+        self.optimizer.step()
+        if self.rule is not None and self.rule.looks_after_step:
+            with torch.no_grad():
+                self.rule.after_step(masked_bce(self.net(self.x), self.y))
 
 
-@contextmanager
-def count_passes(counts: list[int]) -> Iterator[None]:
-    """Append to `counts` how many backward passes went through the trunk of a network that ran inside: each reaches its
-    first layer once."""
+def passes_through_trunk(problem: Problem, method: str) -> int:
+    """Backward passes through the trunk in one step: each reaches its first layer once."""
     passes = 0
+
+    def note(gradient: Tensor) -> None:
+        nonlocal passes
+        passes += 1
 
     def watch(module: nn.Module, inputs: tuple, output: Tensor) -> None:
         # the first layer is the one whose input needs no gradient
         if isinstance(module, nn.Conv2d) and output.requires_grad and not inputs[0].requires_grad:
             output.register_hook(note)
 
-    def note(gradient: Tensor) -> None:
-        nonlocal passes
-        passes += 1
-
+    step = Step(problem, method)
     handle = nn.modules.module.register_module_forward_hook(watch)
     try:
-        yield
+        step()
     finally:
         handle.remove()
-        counts.append(passes)
-
-
-def passes_through_trunk(problem: Problem, method: str) -> int:
-    """Backward passes through the trunk in one step."""
-    step, counts = problem.step(method), []
-    with count_passes(counts):
-        step()
-    return counts[0]
+    return passes

@@ -21,17 +21,22 @@ def take_turns(
     rounds: int,
     rng: np.random.Generator,
     warmup: int = 2,
+    budget: float = float("inf"),
 ) -> pd.DataFrame:
     """Seconds, a row a round and a column a step. In each round every step runs once, in an order drawn anew, so that
     all share whatever else the machine is doing.
 
-    rounds: at least 1. warmup: rounds that are not timed. Raises ValueError for no step, or no round.
+    rounds: at most so many, at least 1. warmup: rounds that are not timed. budget: seconds after which no further round
+    begins, three rounds made. Raises ValueError for no step, or no round.
     """
     if not steps or rounds < 1:
         raise ValueError(f"steps and rounds should be at least one each. Found {len(steps)} and {rounds}.")
-    names = list(steps)
+    names, begun = list(steps), time.perf_counter()
     seconds = np.empty((rounds, len(names)))
     for done in tqdm(range(-warmup, rounds), desc="rounds", leave=False, disable=None):
+        if done >= 3 and time.perf_counter() - begun > budget:
+            seconds = seconds[:done]
+            break
         for column in rng.permutation(len(names)):
             _wait()
             start = time.perf_counter()

@@ -14,7 +14,7 @@ from deepchest_utils.datasets.base import DataError
 from deepchest_utils.datasets.cache import cache_key, cached_images
 
 MAX_PIXELS = 50_000_000  # the largest NIH original has 13 million; more is refused before it is decoded
-BLOCK = 64  # images a job
+BLOCK = 16  # images a job
 
 
 def decode(path: Path, size: int) -> UInt8[np.ndarray, "{size} {size}"]:

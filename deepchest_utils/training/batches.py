@@ -49,10 +49,7 @@ def inputs(
     for start in range(0, len(order), several):
         steps = slice(start, start + several)
         x = fetch(images, order[steps].ravel(), device)
-        if views is None:
-            x = to_input(x)
-        else:
-            x = see(x[:, None].float(), of_pixels(views[steps].flatten(0, 1)))
+        x = to_input(x) if views is None else see(x[:, None].float(), of_pixels(views[steps].flatten(0, 1)))
         if memory_format == torch.channels_last:  # what `to` does, but one channel needs no copy
             x = x.view(len(x), *x.shape[2:], 1).permute(0, 3, 1, 2)
         yield from x.split(order.shape[1])
