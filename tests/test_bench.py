@@ -16,7 +16,7 @@ from deepchest_utils.bench import BARE, Problem, full_bench, parts, ratios, run,
 from deepchest_utils.bench.inputs import write_pngs
 from deepchest_utils.bench.loops import bare_loop, whole_loop
 from deepchest_utils.bench.memory import peak_memory
-from deepchest_utils.bench.parts import bench_recipes, phantom_splits
+from deepchest_utils.bench.parts import bench_recipes, bench_starts, phantom_splits
 from deepchest_utils.bench.recipes import RECIPES
 from deepchest_utils.bench.steps import Step, passes_through_trunk
 from deepchest_utils.datasets.decode import decode
@@ -154,6 +154,12 @@ def test_both_loops_take_the_same_steps(data):
     assert counts == [3, 3]
 
 
+def test_starts_are_those_of_a_new_python(rng):
+    table = bench_starts(1, rng).set_index("method")
+    assert table.ratio["import torch"] == 1
+    assert table.seconds["python -m deepchest_utils --help"] > 0
+
+
 def test_recipes_learn_in_turns(data, monkeypatch):
     monkeypatch.setattr(parts, "phantom_splits", lambda config, **sizes: data)
     config = TrainConfig(method="deepchest", image_size=32, batch_size=32, epochs=2, device="cpu")
@@ -176,7 +182,7 @@ def test_whole_benchmark_goes_on_where_it_stopped(tmp_path, monkeypatch):
 
         return measure
 
-    for name in ("steps", "memory", "loop", "inputs", "settings", "recipes", "flat"):
+    for name in ("steps", "memory", "loop", "inputs", "settings", "recipes", "flat", "starts"):
         monkeypatch.setattr(run, f"bench_{name}", part(name))
     out = tmp_path / "bench.csv"
     with pytest.raises(KeyboardInterrupt):

@@ -2,6 +2,8 @@
 from."""
 
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -215,3 +217,48 @@ def test_oversized_file_is_named_before_it_is_decoded(pillows, tmp_path, monkeyp
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(DataError, match=r"film\.png: no such image file"):
         decode.decode(tmp_path / "film.png", 32)
+
+
+LARGER_THAN_MEMORY = """
+import resource, sys
+import numpy as np, torch
+from torch import nn
+from deepchest_utils.augment import draw_views
+from deepchest_utils.datasets import ChestXrays
+from deepchest_utils.datasets.cache import cached_images
+from deepchest_utils.training.batches import inputs, predict, training_order
+
+SIDE, COUNT = 512, 2048  # half a gigabyte of pixels
+torch.set_num_threads(1)
+
+def blocks():
+    for start in range(0, COUNT, 64):
+        yield start, np.full((64, SIDE, SIDE), start // 64, np.uint8)
+
+inputs(np.zeros((2, 8, 8), np.uint8), np.array([[0, 1]]), torch.device("cpu"), torch.channels_last)
+held = int(next(line for line in open("/proc/self/status") if line.startswith("VmData")).split()[1]) * 1024
+resource.setrlimit(resource.RLIMIT_DATA, (held + 300 * 2**20,) * 2)
+images = cached_images("large", "key", (COUNT, SIDE, SIDE), blocks, sys.argv[1])
+try:
+    np.array(images)
+    sys.exit("the limit does not hold")
+except MemoryError:
+    pass
+order = training_order(COUNT, 32, torch.Generator().manual_seed(0)).numpy()
+views = draw_views(order.size, torch.Generator()).view(*order.shape, 8)
+seen = [x.mean().item() for x in inputs(images, order, torch.device("cpu"), torch.channels_last, views)]
+assert len(seen) == COUNT // 32 and np.std(seen) > 0
+labels, rows = np.zeros((COUNT, 1), np.float32), np.arange(COUNT)
+net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 1))
+logits = predict(net, ChestXrays(images, labels, rows, ("x",), rows), torch.device("cpu"))
+assert len(np.unique(logits.round(5))) == COUNT // 64  # each block of images is of one grey
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA holds on Linux alone")
+def test_data_larger_than_memory(tmp_path):
+    """Cached, read in a training order with augmentation, and predicted, in 300 MiB for 512 MiB of images."""
+    done = subprocess.run(
+        [sys.executable, "-c", LARGER_THAN_MEMORY, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -2,10 +2,13 @@
 
 import dataclasses
 import itertools
+import subprocess
+import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +103,24 @@ def bench_inputs(rounds: int, rng: np.random.Generator, large: int) -> pd.DataFr
             table = ratios(take_turns(steps, times, rng, warmup=1), next(iter(steps))).reset_index()
             tables.append(table.assign(part="input", images_per_second=count / table.seconds))
     return pd.concat(tables, ignore_index=True)
+
+
+STARTS = {
+    "import torch": ("-c", "import torch"),
+    "from deepchest_utils import DeepChest": ("-c", "from deepchest_utils import DeepChest"),
+    "python -m deepchest_utils --help": ("-m", "deepchest_utils", "--help"),
+}
+
+
+def bench_starts(rounds: int, rng: np.random.Generator) -> pd.DataFrame:
+    """A new Python until it has imported the method, or printed the help; the ratio is to torch alone."""
+
+    def start(arguments: tuple[str, ...]) -> None:
+        subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+
+    steps = {name: partial(start, arguments) for name, arguments in STARTS.items()}
+    table = ratios(take_turns(steps, rounds, rng, warmup=1), next(iter(STARTS))).reset_index()
+    return table.assign(part="start")
 
 
 SETTINGS = {

@@ -18,6 +18,7 @@ from deepchest_utils.bench.parts import (
     bench_memory,
     bench_recipes,
     bench_settings,
+    bench_starts,
     bench_steps,
 )
 from deepchest_utils.bench.steps import Problem
@@ -63,6 +64,7 @@ def all_parts(device: str, rng: np.random.Generator) -> dict[str, Callable[[], p
         parts[f"setting {backbone}"] = partial(bench_settings, problem, 100, rng, 60.0)
         parts[f"close memory {backbone}"] = partial(bench_memory, problem, ("equal", "deepchest"), 9)
     parts["flat"] = partial(bench_flat, Problem(device=device), (2, 56), "deepchest", 800, rng)
+    parts["start"] = partial(bench_starts, 15, rng)
     parts["input"] = partial(bench_inputs, 25, rng, 256)
     for (backbone, tasks), problem in problems.items():
         name = f"{backbone} {tasks}"

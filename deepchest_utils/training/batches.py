@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from deepchest_utils.augment import of_pixels, see, to_input
 from deepchest_utils.datasets import ChestXrays
 
-EVAL_BATCH = 256
+EVAL_BATCH, EVAL_BLOCK = 256, 2**22  # images at a time, and pixels at most: 83 images of 224 px
 BLOCK = 2**20  # pixels prepared at a time: 256 images of 64 px
 
 
@@ -66,10 +66,12 @@ def predict(
     was_training = net.training
     net.eval()
     try:
-        out = []
-        for rows in np.split(np.arange(len(data)), range(EVAL_BATCH, len(data), EVAL_BATCH)):
+        # one tensor for all: a small one left behind by each batch would keep the memory of large ones from reuse
+        logits = torch.empty(data.labels.shape, device=device)
+        size = max(1, min(EVAL_BATCH, EVAL_BLOCK // data.images[0].size))
+        for rows in np.split(np.arange(len(data)), range(size, len(data), size)):
             x = to_input(fetch(data.images, rows, device))
-            out.append(net(x.to(memory_format=memory_format)).float())
-        return torch.cat(out).cpu().numpy()
+            logits[rows[0] : rows[-1] + 1] = net(x.to(memory_format=memory_format))
+        return logits.cpu().numpy()
     finally:
         net.train(was_training)

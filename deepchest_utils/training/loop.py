@@ -108,23 +108,25 @@ class Loop:
         self.net.train()
         batches = inputs(images, order, self.device, self.memory_format, views)
         title = f"epoch {epoch}/{self.config.epochs}"
-        all_logits, all_losses = [], []
-        for x, target in zip(
-            tqdm(batches, title, len(order), leave=False, disable=None), targets, strict=True
-        ):
+        # made before the steps: a small tensor left behind by each would keep the memory of large ones from reuse
+        all_logits = torch.empty(labels.shape, device=self.device)
+        all_losses = torch.empty(len(order), labels.shape[-1], device=self.device)
+        for step, x in enumerate(tqdm(batches, title, len(order), leave=False, disable=None)):
             with autocast(self.config.amp, self.device):
                 features = self.net.features(x)
                 logits = self.net.head(features)
-            losses = masked_bce(logits, target)
-            all_logits.append(logits.detach().float())
-            all_losses.append(losses.detach())
+            losses = masked_bce(logits, targets[step])
+            all_logits[step], all_losses[step] = logits.detach(), losses.detach()
             self.step(losses, features)
             if self.method.looks_after_step:
                 with torch.no_grad(), autocast(self.config.amp, self.device):
                     again = self.net(x)
-                self.method.after_step(masked_bce(again, target))
-        logits, losses = torch.cat(all_logits), torch.stack(all_losses)
-        return labels.reshape(-1, labels.shape[-1]), logits.cpu().numpy(), losses.cpu().numpy()
+                self.method.after_step(masked_bce(again, targets[step]))
+        return (
+            labels.reshape(-1, labels.shape[-1]),
+            all_logits.flatten(0, 1).cpu().numpy(),
+            all_losses.cpu().numpy(),
+        )
 
     def step(self, losses: Float[Tensor, " k"], features: Float[Tensor, "b *f"]) -> None:
         self.optimizer.zero_grad(set_to_none=True)
