@@ -22,10 +22,12 @@ from deepchest_utils.bench.steps import BARE, Problem, Step, passes_through_trun
 from deepchest_utils.bench.timing import ratios, take_turns
 from deepchest_utils.datasets import DataWarning, Splits, load_dataset
 from deepchest_utils.training import TrainConfig
+from deepchest_utils.training.batches import epoch_shape
 from deepchest_utils.training.setup import resolve_device
 
 
 def phantom_splits(config: TrainConfig, **sizes: int) -> Splits:
+    """What the parts are measured on; nothing is tested here, so the test split is small."""
     with warnings.catch_warnings():  # of splits too small to be scored
         warnings.simplefilter("ignore", DataWarning)
         return load_dataset("phantom", None, config.image_size, num_test=64, **sizes)
@@ -64,10 +66,9 @@ def bench_memory(problem: Problem, methods: Sequence[str], repeats: int = 1) -> 
     return pd.DataFrame(rows).assign(part="memory", rounds=repeats, **_described(problem))
 
 
-def bench_loop(config: TrainConfig, num_train: int, rounds: int, rng: np.random.Generator) -> pd.DataFrame:
+def bench_loop(config: TrainConfig, data: Splits, rounds: int, rng: np.random.Generator) -> pd.DataFrame:
     """One epoch of the training loop, evaluation aside, with and without augmentation, against the bare step on batches
     ready in memory."""
-    data = phantom_splits(config, num_train=num_train, num_val=64)
     plain = dataclasses.replace(config, augment=False)
     steps = {
         BARE: loops.bare_loop(config, data),
@@ -75,7 +76,7 @@ def bench_loop(config: TrainConfig, num_train: int, rounds: int, rng: np.random.
         "whole loop, not augmented": loops.whole_loop(plain, data),
     }
     table = ratios(take_turns(steps, rounds, rng, warmup=1), BARE).reset_index()
-    images = num_train // config.batch_size * config.batch_size
+    images = np.prod(epoch_shape(len(data.train), config.batch_size))
     described = {name: getattr(config, name) for name in ("backbone", "image_size", "batch_size")}
     device = resolve_device(config.device).type
     return table.assign(part="loop", device=device, images_per_second=images / table.seconds, **described)
@@ -144,12 +145,11 @@ def bench_settings(
     )
 
 
-def bench_recipes(config: TrainConfig, num_train: int) -> pd.DataFrame:
+def bench_recipes(config: TrainConfig, data: Splits) -> pd.DataFrame:
     """Epochs of three ways to train, in turns: a row an epoch with the macro AUROC on validation after it, and the
     seconds of training and validating until then."""
     from deepchest_utils.bench.recipes import RECIPES  # TorchJD's solvers take a second to import
 
-    data = phantom_splits(config, num_train=num_train)
     rows, spent = [], dict.fromkeys(RECIPES, 0.0)
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
         torch.manual_seed(config.seed)

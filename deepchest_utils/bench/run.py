@@ -20,16 +20,24 @@ from deepchest_utils.bench.parts import (
     bench_settings,
     bench_starts,
     bench_steps,
+    phantom_splits,
 )
 from deepchest_utils.bench.steps import Problem
+from deepchest_utils.labels import METHOD_LABELS, method_family
 from deepchest_utils.records import environment_report, write_atomic
 from deepchest_utils.training import TrainConfig
 from deepchest_utils.training.setup import resolve_device
+from deepchest_utils.weighting import METHODS
+from deepchest_utils.weighting.gradient_balancing import GradientBalancing
 
 QUICK = ("equal", "deepchest", "gradnorm", 'pcgrad(level="features")', "pcgrad")
-AT_FEATURES = tuple(f'{name}(level="features")' for name in ("pcgrad", "mgda", "upgrad"))
+AT_FEATURES = tuple(f'{name}(level="features")' for name in ("pcgrad", "upgrad"))
 CHEAP = ("equal", "deepchest", "uncertainty", "famo", "gradnorm", *AT_FEATURES)
-COSTLY = ("pcgrad", "mgda", "upgrad")
+COSTLY = ("pcgrad", "upgrad")
+EVERY = tuple(
+    m for m in METHOD_LABELS if method_family(m) in ("loss", "gradient") or m in ("equal", "deepchest")
+)
+BALANCING = tuple(m for m in EVERY if issubclass(METHODS[m], GradientBalancing))
 BACKBONES = ("resnet18_thin", "resnet18", "densenet121")
 TASKS = (2, 4, 8, 14, 28, 56)
 
@@ -43,14 +51,19 @@ def with_machine(table: pd.DataFrame) -> pd.DataFrame:
 
 def quick_bench(device: str = "auto", seed: int = 0) -> pd.DataFrame:
     """The default network in under a minute."""
-    rng, problem = np.random.default_rng(seed), Problem(device=device)
+    rng, problem, config = np.random.default_rng(seed), Problem(device=device), TrainConfig(device=device)
     parts = [
         bench_steps(problem, QUICK, 20, rng, budget=10.0),
         bench_memory(problem, ("deepchest", "pcgrad")),
-        bench_loop(TrainConfig(device=device), 512, 6, rng),
+        bench_loop(config, phantom_splits(config, num_train=512, num_val=64), 6, rng),
         bench_inputs(3, rng, 32),
     ]
     return with_machine(pd.concat(parts, ignore_index=True))
+
+
+def on_phantom(part: Callable[..., pd.DataFrame], config: TrainConfig, num_train: int, *rest) -> pd.DataFrame:
+    """A part that trains, on so many phantoms, which are drawn when its turn comes."""
+    return part(config, phantom_splits(config, num_train=num_train), *rest)
 
 
 def all_parts(device: str, rng: np.random.Generator) -> dict[str, Callable[[], pd.DataFrame]]:
@@ -60,26 +73,30 @@ def all_parts(device: str, rng: np.random.Generator) -> dict[str, Callable[[], p
     for backbone, rounds in (("resnet18_thin", 800), ("resnet18", 250)):
         problem, trained = problems[backbone, 14], dataclasses.replace(config, backbone=backbone)
         parts[f"close {backbone}"] = partial(bench_steps, problem, ("equal", "deepchest"), rounds, rng)
-        parts[f"loop {backbone}"] = partial(bench_loop, trained, 1024, rounds // 8, rng)
+        parts[f"loop {backbone}"] = partial(on_phantom, bench_loop, trained, 1024, rounds // 8, rng)
         parts[f"setting {backbone}"] = partial(bench_settings, problem, 100, rng, 60.0)
         parts[f"close memory {backbone}"] = partial(bench_memory, problem, ("equal", "deepchest"), 9)
     parts["flat"] = partial(bench_flat, Problem(device=device), (2, 56), "deepchest", 800, rng)
     parts["start"] = partial(bench_starts, 15, rng)
     parts["input"] = partial(bench_inputs, 25, rng, 256)
+    every = (*EVERY, *(f'{name}(level="features")' for name in BALANCING))
+    for backbone in BACKBONES[:2]:
+        parts[f"every {backbone}"] = partial(bench_steps, problems[backbone, 14], every, 20, rng, 60.0)
+    parts["every memory"] = partial(bench_memory, problems["resnet18", 14], every)
     for (backbone, tasks), problem in problems.items():
         name = f"{backbone} {tasks}"
-        parts[f"step {name}"] = partial(bench_steps, problem, CHEAP, 40, rng, 40.0)
-        parts[f"step {name}, parameters"] = partial(bench_steps, problem, COSTLY, 15, rng, 40.0)
-    for problem in (problems["resnet18_thin", 14], *(problems["resnet18", k] for k in TASKS)):
+        parts[f"step {name}"] = partial(bench_steps, problem, CHEAP, 40, rng, 25.0)
+        parts[f"step {name}, parameters"] = partial(bench_steps, problem, COSTLY, 15, rng, 25.0)
+    for problem in (problems["resnet18", k] for k in TASKS):
         methods = ("deepchest", "gradnorm", *AT_FEATURES[:1], "pcgrad", "upgrad")
         parts[f"memory {problem.backbone} {problem.num_tasks}"] = partial(bench_memory, problem, methods)
     for seed in range(3):
         trained = dataclasses.replace(config, method="deepchest", seed=seed)
-        parts[f"recipe {seed}"] = partial(bench_recipes, trained, 4000)
+        parts[f"recipe {seed}"] = partial(on_phantom, bench_recipes, trained, 4000)
     if resolve_device(device).type == "cuda":
         for backbone in ("resnet18", "densenet121"):
             trained = dataclasses.replace(config, backbone=backbone, image_size=224, amp="bf16")
-            parts[f"loop {backbone} 224"] = partial(bench_loop, trained, 2048, 25, rng)
+            parts[f"loop {backbone} 224"] = partial(on_phantom, bench_loop, trained, 2048, 25, rng)
     return parts
 
 
