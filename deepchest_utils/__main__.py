@@ -7,7 +7,7 @@ import re
 import sys
 
 BENCH_COLUMNS = (
-    "backbone", "num_tasks", "method", "seconds", "ratio", "low", "high", "spread", "rounds", "passes", "mib",
+    "backbone", "num_tasks", "method", "seconds", "ratio", "low", "high", "spread", "rounds", "passes", "first_step", "mib",
     "images_per_second", "epoch", "auroc",
 )  # fmt: skip
 PAIRS = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}

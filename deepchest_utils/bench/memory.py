@@ -13,8 +13,8 @@ from deepchest_utils.training.setup import resolve_device
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def peak_memory(problem: Problem, method: str, steps: int = 3) -> float:
-    """MiB at the peak of `steps` training steps, over what the process had before the network was there: weights,
+def peak_memory(problem: Problem, method: str, steps: int = 2) -> float:
+    """MiB at the peak of `steps` training steps (the first makes the optimiser's moments), over what the process had before the network was there: weights,
     gradients, the optimiser's moments, activations, and what the method holds.
 
     On the CPU it is the resident memory that the kernel counts (Linux only: raises OSError elsewhere), on a GPU what

@@ -43,7 +43,8 @@ def bench_steps(
     """A row a method, and one of the bare loop: `ratios` of a training step, and backward passes through the trunk."""
     steps = {name: Step(problem, name) for name in (BARE, *methods)}
     table = ratios(take_turns(steps, rounds, rng, 1, budget), BARE)
-    table["passes"] = [passes_through_trunk(problem, name) for name in steps]
+    small = dataclasses.replace(problem, image_size=32, batch_size=2)
+    table["passes"] = [passes_through_trunk(small, name) for name in steps]
     return table.reset_index().assign(part="step", **_described(problem))
 
 
@@ -137,11 +138,18 @@ SETTINGS = {
 def bench_settings(
     problem: Problem, rounds: int, rng: np.random.Generator, budget: float = float("inf")
 ) -> pd.DataFrame:
-    """The bare step in other number formats and memory layouts, and compiled."""
+    """The bare step in other number formats and memory layouts, and compiled; `first_step`: seconds of the first one,
+    which has to wait for the compiler."""
     steps = {name: Step(dataclasses.replace(problem, **options)) for name, options in SETTINGS.items()}
+    first = []
+    for step in steps.values():
+        start = time.perf_counter()
+        step()
+        first.append(time.perf_counter() - start)
     table = ratios(take_turns(steps, rounds, rng, 2, budget), next(iter(SETTINGS))).reset_index()
+    images_per_second = problem.batch_size / table.seconds
     return table.assign(
-        part="setting", images_per_second=problem.batch_size / table.seconds, **_described(problem)
+        part="setting", first_step=first, images_per_second=images_per_second, **_described(problem)
     )
 
 

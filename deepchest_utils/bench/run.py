@@ -74,22 +74,24 @@ def all_parts(device: str, rng: np.random.Generator) -> dict[str, Callable[[], p
         problem, trained = problems[backbone, 14], dataclasses.replace(config, backbone=backbone)
         parts[f"close {backbone}"] = partial(bench_steps, problem, ("equal", "deepchest"), rounds, rng)
         parts[f"loop {backbone}"] = partial(on_phantom, bench_loop, trained, 1024, rounds // 8, rng)
-        parts[f"setting {backbone}"] = partial(bench_settings, problem, 100, rng, 60.0)
-        parts[f"close memory {backbone}"] = partial(bench_memory, problem, ("equal", "deepchest"), 9)
-    parts["flat"] = partial(bench_flat, Problem(device=device), (2, 56), "deepchest", 800, rng)
+        parts[f"setting {backbone}"] = partial(bench_settings, problem, 100, rng, 45.0)
+        parts[f"close memory {backbone}"] = partial(
+            bench_memory, problem, ("equal", "deepchest"), 5 if backbone == "resnet18" else 9
+        )
+    default = problems["resnet18_thin", 14]
+    parts["flat"] = partial(bench_flat, default, (2, 56), "deepchest", 800, rng)
     parts["start"] = partial(bench_starts, 15, rng)
     parts["input"] = partial(bench_inputs, 25, rng, 256)
     every = (*EVERY, *(f'{name}(level="features")' for name in BALANCING))
-    for backbone in BACKBONES[:2]:
-        parts[f"every {backbone}"] = partial(bench_steps, problems[backbone, 14], every, 20, rng, 60.0)
-    parts["every memory"] = partial(bench_memory, problems["resnet18", 14], every)
+    parts["every"] = partial(bench_steps, default, every, 20, rng, 60.0)
+    parts["every memory"] = partial(bench_memory, default, every)
     for (backbone, tasks), problem in problems.items():
         name = f"{backbone} {tasks}"
-        parts[f"step {name}"] = partial(bench_steps, problem, CHEAP, 40, rng, 25.0)
-        parts[f"step {name}, parameters"] = partial(bench_steps, problem, COSTLY, 15, rng, 25.0)
-    for problem in (problems["resnet18", k] for k in TASKS):
-        methods = ("deepchest", "gradnorm", *AT_FEATURES[:1], "pcgrad", "upgrad")
-        parts[f"memory {problem.backbone} {problem.num_tasks}"] = partial(bench_memory, problem, methods)
+        parts[f"step {name}"] = partial(bench_steps, problem, CHEAP, 40, rng, 15.0)
+        parts[f"step {name}, parameters"] = partial(bench_steps, problem, COSTLY, 15, rng, 15.0)
+    for tasks in TASKS:
+        methods = ("deepchest", *AT_FEATURES, *COSTLY)
+        parts[f"memory resnet18 {tasks}"] = partial(bench_memory, problems["resnet18", tasks], methods)
     for seed in range(3):
         trained = dataclasses.replace(config, method="deepchest", seed=seed)
         parts[f"recipe {seed}"] = partial(on_phantom, bench_recipes, trained, 4000)
