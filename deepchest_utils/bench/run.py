@@ -70,14 +70,12 @@ def all_parts(device: str, rng: np.random.Generator) -> dict[str, Callable[[], p
     """Everything that notebook 06 reads, by name."""
     parts, config = {}, TrainConfig(device=device)
     problems = {(b, k): Problem(b, k, device=device) for b, k in itertools.product(BACKBONES, TASKS)}
-    for backbone, rounds in (("resnet18_thin", 800), ("resnet18", 250)):
+    for backbone, rounds, images in (("resnet18_thin", 800, 1024), ("resnet18", 250, 512)):
         problem, trained = problems[backbone, 14], dataclasses.replace(config, backbone=backbone)
         parts[f"close {backbone}"] = partial(bench_steps, problem, ("equal", "deepchest"), rounds, rng)
-        parts[f"loop {backbone}"] = partial(on_phantom, bench_loop, trained, 1024, rounds // 8, rng)
+        parts[f"loop {backbone}"] = partial(on_phantom, bench_loop, trained, images, rounds // 10, rng)
         parts[f"setting {backbone}"] = partial(bench_settings, problem, 100, rng, 45.0)
-        parts[f"close memory {backbone}"] = partial(
-            bench_memory, problem, ("equal", "deepchest"), 5 if backbone == "resnet18" else 9
-        )
+        parts[f"close memory {backbone}"] = partial(bench_memory, problem, ("equal", "deepchest"), 5)
     default = problems["resnet18_thin", 14]
     parts["flat"] = partial(bench_flat, default, (2, 56), "deepchest", 800, rng)
     parts["start"] = partial(bench_starts, 15, rng)
