@@ -107,6 +107,15 @@ def test_steps_train_alike():
         torch.testing.assert_close(b.grad, SMALL.num_tasks * a.grad, rtol=1e-3, atol=1e-5)
 
 
+def test_layouts_give_the_same_gradients():
+    """What makes the faster one fit to be the default."""
+    steps = [Step(dataclasses.replace(SMALL, channels_last=on), "deepchest") for on in (True, False)]
+    for step in steps:
+        step()
+    for a, b in zip(*(step.net.parameters() for step in steps), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("problem", "method"),
     [

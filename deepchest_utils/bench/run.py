@@ -78,7 +78,7 @@ def all_parts(device: str, rng: np.random.Generator) -> dict[str, Callable[[], p
         parts[f"close memory {backbone}"] = partial(bench_memory, problem, ("equal", "deepchest"), 5)
     default = problems["resnet18_thin", 14]
     parts["flat"] = partial(bench_flat, default, (2, 56), "deepchest", 800, rng)
-    parts["start"] = partial(bench_starts, 15, rng)
+    parts["start"] = partial(bench_starts, 30, rng)
     parts["input"] = partial(bench_inputs, 25, rng, 256)
     every = (*EVERY, *(f'{name}(level="features")' for name in BALANCING))
     parts["every"] = partial(bench_steps, default, every, 20, rng, 60.0)
