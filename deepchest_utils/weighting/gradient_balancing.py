@@ -92,13 +92,13 @@ class GradientBalancing(Method):
         trunk = parameters_below(features)
         shared = set(map(id, trunk))
         heads = [p for p in parameters_below(losses) if id(p) not in shared]
-        rows = []
-        for (
-            loss
-        ) in losses.unbind():  # one after the other: all at once is no faster and keeps every task's maps
+        # filled row by row: rows stacked at the end would need twice the memory for a moment
+        jacobian = trunk[0].new_empty(len(losses), sum(p.numel() for p in trunk))
+        for row, loss in zip(jacobian, losses.unbind(), strict=True):
+            # one after the other: all at once is no faster and keeps every task's maps
             gradients = torch.autograd.grad(loss, trunk, retain_graph=True)
-            rows.append(torch.cat([g.flatten() for g in gradients]))
-        combined = self.combine(torch.stack(rows), here)
+            torch.cat([g.flatten() for g in gradients], out=row)
+        combined = self.combine(jacobian, here)
         if heads:
             losses.sum().backward(inputs=heads)
         for parameter, gradient in zip(trunk, combined.split([p.numel() for p in trunk]), strict=True):
