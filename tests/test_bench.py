@@ -113,7 +113,7 @@ def test_layouts_give_the_same_gradients():
     for step in steps:
         step()
     for a, b in zip(*(step.net.parameters() for step in steps), strict=True):
-        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-5)
+        assert (a.grad - b.grad).norm() < 0.02 * b.grad.norm()  # rounding, and what it flips in a ReLU
 
 
 @pytest.mark.parametrize(

@@ -80,9 +80,10 @@ def all_parts(device: str, rng: np.random.Generator) -> dict[str, Callable[[], p
     parts["flat"] = partial(bench_flat, default, (2, 56), "deepchest", 800, rng)
     parts["start"] = partial(bench_starts, 30, rng)
     parts["input"] = partial(bench_inputs, 25, rng, 256)
-    every = (*EVERY, *(f'{name}(level="features")' for name in BALANCING))
-    parts["every"] = partial(bench_steps, default, every, 20, rng, 60.0)
-    parts["every memory"] = partial(bench_memory, default, every)
+    cheap = [m for m in EVERY if m not in BALANCING] + [f'{m}(level="features")' for m in BALANCING]
+    parts["every"] = partial(bench_steps, default, cheap, 60, rng, 60.0)
+    parts["every, parameters"] = partial(bench_steps, default, BALANCING, 15, rng, 60.0)
+    parts["every memory"] = partial(bench_memory, default, [*cheap, *BALANCING])
     for (backbone, tasks), problem in problems.items():
         name = f"{backbone} {tasks}"
         parts[f"step {name}"] = partial(bench_steps, problem, CHEAP, 40, rng, 15.0)
