@@ -78,6 +78,11 @@ def test_readme_intervals_are_printed_by_the_notebook():
     assert not [interval for interval in quoted if interval not in printed]
 
 
+def test_readme_cost_is_printed_by_the_notebook():
+    (cost,) = re.findall(r"1\.\d{3} \[\d\.\d{3}, \d\.\d{3}\] times a?", README)
+    assert cost.removesuffix(" a") in results(ROOT / "notebooks" / "06_cost_and_scaling.ipynb")
+
+
 def test_readme_links_and_pictures_exist():
     links = re.findall(r"\]\(([^)]+)\)", README)
     local = [link for link in links if not link.startswith("http")]

@@ -170,7 +170,7 @@ def bench_recipes(config: TrainConfig, data: Splits) -> pd.DataFrame:
             auroc = recipe.epoch()
             spent[name] += time.perf_counter() - start
             rows.append({"method": name, "epoch": epoch, "seconds": spent[name], "auroc": auroc})
-    return pd.DataFrame(rows).assign(part="recipe", backbone=config.backbone, seed=config.seed)
+    return pd.DataFrame(rows).assign(part="recipe", backbone=config.backbone)
 
 
 def _described(problem: Problem) -> dict[str, object]:

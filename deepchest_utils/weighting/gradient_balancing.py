@@ -53,7 +53,7 @@ class GradientBalancing(Method):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # cvxpy warns of an inexact solution, and of how TorchJD calls it
             if not isinstance(aggregator, import_module("torchjd.aggregation").WeightedAggregator):
-                return aggregator(matrix[here]).to(jacobian)
+                return aggregator(present(matrix, here)).to(jacobian)
             found = self.factors(matrix, here)
         used = matrix.new_zeros(self.num_tasks)
         used[here] = found.to(matrix)
@@ -62,7 +62,7 @@ class GradientBalancing(Method):
 
     def factors(self, matrix: Float[Tensor, "k p"], here: Bool[Tensor, " k"]) -> Float[Tensor, " n"]:
         """What the aggregator gives the gradients of the N tasks in the batch."""
-        return self._aggregator[0].weighting(matrix[here])
+        return self._aggregator[0].weighting(present(matrix, here))
 
     def backward(self, losses: Float[Tensor, " k"], features: Float[Tensor, "b *f"] | None = None) -> None:
         if features is None:
@@ -121,6 +121,12 @@ class GradientBalancing(Method):
         if state.get("step"):  # Nash-MTL sets its problem up in its first step only
             memory.step, memory.prvs_alpha = state["step"], state["prvs_alpha"].cpu().numpy().copy()
             memory._init_optim_problem()
+
+
+def present(matrix: Float[Tensor, "k p"], here: Bool[Tensor, " k"]) -> Float[Tensor, "n p"]:
+    """The rows of the tasks in the batch. With all of them there, which is the rule, no copy: a Jacobian may be most of
+    what is in memory."""
+    return matrix if here.all() else matrix[here]
 
 
 def make_aggregator(name: str, **options) -> torch.nn.Module:
