@@ -25,7 +25,8 @@ def draw_views(
     contrast: float = 0.15,
     brightness: float = 0.15,
 ) -> Float[Tensor, "n 8"]:
-    """How each of n images is to be seen: an affine map (2, 3) by rows, a gain and an offset.
+    """How each of n images is to be seen: turned, shifted, zoomed and re-exposed, never mirrored, since the heart is on
+    the left. A row has an affine map (2, 3) by rows, a gain and an offset.
 
     generator: on the CPU, so that every device sees the same draws. degrees, shift (share of the side), zoom,
     contrast (of standardised values) and brightness (in standard deviations) are half-widths of uniform
@@ -53,14 +54,6 @@ def of_pixels(views: Float[Tensor, "n 8"]) -> Float[Tensor, "n 8"]:
     over the images."""
     gain, offset = views[:, 6:7], views[:, 7:]
     return torch.cat([views[:, :6], gain / (255 * STD), offset - gain * (MEAN / STD)], dim=1)
-
-
-def augment(
-    x: Float[Tensor, "b 1 h w"], generator: torch.Generator, **widths: float
-) -> Float[Tensor, "b 1 h w"]:
-    """Rotate, shift, zoom and re-expose each image with parameters of its own; never mirrored: the heart is on the
-    left. widths: those of `draw_views`."""
-    return see(x, draw_views(len(x), generator, **widths).to(x.device))
 
 
 def sampling_grid(maps: Float[Tensor, "b 6"], height: int, width: int) -> Float[Tensor, "b h w 2"]:

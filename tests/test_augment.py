@@ -11,7 +11,6 @@ from torch.nn.functional import affine_grid
 from deepchest_utils.augment import (
     MEAN,
     STD,
-    augment,
     draw_views,
     of_pixels,
     sampling_grid,
@@ -20,6 +19,10 @@ from deepchest_utils.augment import (
 )
 
 STILL = {"degrees": 0.0, "shift": 0.0, "zoom": 0.0, "contrast": 0.0, "brightness": 0.0}
+
+
+def augment(x, rng, **widths):
+    return see(x, draw_views(len(x), rng, **widths))
 
 
 def generator(seed: int = 0) -> torch.Generator:

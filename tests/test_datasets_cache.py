@@ -235,7 +235,6 @@ def blocks():
     for start in range(0, COUNT, 64):
         yield start, np.full((64, SIDE, SIDE), start // 64, np.uint8)
 
-inputs(np.zeros((2, 8, 8), np.uint8), np.array([[0, 1]]), torch.device("cpu"), torch.channels_last)
 held = int(next(line for line in open("/proc/self/status") if line.startswith("VmData")).split()[1]) * 1024
 resource.setrlimit(resource.RLIMIT_DATA, (held + 300 * 2**20,) * 2)
 images = cached_images("large", "key", (COUNT, SIDE, SIDE), blocks, sys.argv[1])

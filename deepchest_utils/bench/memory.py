@@ -14,8 +14,8 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def peak_memory(problem: Problem, method: str, steps: int = 2) -> float:
-    """MiB at the peak of `steps` training steps (the first makes the optimiser's moments), over what the process had before the network was there: weights,
-    gradients, the optimiser's moments, activations, and what the method holds.
+    """MiB at the peak of `steps` training steps (the first makes the optimiser's moments), over what the process had
+    before the network was there: weights, gradients, moments, activations, and what the method holds.
 
     On the CPU it is the resident memory that the kernel counts (Linux only: raises OSError elsewhere), on a GPU what
     torch allocated.

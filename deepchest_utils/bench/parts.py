@@ -142,9 +142,8 @@ def bench_settings(
     which has to wait for the compiler."""
     steps = {name: Step(dataclasses.replace(problem, **options)) for name, options in SETTINGS.items()}
     first = []
-    with torch.compiler.config.patch(
-        force_disable_caches=True
-    ):  # or the second benchmark would find it compiled
+    # without the cache, where the second benchmark would find what the first has compiled
+    with torch.compiler.config.patch(force_disable_caches=True):
         for step in steps.values():
             start = time.perf_counter()
             step()

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from tqdm import tqdm
 
 from deepchest_utils.bench.parts import (
@@ -45,8 +44,8 @@ TASKS = (2, 4, 8, 14, 28, 56)
 def with_machine(table: pd.DataFrame) -> pd.DataFrame:
     """The table with what it was measured on."""
     report = environment_report()
-    names = ("torch", "commit", "processor", "cores", "gpu")
-    return table.assign(threads=torch.get_num_threads(), **{name: report[name] for name in names})
+    names = ("torch", "commit", "processor", "cores", "threads", "gpu")
+    return table.assign(**{name: report[name] for name in names})
 
 
 def quick_bench(device: str = "auto", seed: int = 0) -> pd.DataFrame:

@@ -31,9 +31,20 @@ class Problem:
     compiled: bool = False
 
 
+def bare_step(
+    net: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, amp: str, device: torch.device
+) -> None:
+    """The limit: network, mean loss, one backward pass, optimiser."""
+    with autocast(amp, device):
+        logits = net(x)
+    optimizer.zero_grad(set_to_none=True)
+    binary_cross_entropy_with_logits(logits.float(), y).backward()
+    optimizer.step()
+
+
 class Step:
-    """One training step a call, on the same network and batch each time. method: "bare" (mean loss, one backward pass, the
-    same optimiser), or a method as sweeps name it."""
+    """One training step a call, on the same network and batch each time. method: "bare" (`bare_step`), or a method as
+    sweeps name it."""
 
     def __init__(self, problem: Problem, method: str = BARE):
         self.device, self.amp = resolve_device(problem.device), problem.amp
@@ -47,6 +58,7 @@ class Step:
         self.net, self.x = (part.to(self.device, memory_format=layout) for part in (net, x))
         self.y = y.to(self.device)
         self.trunk = torch.compile(self.net.trunk) if problem.compiled else self.net.trunk
+        self.whole = nn.Sequential(self.trunk, self.net.head)
         self.rule = None
         if method != BARE:
             name, options = parse_method(method)
@@ -56,16 +68,16 @@ class Step:
         self.optimizer = make_optimizer(TrainConfig(), self.net.parameters(), own)
 
     def __call__(self) -> None:
+        if self.rule is None:
+            bare_step(self.whole, self.optimizer, self.x, self.y, self.amp, self.device)
+            return
         with autocast(self.amp, self.device):
             features = self.trunk(self.x)
             logits = self.net.head(features)
         self.optimizer.zero_grad(set_to_none=True)
-        if self.rule is None:
-            binary_cross_entropy_with_logits(logits.float(), self.y).backward()
-        else:
-            self.rule.backward(masked_bce(logits, self.y), features)
+        self.rule.backward(masked_bce(logits, self.y), features)
         self.optimizer.step()
-        if self.rule is not None and self.rule.looks_after_step:
+        if self.rule.looks_after_step:
             with torch.no_grad():
                 self.rule.after_step(masked_bce(self.net(self.x), self.y))
 

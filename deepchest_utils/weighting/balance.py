@@ -5,7 +5,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from deepchest_utils.weighting.gradient_balancing import GradientBalancing
+from deepchest_utils.weighting.gradient_balancing import GradientBalancing, present
 
 
 class MGDA(GradientBalancing):
@@ -51,7 +51,7 @@ class NashMTL(GradientBalancing):
         self.max_norm = max_norm
 
     def factors(self, matrix: Float[Tensor, "k p"], here: Bool[Tensor, " k"]) -> Float[Tensor, " n"]:
-        lengths = matrix[here].norm(dim=1)
+        lengths = present(matrix, here).norm(dim=1)
         if (
             self.num_tasks == 1
         ):  # cvxpy cannot put such a problem: G a = 1 / a, within the limit if there is one
