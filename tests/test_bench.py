@@ -41,11 +41,11 @@ def test_all_take_their_turn_in_every_round_in_changing_order(rng):
     assert len(set(turns)) == 6
 
 
-def test_a_budget_ends_the_rounds_but_not_before_two(rng):
+def test_a_budget_ends_the_rounds_but_not_before_five(rng):
     seconds = take_turns({"a": lambda: time.sleep(0.01)}, rounds=1000, rng=rng, budget=0.0)
-    assert seconds.shape == (2, 1)
+    assert seconds.shape == (5, 1)
     seconds = take_turns({"a": lambda: time.sleep(0.01)}, rounds=1000, rng=rng, budget=0.2)
-    assert 2 <= len(seconds) <= 20
+    assert 5 <= len(seconds) <= 20
 
 
 def test_ratio_is_paired_within_the_round():

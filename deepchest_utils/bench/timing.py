@@ -9,6 +9,8 @@ import torch
 from scipy.stats import quantile_test
 from tqdm import tqdm
 
+FEWEST = 5  # rounds: a median that one disturbed round cannot move far
+
 
 def _wait() -> None:
     """Until the GPU has done what it was given."""
@@ -27,7 +29,7 @@ def take_turns(
     all share whatever else the machine is doing.
 
     rounds: at most so many, at least 1. warmup: rounds that are not timed. budget: seconds after which no further round
-    begins, two rounds made; warm-up does not count. Raises ValueError for no step, or no round.
+    begins, FEWEST made; warm-up does not count. Raises ValueError for no step, or no round.
     """
     if not steps or rounds < 1:
         raise ValueError(f"steps and rounds should be at least one each. Found {len(steps)} and {rounds}.")
@@ -36,7 +38,7 @@ def take_turns(
     for done in tqdm(range(-warmup, rounds), desc="rounds", leave=False, disable=None):
         if done == 0:
             begun = time.perf_counter()
-        if done >= 2 and time.perf_counter() - begun > budget:
+        if done >= FEWEST and time.perf_counter() - begun > budget:
             seconds = seconds[:done]
             break
         for column in rng.permutation(len(names)):
