@@ -1,114 +1,15 @@
-"""`python -m deepchest_utils train | sweep | bench | notebooks | data`: what the notebooks do, from a shell."""
+"""`python -m deepchest_utils train | sweep | localize | predict | bench | notebooks | data`: what the notebooks do, from a shell."""
 
 import argparse
 import dataclasses
-import inspect
-import re
 import sys
+
+from deepchest_utils.parser import build_parser
 
 BENCH_COLUMNS = (
     "backbone", "num_tasks", "method", "seconds", "ratio", "low", "high", "spread", "rounds", "passes", "first_step", "mib",
     "images_per_second", "epoch", "auroc",
 )  # fmt: skip
-PAIRS = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
-
-
-def _config_arguments(parser: argparse.ArgumentParser, several: bool = False) -> None:
-    """An option a field of TrainConfig, its help the comment beside the field. several: takes a list of values, and
-    methods with options of their own."""
-    from deepchest_utils.training.config import TrainConfig
-
-    comments = dict(re.findall(r"^    (\w+): [^#\n]*  # (.*)$", inspect.getsource(TrainConfig), re.MULTILINE))
-    for field in dataclasses.fields(TrainConfig):
-        if several and field.name in ("run_dir", "method_options"):
-            continue
-        default = "" if field.default is dataclasses.MISSING else f" (default: {field.default})"
-        name, words = "--" + field.name.replace("_", "-"), comments[field.name] + default
-        kind = str if field.default is None else type(field.default)
-        if field.name.endswith("_options"):
-            parser.add_argument(name, **PAIRS, help=comments[field.name])
-        elif several:
-            kind = _truth if kind is bool else kind
-            parser.add_argument(name, type=kind, nargs="+", default=[field.default], help=words)
-        elif kind is bool:
-            parser.add_argument(
-                name, action=argparse.BooleanOptionalAction, default=field.default, help=words
-            )
-        else:
-            parser.add_argument(name, type=kind, default=field.default, help=words)
-
-
-def _truth(text: str) -> bool:
-    try:
-        return {"true": True, "false": False}[text.lower()]
-    except KeyError:
-        raise argparse.ArgumentTypeError(f"should be true or false. Found {text!r}.") from None
-
-
-def build_parser(command: str = "") -> argparse.ArgumentParser:
-    """The parser; the options of `command` "train" and "sweep" come from TrainConfig, and that from torch:
-    only where they are needed."""
-    parser = argparse.ArgumentParser(prog="python -m deepchest_utils", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-
-    train = commands.add_parser("train", help="one run; with --run-dir it can be stopped and continued")
-    train.set_defaults(function=_train)
-    if command == "train":
-        _config_arguments(train)
-
-    sweep = commands.add_parser(
-        "sweep", help="many runs, the product of the values given; a finished one is not run again"
-    )
-    sweep.set_defaults(function=_sweep)
-    if command == "sweep":
-        _config_arguments(sweep, several=True)
-        sweep.add_argument("--out", default="runs/sweep.csv", help="the long table (default: runs/sweep.csv)")
-        sweep.add_argument("--jobs", type=int, help="runs at a time (default: one a core)")
-        sweep.add_argument("--backend", default="joblib", help="joblib, or dask for a cluster")
-        sweep.add_argument("--scheduler", help="address of the Dask cluster, e.g. tcp://host:8786")
-        sweep.add_argument(
-            "--baseline",
-            nargs="+",
-            default=[],
-            help="methods that the others are compared with, in <out>_summary.csv",
-        )
-        sweep.add_argument(
-            "--tune",
-            action="store_true",
-            help="keep the validation score alone, for --lr-from of a later sweep",
-        )
-        sweep.add_argument(
-            "--lr-from", metavar="CSV", help="each method's lr: the best on validation in that sweep"
-        )
-
-    books = commands.add_parser("notebooks", help="run notebooks headless through papermill")
-    books.add_argument("names", nargs="*", metavar="NN", help="which ones, e.g. 01 03 (default: all)")
-    books.add_argument("-p", "--parameter", **PAIRS, help="set a parameter")
-    books.add_argument(
-        "-l", "--list", action="store_true", help="list the parameters with their help, run nothing"
-    )
-    books.add_argument("-o", "--output", help="folder of the executed copies (default: runs/notebooks)")
-    books.set_defaults(function=_notebooks)
-
-    bench = commands.add_parser("bench", help="what weighting costs on this machine: time, memory, input")
-    bench.add_argument("--quick", action="store_true", help="the default network alone, in under a minute")
-    bench.add_argument("--out", default="runs/bench.csv", help="table of the whole (default: runs/bench.csv)")
-    bench.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
-    bench.set_defaults(function=_bench)
-
-    data = commands.add_parser(
-        "data", help="load a data set, print its splits, keep the decoded images for later runs"
-    )
-    data.add_argument(
-        "dataset", nargs="?", default="phantom", help="phantom, nih, chestmnist or csv (default: phantom)"
-    )
-    data.add_argument("--data-root", help="folder of its files")
-    data.add_argument("--image-size", type=int, default=64, help="px, square (default: 64)")
-    data.add_argument("--split", help="official, patient, or the data set's default")
-    data.add_argument("--data-seed", type=int, default=0, help="of the phantom and of our own splits")
-    data.add_argument("--data-options", **PAIRS, help="further options of load_dataset")
-    data.set_defaults(function=_data)
-    return parser
 
 
 def _pairs(pairs: list[list[str]]) -> dict[str, object]:
@@ -129,15 +30,21 @@ def _train(args: argparse.Namespace) -> int:
     return 0
 
 
-def _sweep(args: argparse.Namespace) -> int:
-    from deepchest_utils.sweep import best_lr, compare_methods, make_cells, run_sweep, tuning_scores
+def _cells(args: argparse.Namespace, tune: bool = False) -> list:
+    """The runs that the options of a sweep ask for."""
+    from deepchest_utils.sweep import best_lr, make_cells
     from deepchest_utils.training import TrainConfig
 
     names = [f.name for f in dataclasses.fields(TrainConfig) if hasattr(args, f.name)]
     base = TrainConfig(data_options=_pairs(args.data_options))
     lists = {name: getattr(args, name) for name in names if name != "data_options"}
-    lr = best_lr(args.lr_from) if args.lr_from else None
-    cells = make_cells(base, lists, lr, args.tune)
+    return make_cells(base, lists, best_lr(args.lr_from) if args.lr_from else None, tune)
+
+
+def _sweep(args: argparse.Namespace) -> int:
+    from deepchest_utils.sweep import compare_methods, run_sweep, tuning_scores
+
+    cells = _cells(args, args.tune)
     tables = run_sweep(cells, args.out, args.jobs, args.backend, args.scheduler)
     mine = tables.cells[tables.cells.cell.isin([cell.id for cell in cells])]
     for row in mine[mine.status == "failed"].itertuples():
@@ -154,6 +61,35 @@ def _sweep(args: argparse.Namespace) -> int:
         tables.write_summary(compare_methods(tables, args.baseline))
         print(f"compared with {', '.join(args.baseline)}: {tables.summary_path}")
     return 1 if (mine.status == "failed").any() else 0
+
+
+def _localize(args: argparse.Namespace) -> int:
+    from deepchest_utils.explain.scores import SCORES
+    from deepchest_utils.explain.study import localize_runs
+
+    cells = _cells(args)
+    rows = localize_runs(cells, args.out, args.cam, args.per_finding)
+    table = rows.groupby(["method", "seed", "finding"])[[*SCORES]].mean().groupby("method").mean()
+    print(f"{len(cells)} runs in {args.out}, mean over findings and seeds\n{table.round(3).to_string()}")
+    return 0
+
+
+def _predict(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from deepchest_utils.datasets.decode import decode
+    from deepchest_utils.explain.predict import NOTE, draw_maps, load_trained, predict_image
+
+    path, trained = Path(args.image), load_trained(args.checkpoint, args.device)
+    if unknown := set(args.findings or ()) - set(trained.findings):
+        raise ValueError(f"findings should be among {', '.join(trained.findings)}. Found {min(unknown)!r}.")
+    found = predict_image(trained, decode(path, trained.image_size))
+    words = "not calibrated: the run has no calibration.json" if trained.calibration is None else "calibrated"
+    print(f"{path.name}, {words}\n{found.round(3).to_string()}\n{NOTE}")
+    if args.out:
+        draw_maps(trained, path, Path(args.out), args.findings or [*found.index[:3]], args.cam)
+        print(f"heat maps in {args.out}")
+    return 0
 
 
 def _bench(args: argparse.Namespace) -> int:
@@ -192,11 +128,17 @@ def _data(args: argparse.Namespace) -> int:
     return 0
 
 
+COMMANDS = {
+    "train": _train, "sweep": _sweep, "localize": _localize, "predict": _predict, "bench": _bench,
+    "notebooks": _notebooks, "data": _data,
+}  # fmt: skip
+
+
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = build_parser(argv[0] if argv else "").parse_args(argv)
     try:
-        return args.function(args)
+        return COMMANDS[args.command](args)
     except (ValueError, FloatingPointError) as error:  # the project's own, each one clear line
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 
 from deepchest_utils import FINDINGS
-from deepchest_utils.__main__ import build_parser, main
+from deepchest_utils.__main__ import main
 from deepchest_utils.notebooks import parse_value
+from deepchest_utils.parser import build_parser
 
 SMALL = ["--data-options", "num_train", "96", "--data-options", "num_val", "48"]
 SMALL += ["--data-options", "num_test", "48"]
