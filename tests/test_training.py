@@ -481,7 +481,14 @@ def test_tables_are_long_and_whole(tiny, tmp_path):
     assert (run.history.seed == 5).all()
     assert (run.history.value[run.history.metric == "seconds"] > 0).all()
     written = {path.name for path in tmp_path.iterdir()}
-    assert written == {"checkpoint.pt", "config.json", "environment.json", "history.csv", "test.csv"}
+    assert written == {
+        "calibration.json",
+        "checkpoint.pt",
+        "config.json",
+        "environment.json",
+        "history.csv",
+        "test.csv",
+    }
     assert pd.read_csv(tmp_path / "history.csv").shape == run.history.shape
 
 

@@ -8,7 +8,7 @@ import torch
 from deepchest_utils.records import write_atomic
 
 NAME = "checkpoint.pt"
-VERSION = 1
+VERSION = 2  # 2: names of the findings
 
 
 def save_checkpoint(run_dir: str | Path, state: dict) -> None:
@@ -28,6 +28,21 @@ def load_checkpoint(run_dir: str | Path, identity: dict) -> dict | None:
     path = Path(run_dir) / NAME
     if not path.exists():
         return None
+    state = read_checkpoint(path)
+    found = state["identity"]
+    names = [name for name in identity if found.get(name) != identity[name]]
+    if names:
+        listed = ", ".join(f"{name}: {found.get(name)!r} there, {identity[name]!r} now" for name in names)
+        raise ValueError(
+            f"{path} belongs to another configuration or other data ({listed}). Choose another run_dir."
+        )
+    return state
+
+
+def read_checkpoint(path: Path) -> dict:
+    """The state in the file, on the CPU. Raises ValueError if there is none, or it is no checkpoint."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such checkpoint.")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises one of several types
@@ -36,11 +51,4 @@ def load_checkpoint(run_dir: str | Path, identity: dict) -> dict | None:
         ) from error
     if not isinstance(state, dict) or state.get("version") != VERSION:
         raise ValueError(f"{path}: not a checkpoint of this version. Delete it, or choose another run_dir.")
-    found = state["identity"]
-    names = [name for name in identity if found.get(name) != identity[name]]
-    if names:
-        listed = ", ".join(f"{name}: {found.get(name)!r} there, {identity[name]!r} now" for name in names)
-        raise ValueError(
-            f"{path} belongs to another configuration or other data ({listed}). Choose another run_dir."
-        )
     return state

@@ -182,6 +182,7 @@ class Loop:
         return {
             **state,
             "identity": self.identity(),
+            "findings": list(self.data.findings),
             "epoch": self.epoch,
             "rows": self.rows,
             "best": best,

@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from deepchest_utils.calibration import CALIBRATION, fit_calibration
 from deepchest_utils.datasets import Splits, load_dataset
 from deepchest_utils.metrics import choose_thresholds, score_tasks
 from deepchest_utils.records import environment_report, task_rows, to_table, write_json, write_table
@@ -82,4 +83,6 @@ def _finish(loop: Loop) -> Run:
         write_json(folder / "environment.json", environment_report())
         write_table(folder / "history.csv", history)
         write_table(folder / "test.csv", test)
+        calibration = fit_calibration(data.val.labels, logits["val"])
+        write_json(folder / CALIBRATION, dict(zip(data.findings, calibration.tolist(), strict=True)))
     return Run(config, history, test, loop.best_epoch, loop.net, loop.method, logits)
