@@ -131,3 +131,27 @@ def nih_sample() -> Path:
     if not folder:
         pytest.skip("set DEEPCHEST_NIH_SAMPLE to a folder of NIH ChestX-ray14")
     return Path(folder)
+
+
+@pytest.fixture
+def known_network():
+    """A network whose right maps are known: channel 0 of its layer "1" lights up where the left half of a 16 px image is
+    bright, channel 1 where the right half is. Task 0 looks left, task 1 right, task 2 has nothing that speaks for it."""
+    import torch
+    from torch import nn
+
+    from deepchest_utils.models import MultiTaskNet
+
+    class Halves(nn.Module):
+        def forward(self, x):
+            left = torch.arange(16) < 8
+            return torch.relu(x) * torch.stack([left, ~left]).float()[:, None]
+
+    net = MultiTaskNet("resnet18_thin", 3)
+    conv = nn.Conv2d(1, 2, 1, bias=False)
+    nn.init.ones_(conv.weight)
+    net.trunk = nn.Sequential(conv, Halves(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    net.head = nn.Linear(2, 3)
+    with torch.no_grad():
+        net.head.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]]))
+    return net.train()

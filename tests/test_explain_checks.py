@@ -1,0 +1,110 @@
+"""Shuffled weights and labels lose what was learned and nothing else; pixels go in the order of the map."""
+
+import numpy as np
+import pytest
+import torch
+
+from deepchest_utils.augment import to_input
+from deepchest_utils.explain.checks import cascade, perturbation_curves, shuffle_labels
+from deepchest_utils.models import MultiTaskNet
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    net = MultiTaskNet("resnet18_thin", 3)
+    for buffer in net.buffers():  # statistics of a network that was trained
+        if buffer.is_floating_point():
+            buffer.copy_(torch.rand(buffer.shape) + 0.5)
+    return net.eval()
+
+
+def changed(net, other):
+    """Names of the first level that differ."""
+    a, b = net.state_dict(), other.state_dict()
+    return {k.replace("trunk.", "").split(".")[0] for k in a if not torch.equal(a[k], b[k])}
+
+
+def test_cascade_goes_from_the_head_down(net):
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    order = ["head", "layer4", "layer3", "layer2", "layer1", "bn1", "conv1"]
+    seen = []
+    for name, shuffled in cascade(net, torch.Generator().manual_seed(0)):
+        seen.append(name)
+        assert changed(net, shuffled) == set(seen)
+        for key, tensor in shuffled.state_dict().items():  # a permutation: the same values
+            torch.testing.assert_close(
+                tensor.flatten().sort()[0], before[key].flatten().sort()[0], rtol=0, atol=0
+            )
+    assert seen == order
+    assert all(torch.equal(v, net.state_dict()[k]) for k, v in before.items())
+
+
+def test_cascade_is_by_seed(net):
+    ends = []
+    for seed in (0, 0, 1):
+        *_, (_, shuffled) = cascade(net, torch.Generator().manual_seed(seed))
+        ends.append(shuffled.head.weight)
+    assert torch.equal(ends[0], ends[1])
+    assert not torch.equal(ends[0], ends[2])
+
+
+@pytest.mark.parametrize("backbone", ["densenet121", "vit_b_16"])
+def test_cascade_reaches_every_weight_of_any_trunk(backbone):
+    """DenseNet's weights lie a level deeper; a vision transformer has some that belong to no layer."""
+    torch.manual_seed(0)
+    net = MultiTaskNet(backbone, 8, 64)
+    for tensor in net.parameters():  # zeros and ones look the same in any order
+        torch.nn.init.normal_(tensor)
+    steps = list(cascade(net, torch.Generator().manual_seed(0)))
+    assert len(steps) > 3
+    shuffled = steps[-1][1]
+    for key, tensor in net.named_parameters():
+        assert tensor.numel() == 1 or not torch.equal(tensor, shuffled.get_parameter(key)), key
+
+
+@pytest.mark.filterwarnings("ignore:phantom. findings without a positive")
+def test_labels_are_dealt_to_other_images(splits):
+    shuffled = shuffle_labels(splits, np.random.default_rng(0))
+    for name, part in splits.parts.items():
+        other = shuffled.parts[name]
+        assert other.images is part.images
+        np.testing.assert_array_equal(other.prevalence, part.prevalence)
+        rows = (np.sort(labels.view("f4,f4,f4,f4,f4,f4,f4,f4,f4,f4,f4,f4,f4,f4").ravel()) for labels in (part.labels.copy(), other.labels.copy()))  # fmt: skip
+        np.testing.assert_array_equal(*rows)  # whole rows: co-occurrence stays
+        assert np.array_equal(other.labels, part.labels) == (name == "test")
+
+
+def squares(count=3):
+    images = np.full((count, 16, 16), 110, np.uint8)
+    masks = np.zeros((count, 16, 16), np.float32)
+    images[:, 4:8, 2:6] = 255
+    masks[:, 4:8, 2:6] = 1
+    return images, masks
+
+
+def test_probability_falls_with_the_pixels_that_matter(known_network):
+    known_network.eval()
+    images, masks = squares()
+    tasks, shares = np.zeros(3, np.int64), np.array([0, 16 / 256, 0.5, 1.0])
+    right = perturbation_curves(known_network, images, tasks, masks, shares)
+    wrong = perturbation_curves(known_network, images, tasks, 1 - masks, shares)
+    with torch.no_grad():
+        whole = known_network(to_input(torch.from_numpy(images)))[:, 0].sigmoid()
+    np.testing.assert_allclose(right[:, 0], whole, rtol=1e-5)
+    assert (right[:, 1] < right[:, 0] - 0.02).all()  # the square is gone at once
+    assert (wrong[:, 1] > right[:, 1] + 0.02).all()  # something else is
+    np.testing.assert_allclose(right[:, 3], wrong[:, 3])  # all is gone, whatever the order
+    back = perturbation_curves(known_network, images, tasks, masks, shares, insert=True)
+    np.testing.assert_allclose(back[:, 0], right[:, 3], rtol=1e-5)
+    np.testing.assert_allclose(back[:, 3], right[:, 0], rtol=1e-5)
+    assert (back[:, 1] > back[:, 0]).all()
+
+
+def test_each_image_is_asked_about_its_own_finding(known_network):
+    """Task 0 looks left, where the square is; task 1 right, where nothing is."""
+    known_network.eval()
+    images, masks = squares(2)
+    shares = np.array([0.0, 16 / 256])
+    both = perturbation_curves(known_network, images, np.array([0, 1]), masks, shares, batch_size=1)
+    assert both[0, 0] - both[0, 1] > 10 * abs(both[1, 0] - both[1, 1])
