@@ -87,3 +87,19 @@ def test_summary_is_made_of_the_tables(name, studies):
     assert set(same.index) == set(again.index)
     for column in ("mean", "low", "high", "p_holm"):
         np.testing.assert_allclose(again.loc[same.index, column], same[column], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["phantom", "nih_sample"])
+def test_localization_is_of_the_same_pairs_in_every_run(name):
+    from deepchest_utils.explain import SCORES
+    from deepchest_utils.explain.study import read_localization
+
+    table = read_localization(RESULTS / f"localization_{name}.csv")
+    runs = [part[["image", "finding", "patient"]].reset_index(drop=True) for _, part in table.groupby("cell")]
+    assert all(pairs.equals(runs[0]) for pairs in runs)
+    seeds = table.groupby("method").seed.unique()
+    assert {"equal", "deepchest"} < set(seeds.index)
+    assert len(seeds) == 4
+    assert all(sorted(found) == list(range(5)) for found in seeds)
+    assert table[[*SCORES]].stack().between(0, 1).all()
+    assert not table[[*SCORES]].isna().any().any()

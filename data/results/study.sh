@@ -2,7 +2,7 @@
 # The study behind notebook 04, sweep by sweep; run from the repository's root, in its environment. Finished runs are
 # not run again, so it can be stopped and started. About five hours on two cores.
 #   bash data/results/study.sh tuning main composed rate single_task ablations summary   # phantom
-#   NIH_ROOT=PATH bash data/results/study.sh nih                                         # a sample of NIH ChestX-ray14
+#   NIH_ROOT=PATH bash data/results/study.sh nih localization                            # a sample of NIH ChestX-ray14
 # There are more parts, for which the budget had no room: more, architectures, parameters.
 set -euo pipefail
 out=${OUT:-data/results}
@@ -35,6 +35,7 @@ mapfile -t real < <(
   printf '%s\n' equal deepchest prevalence_oracle inverse_prevalence deepchest_relative_loss uncertainty dwa gradnorm
   features pcgrad upgrad
 )
+looked_at=(equal deepchest uncertainty 'pcgrad(level="features")')
 phantom=(--epochs 12 --data-options num_train 4000)
 large=("${phantom[@]}" --data-options num_test 25000)
 tuned=(--lr-from "$out/phantom_tuning.csv" --out "$out/phantom.csv")
@@ -71,6 +72,10 @@ for part in "$@"; do
       sweep "${nih[@]}" --method "${real[@]}" --tune --lr 1e-3 2e-3 4e-3 --seed 100 --out "$out/nih_sample_tuning.csv"
       sweep "${nih[@]}" --method "${real[@]}" "${seeds[@]}" --lr-from "$out/nih_sample_tuning.csv" \
         --out "$out/nih_sample.csv" --baseline equal deepchest ;;
-    *) echo "no part $part: tuning, main, more, composed, rate, single_task, architectures, parameters, ablations, summary or nih" >&2; exit 2 ;;
+    localization) # where networks look; notebook 05
+      localize() { python -m deepchest_utils localize --device cpu --method "${looked_at[@]}" "${seeds[@]}" "$@"; }
+      localize "${phantom[@]}" --lr-from "$out/phantom_tuning.csv" --out "$out/localization_phantom.csv"
+      localize "${nih[@]}" --lr-from "$out/nih_sample_tuning.csv" --out "$out/localization_nih_sample.csv" ;;
+    *) echo "no part $part: tuning, main, more, composed, rate, single_task, architectures, parameters, ablations, summary, nih or localization" >&2; exit 2 ;;
   esac
 done
