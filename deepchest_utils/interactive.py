@@ -16,37 +16,43 @@ def in_jupyterlab() -> bool:
     return "JPY_SESSION_NAME" in os.environ
 
 
-def explore(draw: Callable[..., Figure], **sliders: tuple[float, float, float, float]) -> Figure | None:
-    """Show `draw(name=value, ...)`, with a slider a name in JupyterLab, at the default values elsewhere.
+Number = float | int
+Control = tuple[Number, Number, Number, Number] | list[str]
 
-    sliders: name -> (lowest, highest, step, default). Returns the static figure, or None where sliders are
-    shown (so that no widget state is saved by a headless run).
+
+def explore(draw: Callable[..., Figure], **controls: Control) -> Figure | None:
+    """Show `draw(name=value, ...)`, with a control a name in JupyterLab, at the default values elsewhere.
+
+    controls: name -> (lowest, highest, step, default), a slider, or a list of texts, a choice whose default is the
+    first. Returns the static figure, or None where controls are shown (so that no widget state is saved by a headless
+    run).
     """
-    defaults = {name: default for name, (*_, default) in sliders.items()}
     if not in_jupyterlab():
-        return draw(**defaults)
+        return draw(
+            **{name: what[0] if isinstance(what, list) else what[-1] for name, what in controls.items()}
+        )
     import ipywidgets as widgets
 
-    controls = {
-        name: widgets.FloatSlider(
-            value=default,
-            min=low,
-            max=high,
-            step=step,
-            description=name.replace("_", " "),
-            continuous_update=False,
-        )
-        for name, (low, high, step, default) in sliders.items()
-    }
+    def control(name: str, what: Control) -> widgets.Widget:
+        title = name.replace("_", " ")
+        if isinstance(what, list):
+            return widgets.Dropdown(options=what, description=title)
+        low, high, step, default = what
+        kind = widgets.FloatSlider if isinstance(step, float) else widgets.IntSlider
+        return kind(
+            value=default, min=low, max=high, step=step, description=title, continuous_update=False
+        )  # fmt: skip
 
-    def redraw(**values: float) -> None:
+    shown = {name: control(name, what) for name, what in controls.items()}
+
+    def redraw(**values: Number | str) -> None:
         draw(**values)
         plt.show()
 
-    output = widgets.interactive_output(redraw, controls)
+    output = widgets.interactive_output(redraw, shown)
     from IPython.display import display
 
-    row = list(controls.values())
+    row = list(shown.values())
     display(widgets.VBox([widgets.HBox(row[:2]), widgets.HBox(row[2:]), output]))
     return None
 
@@ -70,12 +76,14 @@ def keep_notebooks_small() -> None:
         shell.display_formatter.formatters["image/png"].for_type(Figure, _small_png)
 
 
-def show_as_jpeg(fig: Figure, dpi: int = 100) -> None:
+def show_as_jpeg(fig: Figure, dpi: int = 100, quality: int = 82) -> None:
     """Show a figure of radiographs in the notebook, in a tenth of the bytes: their grain does not compress as
     PNG."""
     from IPython import display
 
     buffer = io.BytesIO()
-    fig.savefig(buffer, format="jpeg", dpi=dpi, pil_kwargs={"quality": 82})
+    fig.savefig(
+        buffer, format="jpeg", dpi=dpi, pil_kwargs={"quality": quality, "optimize": True, "progressive": True}
+    )
     plt.close(fig)
     display.display(display.Image(buffer.getvalue(), format="jpeg"))

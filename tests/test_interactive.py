@@ -58,6 +58,26 @@ def test_in_jupyterlab_sliders_redraw(monkeypatch, shown):
     assert calls == [(1.1, 1.5), (1.4, 1.5)]
 
 
+def test_choices_are_drop_downs_and_whole_numbers_stay_whole(monkeypatch, shown):
+    calls = []
+
+    def draw(image, finding):
+        calls.append((image, finding))
+        return plt.figure()
+
+    controls = {"image": (0, 9, 1, 4), "finding": ["Mass", "Nodule"]}
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    interactive.explore(draw, **controls)
+    monkeypatch.setenv("JPY_SESSION_NAME", "notebook.ipynb")
+    interactive.explore(draw, **controls)
+    (box,) = shown
+    image, finding = box.children[0].children
+    assert finding.options == ("Mass", "Nodule")
+    finding.value, image.value = "Nodule", 7
+    assert calls == [(4, "Mass"), (4, "Mass"), (4, "Nodule"), (7, "Nodule")]
+    assert isinstance(calls[-1][0], int)
+
+
 def noisy_figure():
     fig, ax = plt.subplots(figsize=(4, 3))
     ax.imshow(np.random.default_rng(0).random((128, 128)))

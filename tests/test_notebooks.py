@@ -31,6 +31,7 @@ def test_the_notebooks_are_there():
         "02_loss_trend_weighting",
         "03_training",
         "04_baseline_comparison",
+        "05_grad_cam",
         "06_cost_and_scaling",
     ]
 
@@ -127,19 +128,36 @@ def test_runs_on_the_phantom(path, tmp_path, capsys):
 @pytest.mark.notebooks
 @BY_NAME
 def test_runs_on_chestmnist(path, tmp_path, capsys, chestmnist_folder):
+    if path.stem == "05_grad_cam":  # it asks for regions, which ChestMNIST does not have, and says so
+        given = {"smoke": True, "dataset": "chestmnist", "data_root": str(chestmnist_folder)}
+        assert run_notebooks([path], given, tmp_path, progress=False) == 1
+        assert 'dataset should be "phantom", split by patient, or "nih"' in capsys.readouterr().out
+        return
     execute(path, tmp_path, capsys, dataset="chestmnist", data_root=str(chestmnist_folder))
+
+
+def with_boxes(root: Path) -> Path:
+    """The folder with a box for every image, in the middle, of the first finding that it has."""
+    lines = (root / "BBox_List_2017.csv").read_text().splitlines()[:1]
+    for row in (root / "Data_Entry_2017_v2020.csv").read_text().splitlines()[1:]:
+        image, labels = row.split(",")[:2]
+        if labels != "No Finding":
+            lines.append(f"{image},{labels.split('|')[0]},256,256,400,500,,,")
+    (root / "BBox_List_2017.csv").write_text("\n".join(lines) + "\n")
+    return root
 
 
 @pytest.mark.notebooks
 @BY_NAME
 def test_runs_on_the_nih_layout(path, tmp_path, capsys, nih_folder):
-    execute(
-        path, tmp_path, capsys, dataset="nih", data_root=str(nih_folder(num_patients=40)), split="patient"
-    )
+    root = with_boxes(nih_folder(num_patients=40))
+    more = {"full_size_root": str(root)} if path.stem == "05_grad_cam" else {}
+    printed = execute(path, tmp_path, capsys, dataset="nih", data_root=str(root), split="patient", **more)
+    assert not more or "8 images at full size" in printed
 
 
 @pytest.mark.notebooks
-@pytest.mark.parametrize("name", ["01_data_exploration", "03_training"])
+@pytest.mark.parametrize("name", ["01_data_exploration", "03_training", "05_grad_cam"])
 def test_runs_on_real_radiographs(name, tmp_path, capsys, nih_sample):
     execute(
         FOLDER / f"{name}.ipynb", tmp_path, capsys, dataset="nih", data_root=str(nih_sample), split="patient"

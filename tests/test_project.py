@@ -12,8 +12,8 @@ import torch
 import yaml
 
 from deepchest_utils import METHODS, DeepChest
-from deepchest_utils.__main__ import build_parser
 from deepchest_utils.notebooks import find_notebooks, notebook_parameters, results
+from deepchest_utils.parser import build_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
