@@ -541,6 +541,23 @@ def test_augmentation_can_be_switched_off(tiny, monkeypatch):
     assert sum(seen) == 4 * run.config.batch_size  # training batches alone: neither validation nor test
 
 
+@pytest.mark.parametrize("level", ["parameters", "features"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_layout_of_memory_changes_nothing_but_the_rounding(few, level, optimizer):
+    """Fused optimisers take a gradient as it lies in memory, whatever its strides."""
+    given = {"method": "pcgrad", "method_options": {"level": level}, "optimizer": optimizer, "epochs": 1}
+    runs = [train(config(batch_size=32, lr=1e-3, channels_last=last, **given), few) for last in (False, True)]
+    start = Loop(config(**given), few).net
+    moved, apart = (
+        sum((a - b).double().square().sum().item() for a, b in zip(one, other, strict=True)) ** 0.5
+        for one, other in (
+            (runs[0].model.parameters(), start.parameters()),
+            (runs[0].model.parameters(), runs[1].model.parameters()),
+        )
+    )
+    assert apart < 0.1 * moved
+
+
 @pytest.mark.parametrize("block", [1, 3 * 8 * 32**2, 2**30])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_input_does_not_depend_on_how_many_batches_are_prepared_at_a_time(monkeypatch, block, memory_format):

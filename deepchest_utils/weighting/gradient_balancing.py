@@ -102,8 +102,10 @@ class GradientBalancing(Method):
         if heads:
             losses.sum().backward(inputs=heads)
         for parameter, gradient in zip(trunk, combined.split([p.numel() for p in trunk]), strict=True):
-            gradient = gradient.view_as(parameter)
-            parameter.grad = gradient.clone() if parameter.grad is None else parameter.grad + gradient
+            if parameter.grad is None:
+                # laid out as the parameter: fused optimisers go through both as they lie in memory, unlooked
+                parameter.grad = torch.zeros_like(parameter)
+            parameter.grad += gradient.view_as(parameter)
 
     def get_extra_state(self) -> dict[str, Tensor | float]:
         """What TorchJD keeps, and its own state_dict leaves out."""
