@@ -2,7 +2,11 @@
 
 import argparse
 import dataclasses
+import os
+import signal
 import sys
+from types import FrameType
+from typing import Any
 
 from deepchest_utils.parser import build_parser
 
@@ -12,7 +16,7 @@ BENCH_COLUMNS = (
 )  # fmt: skip
 
 
-def _pairs(pairs: list[list[str]]) -> dict[str, object]:
+def _pairs(pairs: list[list[str]]) -> dict[str, Any]:
     from deepchest_utils.notebooks import parse_value
 
     return {name: parse_value(value) for name, value in pairs}
@@ -24,13 +28,15 @@ def _train(args: argparse.Namespace) -> int:
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(TrainConfig)}
     given = {name: _pairs(value) if name.endswith("_options") else value for name, value in given.items()}
     run = train(TrainConfig(**given))
+    if os.environ.get("RANK", "0") != "0":  # under torchrun the first process speaks for all
+        return 0
     table = run.test.pivot(index="task", columns="metric", values="value")
     shown = table[["auroc", "average_precision", "brier", "loss"]].reindex([*dict.fromkeys(run.test.task)])
     print(f"\ntest, epoch {run.best_epoch} of {run.config.epochs}\n{shown.round(4).to_string(na_rep='-')}")
     return 0
 
 
-def _cells(args: argparse.Namespace, tune: bool = False) -> list:
+def _cells(args: argparse.Namespace, tune: bool = False) -> list[Any]:
     """The runs that the options of a sweep ask for."""
     from deepchest_utils.sweep import best_lr, make_cells
     from deepchest_utils.training import TrainConfig
@@ -134,17 +140,29 @@ COMMANDS = {
 }  # fmt: skip
 
 
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """SIGTERM as SIGINT: what is open is closed, and how to go on is said."""
+    raise KeyboardInterrupt
+
+
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = build_parser(argv[0] if argv else "").parse_args(argv)
+    several, number = int(os.environ.get("WORLD_SIZE", "1")) > 1, os.environ.get("RANK", "0")
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
+        if several and args.command != "train":
+            raise ValueError(f"command should be train under torchrun. Found {args.command!r}.")
         return COMMANDS[args.command](args)
     except (ValueError, FloatingPointError) as error:  # the project's own, each one clear line
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error{f' in process {number}' if several else ''}: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here (train: with --run-dir)", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stopped:
+        words = str(stopped) or "stopped; the same command goes on from here (train: with --run-dir)"
+        print(words, file=sys.stderr)
+        return 128 + getattr(stopped, "signal", signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

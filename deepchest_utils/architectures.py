@@ -4,6 +4,9 @@ Each network gives features (B, K, F), a row a task, and takes the place of `Mul
 all tasks.
 """
 
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -39,7 +42,8 @@ class RowNet(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b k"]:
-        return self.head(self.features(x))
+        logits: Tensor = self.head(self.features(x))
+        return logits
 
 
 class SingleTask(RowNet):
@@ -90,8 +94,9 @@ class CrossStitch(RowNet):
         self.alpha = nn.ParameterList(start.clone() for _ in self.stages)
 
     def features(self, x: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b k f"]:
-        rows = [x] * self.num_tasks
-        for stage, alpha in zip(self.stages, self.alpha, strict=True):
+        rows: Sequence[Tensor] = [x] * self.num_tasks
+        columns = cast("Iterable[nn.ModuleList]", self.stages)
+        for stage, alpha in zip(columns, self.alpha, strict=True):
             each = torch.stack([block(row) for block, row in zip(stage, rows, strict=True)])
             rows = torch.einsum("kj,jbchw->kbchw", alpha.to(each.dtype), each).unbind()
         return torch.stack([adaptive_avg_pool2d(row, 1).flatten(1) for row in rows], dim=1)
@@ -115,8 +120,9 @@ class MTAN(RowNet):
         super().__init__(num_tasks, num_features, prevalence)
         self.stem, *parts = stages(trunk, backbone, "mtan")
         self.stages = nn.ModuleList(parts)
-        lasts = [stage[-1] for stage in parts]  # a bottleneck ends with bn3, a basic block with bn2
-        widths = [getattr(block, "bn3", block.bn2).num_features for block in lasts]
+        # a bottleneck ends with bn3, a basic block with bn2
+        lasts: list[Any] = [stage[-1] for stage in parts]
+        widths: list[int] = [getattr(block, "bn3", block.bn2).num_features for block in lasts]
         self.masks, self.carry = nn.ModuleList(), nn.ModuleList()
         for before, width in zip([0, *widths], widths, strict=False):
             inside = 2 * width if before else width
@@ -124,8 +130,10 @@ class MTAN(RowNet):
             self.carry.append(_carry(before, width) if before else nn.Identity())
 
     def features(self, x: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b k f"]:
-        x, rows = self.stem(x), [None] * self.num_tasks
-        for stage, masks, carry in zip(self.stages, self.masks, self.carry, strict=True):
+        x = self.stem(x)
+        rows: list[Any] = [None] * self.num_tasks  # no tensor yet before the first stage
+        columns = cast("Iterable[nn.Sequential]", self.stages), cast("Iterable[nn.ModuleList]", self.masks)
+        for stage, masks, carry in zip(*columns, self.carry, strict=True):
             u = stage[:-1](x)
             x = stage[-1](u)
             for k, mask in enumerate(masks):
@@ -157,10 +165,12 @@ def stages(trunk: nn.Module, backbone: str, architecture: str) -> list[nn.Sequen
     children = dict(trunk.named_children())
     if not set(names) <= set(children):
         raise ValueError(f"architecture {architecture!r} needs a ResNet as backbone. Found {backbone!r}.")
-    return [nn.Sequential(*(children[n] for n in names[:4])), *(children[n] for n in names[4:])]
+    layers = cast("list[nn.Sequential]", [children[n] for n in names[4:]])
+    return [nn.Sequential(*(children[n] for n in names[:4])), *layers]
 
 
-ARCHITECTURES = {
+Network = MultiTaskNet | RowNet
+ARCHITECTURES: dict[str, Callable[..., Network]] = {
     "hard_sharing": MultiTaskNet,
     "single_task": SingleTask,
     "cross_stitch": CrossStitch,

@@ -5,17 +5,20 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from deepchest_utils.distributed import total, whole
+
 
 def masked_bce(logits: Float[Tensor, "b k"], labels: Float[Tensor, "b k"]) -> Float[Tensor, " k"]:
     """Mean binary cross-entropy of each task over its known labels.
 
     logits: (B, K). labels: (B, K), 1, 0 or NaN = unknown. Returns (K,) in nats, at least 0, float32 also
-    under autocast; a task without a known label in the batch has loss 0 and gets no gradient.
+    under autocast; a task without a known label in the batch has loss 0 and gets no gradient. In several
+    processes (`distributed`), of the batch of all.
     """
     known = ~labels.isnan()
     # the label is replaced before the loss: NaN * 0 would still be NaN, in the gradient too
-    target, share = labels.nan_to_num(0.0), known / known.sum(0).clamp(min=1)
-    return binary_cross_entropy_with_logits(logits.float(), target, share, reduction="none").sum(0)
+    target, share = labels.nan_to_num(0.0), known / total(known.sum(0)).clamp(min=1)
+    return whole(binary_cross_entropy_with_logits(logits.float(), target, share, reduction="none").sum(0))
 
 
 def prevalence_entropy(prevalence: Float[Tensor, " k"]) -> Float[Tensor, " k"]:

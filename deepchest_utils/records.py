@@ -1,4 +1,4 @@
-"""The long table of every result, where it came from, and files that are whole or not there.
+"""The long table of every result, and where it came from.
 
 Columns: method, seed, epoch, split, task, metric, value. A task is a finding, or "macro" (the mean over the
 findings where the metric is defined; "<metric>_tasks" counts them) or "worst" (the lowest AUROC), or "run"
@@ -14,10 +14,12 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from deepchest_utils.files import write_atomic
 from deepchest_utils.metrics import macro
 
 COLUMNS = ["method", "seed", "epoch", "split", "task", "metric", "value"]
@@ -29,7 +31,7 @@ def task_rows(
     metrics: Mapping[str, Iterable[float]],
     tasks: Iterable[str],
     summarise: bool = True,
-) -> list[dict]:
+) -> list[dict[str, Any]]:
     """Rows of the long table: one a task and metric and, with `summarise`, macro and worst.
 
     base: method, seed, epoch and split. metrics: name -> (K,) values.
@@ -51,13 +53,15 @@ def task_rows(
     return rows
 
 
-def to_table(rows: list[dict]) -> pd.DataFrame:
+def to_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def environment_report() -> dict[str, object]:
     """Versions, commit and hardware: what a result depends on beside its configuration."""
     import torch
+
+    from deepchest_utils.distributed import ranks
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
@@ -68,6 +72,7 @@ def environment_report() -> dict[str, object]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "processes": ranks(),
         "gpu": gpu,
         "system": sys.platform,
     }
@@ -78,8 +83,8 @@ def _commit() -> str | None:
     one."""
     folder = Path(__file__).resolve().parent
     with suppress(OSError, subprocess.CalledProcessError):
-        run = {"cwd": folder, "capture_output": True, "text": True, "check": True}
-        commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], **run).stdout.strip()
+        run: dict[str, Any] = {"cwd": folder, "capture_output": True, "text": True, "check": True}
+        commit: str = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], **run).stdout.strip()
         changed = subprocess.run(["git", "status", "--porcelain", "-uno", "--", "."], **run).stdout.strip()
         return commit + ("+" if changed else "")
     return None
@@ -91,22 +96,6 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def write_atomic(path: str | Path, data: str | bytes) -> None:
-    """Write next to the target, flush to disk, rename: the file is the old one or the new one, never half of
-    it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def write_table(path: str | Path, table: pd.DataFrame) -> None:

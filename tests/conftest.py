@@ -6,6 +6,7 @@ shapes, and a module imported before the hook stays unchecked.
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -31,6 +32,21 @@ NIH_HEADERS = {  # the releases differ in how they write the columns that hold a
 MODES = ("L", "RGB", "RGBA", "I;16")
 
 
+TALLY = pytest.StashKey[Counter]()
+
+
+@pytest.fixture
+def tally(request) -> Callable[[str, int], None]:
+    """tally(what, number): add to what the session counts, for the line at its end."""
+    counts = request.config.stash.setdefault(TALLY, Counter())
+    return lambda what, number=1: counts.update({what: number})
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if counts := config.stash.get(TALLY, None):
+        terminalreporter.write_line(", ".join(f"{number} {what}" for what, number in counts.items()))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache_dir(tmp_path_factory) -> Iterator[Path]:
     """The cache of this test session, so that no test reads or writes the user's."""
@@ -38,6 +54,17 @@ def cache_dir(tmp_path_factory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DEEPCHEST_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Networks this small gain nothing from a second thread, and lose minutes to it where the cores are shared."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -27,16 +27,8 @@ NAN = torch.nan
 THIN = "resnet18_thin"
 K = 3
 ROWS = ("single_task", "cross_stitch", "mtan")
+pytestmark = pytest.mark.usefixtures("one_thread")
 each = pytest.mark.parametrize("architecture", ROWS)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Networks this small gain nothing from a second thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def make(architecture: str, num_tasks: int = K, backbone: str = THIN, **options) -> nn.Module:

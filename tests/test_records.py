@@ -1,9 +1,7 @@
-"""The long table, where it came from, and files that are whole or not there."""
+"""The long table, and where it came from."""
 
 import json
 import math
-import os
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,7 +14,6 @@ from deepchest_utils.records import (
     environment_report,
     task_rows,
     to_table,
-    write_atomic,
     write_json,
     write_table,
 )
@@ -77,44 +74,6 @@ def test_json_ends_with_a_line_and_comes_back(tmp_path):
     text = (tmp_path / "a.json").read_text()
     assert text.endswith("}\n")
     assert json.loads(text) == {"seed": 3, "where": str(tmp_path)}
-
-
-@pytest.mark.parametrize("data", ["text: é\n", b"\x00\xff"])
-def test_write_replaces_the_whole_file(tmp_path, data):
-    path = tmp_path / "file"
-    path.write_text("a much longer text than the new one, with an end that must not stay")
-    write_atomic(path, data)
-    assert path.read_bytes() == (data.encode() if isinstance(data, str) else data)
-    assert os.listdir(tmp_path) == ["file"]
-
-
-@pytest.mark.parametrize("step", ["replace", "fsync"])
-def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, step):
-    path = tmp_path / "file"
-    path.write_text("old")
-
-    def fail(*args):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(records.os, step, fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_atomic(path, "new")
-    assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["file"]
-
-
-def test_old_file_is_whole_until_the_new_one_is(tmp_path, monkeypatch):
-    path = tmp_path / "file"
-    path.write_text("old")
-    seen, replace = [], os.replace
-
-    def look(source, target):
-        seen.append((path.read_text(), Path(source).read_text()))
-        replace(source, target)
-
-    monkeypatch.setattr(records.os, "replace", look)
-    write_atomic(path, "new")
-    assert seen == [("old", "new")]
 
 
 def test_environment_report_says_what_a_result_depends_on():

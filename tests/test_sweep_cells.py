@@ -3,6 +3,9 @@
 import dataclasses
 import hashlib
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -241,3 +244,20 @@ def test_tuning_keeps_the_validation_score_alone():
     assert kept.rows.to_dict("records") == whole.to_dict("records")
     assert kept.replicates.size == 0 < full.replicates.size
     assert tuned.id == plain.id
+
+
+def test_threads_of_one_process_take_turns(monkeypatch):
+    """They share PyTorch's random state, which each run sets."""
+    inside, most = [], []
+
+    def slow(cell, threads, folder):
+        inside.append(cell)
+        most.append(len(inside))
+        time.sleep(0.05)
+        inside.remove(cell)
+        return cells.lost(cell, "")
+
+    monkeypatch.setattr(cells, "_run_cell", slow)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda seed: cells.run_cell(Cell("equal", replace(BASE, seed=seed)), 1), range(4)))
+    assert most == [1, 1, 1, 1]

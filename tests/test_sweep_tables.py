@@ -169,10 +169,10 @@ def test_what_another_sweep_wrote_just_before_is_not_lost(given, monkeypatch):
     """The tables are read once this sweep has the lock, not before."""
     alone = run_module.alone
 
-    def late(folder):
+    def late(folder, what):
         monkeypatch.setattr(run_module, "alone", alone)
         run_sweep(CELLS[:2], **given)
-        return alone(folder)
+        return alone(folder, what)
 
     monkeypatch.setattr(run_module, "alone", late)
     run_sweep(CELLS[1:], **given)

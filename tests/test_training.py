@@ -23,17 +23,10 @@ from deepchest_utils.training.loop import Loop
 K = len(FINDINGS)
 # small images have too few positives of the rare findings: that is what the warning says, and what some tests
 # want
-pytestmark = pytest.mark.filterwarnings("ignore::deepchest_utils.datasets.base.DataWarning")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Networks this small gain nothing from a second thread, and lose minutes to it where the cores are
-    shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::deepchest_utils.datasets.base.DataWarning"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 
 def phantom(**sizes) -> Splits:
@@ -483,13 +476,19 @@ def test_tables_are_long_and_whole(tiny, tmp_path):
     written = {path.name for path in tmp_path.iterdir()}
     assert written == {
         "calibration.json",
+        "checkpoint.previous.pt",
         "checkpoint.pt",
         "config.json",
         "environment.json",
         "history.csv",
+        "lock",
+        "seconds.csv",
         "test.csv",
     }
-    assert pd.read_csv(tmp_path / "history.csv").shape == run.history.shape
+    history, seconds = (pd.read_csv(tmp_path / name) for name in ("history.csv", "seconds.csv"))
+    assert len(history) + len(seconds) == len(run.history)
+    assert set(seconds.metric) == {"seconds"}
+    assert "seconds" not in set(history.metric)
 
 
 # options

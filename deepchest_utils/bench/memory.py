@@ -4,6 +4,7 @@ import gc
 import multiprocessing
 import re
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -44,5 +45,5 @@ def _peak(problem: Problem, method: str, steps: int) -> float:
 
 
 def _resident(name: str) -> float:
-    found = re.search(rf"{name}:\s+(\d+) kB", _STATUS.read_text())
+    found = cast("re.Match[str]", re.search(rf"{name}:\s+(\d+) kB", _STATUS.read_text()))
     return int(found[1]) / 1024

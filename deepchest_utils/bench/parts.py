@@ -7,9 +7,10 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -30,7 +31,8 @@ def phantom_splits(config: TrainConfig, **sizes: int) -> Splits:
     """What the parts are measured on; nothing is tested here, so the test split is small."""
     with warnings.catch_warnings():  # of splits too small to be scored
         warnings.simplefilter("ignore", DataWarning)
-        return load_dataset("phantom", None, config.image_size, num_test=64, **sizes)
+        options = cast("dict[str, Any]", sizes)  # a checker takes any name for any option
+        return load_dataset("phantom", None, config.image_size, num_test=64, **options)
 
 
 def bench_steps(
@@ -94,7 +96,7 @@ def bench_inputs(rounds: int, rng: np.random.Generator, large: int) -> pd.DataFr
         mapped = np.load(f"{folder}/images.npy", mmap_mode="r")
         paths = write_pngs(Path(folder), large, 1024, rng)
         kept = {"in memory": input_epoch(images), "memory map": input_epoch(mapped)}
-        groups = [
+        groups: list[tuple[int, int, Mapping[str, Callable[[], object]]]] = [
             (len(images), rounds, {"augmented": input_epoch(images, augmented=True)}),
             (len(images), rounds, kept),
             (large, max(3, rounds // 5), decoding_steps(paths, 64)),
@@ -125,7 +127,7 @@ def bench_starts(rounds: int, rng: np.random.Generator) -> pd.DataFrame:
     return table.assign(part="start")
 
 
-SETTINGS = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "fp32": {"channels_last": False},
     "fp32, channels last": {},
     "bf16": {"channels_last": False, "amp": "bf16"},
@@ -143,7 +145,7 @@ def bench_settings(
     steps = {name: Step(dataclasses.replace(problem, **options)) for name, options in SETTINGS.items()}
     first = []
     # without the cache, where the second benchmark would find what the first has compiled
-    with torch.compiler.config.patch(force_disable_caches=True):
+    with cast(Any, torch.compiler.config).patch(force_disable_caches=True):
         for step in steps.values():
             start = time.perf_counter()
             step()

@@ -2,6 +2,7 @@
 validation."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,10 +36,13 @@ class ThisProject:
     def epoch(self) -> float:
         self.loop.one_epoch()
         macro_auroc = {"split": "val", "task": "macro", "metric": "auroc"}
-        return next(row["value"] for row in reversed(self.loop.rows) if macro_auroc.items() <= row.items())
+        found: float = next(
+            row["value"] for row in reversed(self.loop.rows) if macro_auroc.items() <= row.items()
+        )
+        return found
 
 
-class Files(Dataset):
+class Files(Dataset[tuple[Tensor, Tensor]]):
     """An image a file, decoded and augmented by Pillow each time it is asked for."""
 
     def __init__(self, folder: Path, data: ChestXrays, augment: bool):
@@ -78,7 +82,7 @@ class PublishedStyle:
         correct, seen, running = [0] * tasks, 0, [0.0] * tasks
         for x, y in self.train:
             features = self.trunk(x)
-            total = 0.0
+            total: Any = 0.0  # from the first head on a tensor
             for k, head in enumerate(self.heads):
                 out = head(features)
                 loss = cross_entropy(out, y[:, k].long())
@@ -131,7 +135,7 @@ class TorchJDStyle:
             return _score(self.val, torch.cat([self.net(x) for x in self.inputs.split(256)]))
 
 
-RECIPES = {
+RECIPES: dict[str, type[ThisProject | PublishedStyle | TorchJDStyle]] = {
     "this project": ThisProject,
     "published recipe's style": PublishedStyle,
     "TorchJD's example's style": TorchJDStyle,

@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -22,8 +23,9 @@ from deepchest_utils.bench.parts import (
     phantom_splits,
 )
 from deepchest_utils.bench.steps import Problem
+from deepchest_utils.files import read_results, write_atomic
 from deepchest_utils.labels import METHOD_LABELS, method_family
-from deepchest_utils.records import environment_report, write_atomic
+from deepchest_utils.records import environment_report
 from deepchest_utils.training import TrainConfig
 from deepchest_utils.training.setup import resolve_device
 from deepchest_utils.weighting import METHODS
@@ -36,7 +38,7 @@ COSTLY = ("pcgrad", "upgrad")
 EVERY = tuple(
     m for m in METHOD_LABELS if method_family(m) in ("loss", "gradient") or m in ("equal", "deepchest")
 )
-BALANCING = tuple(m for m in EVERY if issubclass(METHODS[m], GradientBalancing))
+BALANCING = tuple(m for m in EVERY if issubclass(cast(type, METHODS[m]), GradientBalancing))
 BACKBONES = ("resnet18_thin", "resnet18", "densenet121")
 TASKS = (2, 4, 8, 14, 28, 56)
 
@@ -60,14 +62,17 @@ def quick_bench(device: str = "auto", seed: int = 0) -> pd.DataFrame:
     return with_machine(pd.concat(parts, ignore_index=True))
 
 
-def on_phantom(part: Callable[..., pd.DataFrame], config: TrainConfig, num_train: int, *rest) -> pd.DataFrame:
+def on_phantom(
+    part: Callable[..., pd.DataFrame], config: TrainConfig, num_train: int, *rest: Any
+) -> pd.DataFrame:
     """A part that trains, on so many phantoms, which are drawn when its turn comes."""
     return part(config, phantom_splits(config, num_train=num_train), *rest)
 
 
 def all_parts(device: str, rng: np.random.Generator) -> dict[str, Callable[[], pd.DataFrame]]:
     """Everything that notebook 06 reads, by name."""
-    parts, config = {}, TrainConfig(device=device)
+    config = TrainConfig(device=device)
+    parts: dict[str, Callable[[], pd.DataFrame]] = {}
     problems = {(b, k): Problem(b, k, device=device) for b, k in itertools.product(BACKBONES, TASKS)}
     for backbone, rounds, images in (("resnet18_thin", 800, 1024), ("resnet18", 250, 512)):
         problem, trained = problems[backbone, 14], dataclasses.replace(config, backbone=backbone)
@@ -102,7 +107,7 @@ def all_parts(device: str, rng: np.random.Generator) -> dict[str, Callable[[], p
 def full_bench(out: str | Path, device: str = "auto", seed: int = 0) -> pd.DataFrame:
     """All parts, in the table `out`, which grows with each; a part that it has is not measured again."""
     out, parts = Path(out), all_parts(device, np.random.default_rng(seed))
-    table = pd.read_csv(out) if out.exists() else pd.DataFrame({"measured": []})
+    table = read_results(out, ["measured"], "benchmark")
     for name, measure in tqdm(parts.items(), desc="bench", disable=None):
         if name not in set(table.measured):
             found = with_machine(measure().assign(measured=name))

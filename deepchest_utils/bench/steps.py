@@ -1,6 +1,7 @@
 """One training step of a method, and of the bare loop that is its limit."""
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -55,9 +56,12 @@ class Step:
             x = torch.randn(problem.batch_size, 1, problem.image_size, problem.image_size)
             y = (torch.rand(problem.batch_size, problem.num_tasks) < 0.1).float()
         y[0] = 1  # every task has both classes
-        self.net, self.x = (part.to(self.device, memory_format=layout) for part in (net, x))
+        # torch's stub of `to` has no memory format beside a device
+        self.net: MultiTaskNet = cast(Any, net).to(self.device, memory_format=layout)
+        self.x = x.to(self.device, memory_format=layout)
         self.y = y.to(self.device)
-        self.trunk = torch.compile(self.net.trunk) if problem.compiled else self.net.trunk
+        trunk = torch.compile(self.net.trunk) if problem.compiled else self.net.trunk
+        self.trunk = cast(nn.Module, trunk)  # a module when it is compiled, too
         self.whole = nn.Sequential(self.trunk, self.net.head)
         self.rule = None
         if method != BARE:
@@ -90,7 +94,7 @@ def passes_through_trunk(problem: Problem, method: str) -> int:
         nonlocal passes
         passes += 1
 
-    def watch(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+    def watch(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         # the first layer is the one whose input needs no gradient
         if isinstance(module, nn.Conv2d) and output.requires_grad and not inputs[0].requires_grad:
             output.register_hook(note)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -9,6 +10,7 @@ import torch
 from scipy.stats import quantile_test
 from tqdm import tqdm
 
+Name = TypeVar("Name", str, int)
 FEWEST = 5  # rounds: a median that one disturbed round cannot move far
 
 
@@ -19,7 +21,7 @@ def _wait() -> None:
 
 
 def take_turns(
-    steps: Mapping[str, Callable[[], object]],
+    steps: Mapping[Name, Callable[[], object]],
     rounds: int,
     rng: np.random.Generator,
     warmup: int = 2,
@@ -51,7 +53,7 @@ def take_turns(
     return pd.DataFrame(seconds, columns=names)
 
 
-def ratios(seconds: pd.DataFrame, baseline: str, level: float = 0.95) -> pd.DataFrame:
+def ratios(seconds: pd.DataFrame, baseline: str | int, level: float = 0.95) -> pd.DataFrame:
     """A row a step: `seconds`, its median; `ratio`, the median over rounds of the ratio to the baseline in the same
     round; `low` and `high`, an interval for that median from order statistics, which supposes nothing of the noise
     (NaN with too few rounds); `spread`, the distance between the quartiles of the ratio.

@@ -9,6 +9,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from threading import Lock
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,6 +26,7 @@ PATIENTS_SEED = (
     20_250_523  # of the bootstrap: every cell draws the same patients, so that cells can be compared
 )
 REPLICATES = 100
+ONE_AT_A_TIME = Lock()  # in a process: threads, as a Dask worker may have, share PyTorch's random state
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Outcome:
 
 
 def make_cells(
-    base: TrainConfig, lists: dict[str, Sequence], lr: dict[str, float] | None = None, tune: bool = False
+    base: TrainConfig, lists: dict[str, Sequence[Any]], lr: dict[str, float] | None = None, tune: bool = False
 ) -> list[Cell]:
     """The product of the lists, seed by seed: the first cells are one whole comparison.
 
@@ -115,6 +118,11 @@ def data_of(c: TrainConfig) -> Splits:
 def run_cell(cell: Cell, threads: int, folder: str | None = None) -> Outcome:
     """Train and test; whatever goes wrong in it is noted. folder: keeps the run's checkpoint, from which a stopped
     cell goes on."""
+    with ONE_AT_A_TIME:
+        return _run_cell(cell, threads, folder)
+
+
+def _run_cell(cell: Cell, threads: int, folder: str | None) -> Outcome:
     import torch
 
     torch.set_num_threads(threads)

@@ -1,23 +1,23 @@
 """`run_sweep`: every cell that is not finished yet, and the two tables that hold what came of them."""
 
-import fcntl
-import io
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
 from deepchest_utils.datasets.cache import PROJECT
-from deepchest_utils.records import COLUMNS, write_atomic
+from deepchest_utils.files import FileError, alone, brief, new_file, read_results, write_atomic
+from deepchest_utils.records import COLUMNS
 from deepchest_utils.sweep.cells import Cell, Outcome, data_of
 from deepchest_utils.sweep.workers import with_dask, with_joblib
 
 BACKENDS = ("joblib", "dask")
+TYPES = {"cell": str, "data": str, "commit": str}  # a hash may look like a number: 0123, or 12e3
 DIGITS = "%.7g"  # of a float32, and the same text whenever the same cell is run again
 
 
@@ -33,12 +33,18 @@ class Tables:
         self.cells_path = self.out.with_name(f"{self.out.stem}_cells.csv")
         self.summary_path = self.out.with_name(f"{self.out.stem}_summary.csv")
         self.replicates_path = self.out.with_name(f"{self.out.stem}_replicates.npz")
-        self.rows = read(self.out, ["cell", *COLUMNS])
-        self.cells = read(self.cells_path, ["cell", "status"])
+        self.rows = read_results(self.out, ["cell", *COLUMNS], "sweep", TYPES)
+        self.cells = read_results(self.cells_path, ["cell", "status"], "sweep", TYPES)
         self.replicates: dict[str, np.ndarray] = {}
         if self.replicates_path.exists():
-            with np.load(self.replicates_path, allow_pickle=False) as file:
-                self.replicates = dict(file)
+            try:
+                # opened here: of a damaged archive NumPy would leave its own handle open
+                with open(self.replicates_path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+                    self.replicates = dict(arrays)
+            except Exception as error:  # a damaged archive raises one of several types
+                raise FileError(
+                    f"{self.replicates_path}: not a readable archive of arrays ({brief(error)}). Choose another out."
+                ) from error
 
     def finished(self) -> set[str]:
         return set(self.cells.cell[self.cells.status == "done"])
@@ -49,9 +55,9 @@ class Tables:
         cell = outcome.cell.id
         if len(outcome.replicates):
             self.replicates[cell] = outcome.replicates
-            buffer = io.BytesIO()
-            np.savez_compressed(buffer, **self.replicates)
-            write_atomic(self.replicates_path, buffer.getvalue())
+            with new_file(self.replicates_path) as part, open(part, "wb") as file:
+                # a checker takes any name for that of an option
+                np.savez_compressed(file, **cast("dict[str, Any]", self.replicates))
         rows, record = outcome.rows[["cell", *COLUMNS]], pd.DataFrame([outcome.record])
         # as the file has them: what follows from the table is the same now and when it is read again
         rows = rows.assign(value=[float(DIGITS % value) for value in rows.value])
@@ -78,31 +84,6 @@ def _append(table: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     """One below the other; an empty table has no types worth keeping."""
     filled = [part for part in (table, rows) if len(part)]
     return pd.concat(filled, ignore_index=True) if filled else table
-
-
-def read(path: Path, columns: list[str]) -> pd.DataFrame:
-    """The table, or an empty one of these columns. Raises ValueError if it has others."""
-    if not path.exists():
-        return pd.DataFrame(columns=columns)
-    # a hash may look like a number: 0123, or 12e3
-    table = pd.read_csv(path, dtype={"cell": str, "data": str, "commit": str}, keep_default_na=True)
-    if missing := set(columns) - set(table.columns):
-        raise ValueError(f"{path} has no column {min(missing)!r}: no table of a sweep. Choose another out.")
-    return table
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Refuse a second sweep on the same tables."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"another sweep is at work in {folder}. Wait for it, or choose another out."
-            ) from None
-        yield
 
 
 def run_sweep(
@@ -135,14 +116,14 @@ def run_sweep(
     cells = list({cell.id: cell for cell in cells}.values())  # the same one twice would share a checkpoint
     tables = Tables(out)
     folder = Path(folder) if folder else PROJECT / "runs" / "sweeps" / tables.out.stem
-    with alone(folder):
+    with alone(folder, "sweep"):
         tables = Tables(out)  # once more: another sweep may have ended just now
         finished = tables.finished()
         if backend == "joblib":  # a cluster may have data that are not here
             tables.check_data(cells)
         tested = set(tables.rows.cell[tables.rows.split == "test"])  # not those that were there to tune
         waiting = [c for c in cells if c.id not in finished or not (c.tune or c.id in tested)]
-        if backend == "dask":
+        if scheduler is not None:  # of backend dask
             outcomes = with_dask(waiting, scheduler, threads)
         else:
             outcomes = with_joblib(waiting, jobs, threads, folder)

@@ -10,14 +10,22 @@ from torch import Tensor, nn
 
 from deepchest_utils.augment import of_pixels, see, to_input
 from deepchest_utils.datasets import ChestXrays
+from deepchest_utils.distributed import gathered, rank, ranks
 
 EVAL_BATCH, EVAL_BLOCK = 256, 2**22  # images at a time, and pixels at most: 83 images of 224 px
 BLOCK = 2**20  # pixels prepared at a time: 256 images of 64 px
 
 
 def epoch_shape(n: int, batch_size: int) -> tuple[int, int]:
-    """Steps of an epoch over n images, and images a step: whole batches only, at least one."""
+    """Steps of an epoch over n images, and images a step: whole batches only, at least one. Raises ValueError for a batch
+    of one, or one that the processes cannot share evenly."""
     size = min(batch_size, n)
+    if size < 2:
+        raise ValueError(
+            f"batch_size should be at least 2: batch normalisation compares images. Found {size}, of {n} training images."
+        )
+    if size % ranks():
+        raise ValueError(f"batch_size should be a multiple of the {ranks()} processes. Found {size}.")
     return n // size, size
 
 
@@ -42,17 +50,19 @@ def inputs(
     device: torch.device,
     memory_format: torch.memory_format,
     views: Float[Tensor, "steps b 8"] | None = None,
+    first: int = 0,
 ) -> Iterator[Float[Tensor, "b 1 h w"]]:
-    """The network's input in each step, augmented if there are views. Small images are prepared several batches at
-    a time: one alone is too little work to share among cores."""
+    """The network's input in each step from the `first` on, augmented if there are views. Small images are prepared several
+    batches at a time: one alone is too little work to share among cores."""
     several = max(1, BLOCK // (order.shape[1] * images[0].size))
-    for start in range(0, len(order), several):
+    # the same blocks whatever the first: a product of matrices may round otherwise in another company
+    for start in range(first // several * several, len(order), several):
         steps = slice(start, start + several)
         x = fetch(images, order[steps].ravel(), device)
         x = to_input(x) if views is None else see(x[:, None].float(), of_pixels(views[steps].flatten(0, 1)))
         if memory_format == torch.channels_last:  # what `to` does, but one channel needs no copy
             x = x.view(len(x), *x.shape[2:], 1).permute(0, 3, 1, 2)
-        yield from x.split(order.shape[1])
+        yield from x.split(order.shape[1])[max(0, first - start) :]
 
 
 @torch.no_grad()
@@ -67,11 +77,13 @@ def predict(
     net.eval()
     try:
         # one tensor for all: a small one left behind by each batch would keep the memory of large ones from reuse
-        logits = torch.empty(data.labels.shape, device=device)
+        each = -(-len(data) // ranks())  # images a process
+        logits = torch.zeros(each, data.labels.shape[1], device=device)
         size = max(1, min(EVAL_BATCH, EVAL_BLOCK // data.images[0].size))
-        for rows in np.split(np.arange(len(data)), range(size, len(data), size)):
-            x = to_input(fetch(data.images, rows, device))
-            logits[rows[0] : rows[-1] + 1] = net(x.to(memory_format=memory_format))
-        return logits.cpu().numpy()
+        own = np.arange(len(data))[rank() * each : (rank() + 1) * each]
+        for start in range(0, len(own), size):
+            x = to_input(fetch(data.images, own[start : start + size], device))
+            logits[start : start + len(x)] = net(x.to(memory_format=memory_format))
+        return gathered(logits)[: len(data)].cpu().numpy()
     finally:
         net.train(was_training)

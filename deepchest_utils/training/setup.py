@@ -1,21 +1,27 @@
 """Device, optimiser, schedule and autocast by name."""
 
+import os
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 
+from deepchest_utils.distributed import ranks
 from deepchest_utils.training.config import TrainConfig
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve_device(name: str) -> torch.device:
-    """ "auto" is cuda if there is one, else the CPU. Raises ValueError for a device that is unknown or not
-    there."""
+    """ "auto" is cuda if there is one, else the CPU; of several processes each has a GPU of its own. Raises ValueError for
+    a device that is unknown or not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and ranks() > 1:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -59,7 +65,7 @@ def make_schedule(
     return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=total_steps)
 
 
-def autocast(amp: str, device: torch.device) -> AbstractContextManager:
+def autocast(amp: str, device: torch.device) -> AbstractContextManager[object]:
     if amp == "off":
         return nullcontext()
     return torch.autocast(device.type, dtype=_DTYPES[amp])
@@ -70,11 +76,11 @@ class ScaleGradient(torch.autograd.Function):
     losses."""
 
     @staticmethod
-    def forward(ctx, losses, scale):
+    def forward(ctx: FunctionCtx, losses: Tensor, scale: Tensor) -> Tensor:
         ctx.save_for_backward(scale)
         return losses.view_as(losses)
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (scale,) = ctx.saved_tensors
         return gradient * scale, None

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable
 from functools import partial
+from typing import Any, cast
 
 from deepchest_utils.weighting.balance import IMTLG, MGDA, RGW, AlignedMTL, FairGrad, NashMTL
 from deepchest_utils.weighting.base import EpochReport, LossWeighting, Method
@@ -63,7 +64,9 @@ def check_names(name: str) -> None:
         )
 
 
-def make_method(name: str, num_tasks: int, inner_options: dict | None = None, **options) -> Method:
+def make_method(
+    name: str, num_tasks: int, inner_options: dict[str, Any] | None = None, **options: Any
+) -> Method:
     """A method by name, for K tasks.
 
     name: one of `METHODS`, or "A+B": loss weighting A composed over any method B (A's weights multiply the
@@ -89,7 +92,8 @@ def make_method(name: str, num_tasks: int, inner_options: dict | None = None, **
         if inner_options:
             raise ValueError(f"inner_options goes with a method A+B. Found {name!r}.")
         return method
-    return Composed(method, make_method(inner, num_tasks, **(inner_options or {})))
+    outer_method = cast(LossWeighting, method)  # any other is refused by Composed
+    return Composed(outer_method, make_method(inner, num_tasks, **(inner_options or {})))
 
 
 __all__ = [

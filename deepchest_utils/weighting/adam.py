@@ -8,6 +8,10 @@ from torch import Tensor, nn
 class Adam(nn.Module):
     """Adam (Kingma and Ba 2015, arXiv 1412.6980) with its usual constants, for K numbers that no optimiser holds."""
 
+    mean: Tensor
+    square: Tensor
+    count: Tensor
+
     def __init__(self, num_tasks: int):
         super().__init__()
         for name in ("mean", "square"):

@@ -51,7 +51,7 @@ class NashMTL(GradientBalancing):
         self.max_norm = max_norm
 
     def factors(self, matrix: Float[Tensor, "k p"], here: Bool[Tensor, " k"]) -> Float[Tensor, " n"]:
-        lengths = present(matrix, here).norm(dim=1)
+        lengths: Tensor = present(matrix, here).norm(dim=1)
         if (
             self.num_tasks == 1
         ):  # cvxpy cannot put such a problem: G a = 1 / a, within the limit if there is one
@@ -60,7 +60,8 @@ class NashMTL(GradientBalancing):
         # its problem has room for all tasks: a missing one stands at right angles to the others, as long as their
         # mean, and leaves their solution as it is
         beside = torch.diag(lengths.mean() * ~here)
-        return self._aggregator[0].weighting(torch.cat([matrix, beside], dim=1))[here]
+        found: Tensor = self._aggregator[0].weighting(torch.cat([matrix, beside], dim=1))
+        return found[here]
 
 
 class AlignedMTL(GradientBalancing):

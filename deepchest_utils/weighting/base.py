@@ -2,6 +2,7 @@
 `end_epoch` after an epoch, state in `state_dict()`."""
 
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -34,21 +35,24 @@ class Method(nn.Module):
     """
 
     looks_after_step = False
+    _used: Tensor
+    _steps: Tensor
 
     def __init__(self, num_tasks: int):
         super().__init__()
         if num_tasks < 1:
             raise ValueError(f"num_tasks should be at least 1. Found {num_tasks}.")
         self.num_tasks = num_tasks
-        self._used, self._steps = None, 0  # of the epoch under way: not state, an epoch starts with none
+        # of the epoch under way: an epoch that is left in the middle goes on with them
+        self.register_buffer("_used", torch.zeros(num_tasks, dtype=torch.float64))
+        self.register_buffer("_steps", torch.zeros((), dtype=torch.float64))
 
     @property
     def weights(self) -> Float[Tensor, " k"]:
         """(K,) task weights in force, for the log. A method that sets them anew in each step: their mean over
         the epoch so far; ones if it has none."""
-        if self._used is None:
-            return torch.ones(self.num_tasks, dtype=torch.float64)
-        return self._used / self._steps
+        ones = torch.ones_like(self._used)
+        return torch.where(self._steps > 0, self._used / self._steps.clamp(min=1), ones)
 
     @property
     def raw_weights(self) -> Float[Tensor, " k"]:
@@ -57,8 +61,7 @@ class Method(nn.Module):
 
     def record(self, weights: Float[Tensor, " k"]) -> None:
         """Note the weights of one step for the log. Stays on the device."""
-        used = weights.detach().double()
-        self._used = used.clone() if self._used is None else self._used + used
+        self._used += weights.detach().double()
         self._steps += 1
 
     def begin(self, prevalence: Float[Tensor, " k"]) -> None:
@@ -66,8 +69,8 @@ class Method(nn.Module):
         default."""
 
     def backward(self, losses: Float[Tensor, " k"], features: Float[Tensor, "b *f"] | None = None) -> None:
-        """Add to `.grad` of trunk and heads. losses: (K,), 0 without gradient for a task not in the batch.
-        features: the trunk's output."""
+        """Add to `.grad` of trunk and heads. losses: (K,), 0 without gradient for a task not in the batch; one that is NaN
+        makes the gradients NaN. features: the trunk's output."""
         raise NotImplementedError
 
     def after_step(self, losses: Float[Tensor, " k"]) -> None:
@@ -75,7 +78,8 @@ class Method(nn.Module):
 
     def end_epoch(self, report: EpochReport) -> None:
         """Learn from the epoch. Whoever overrides it calls this one too: it starts the log of the next."""
-        self._used, self._steps = None, 0
+        self._used.zero_()
+        self._steps.zero_()
 
 
 class LossWeighting(Method):
@@ -97,7 +101,7 @@ class Scalarization(LossWeighting):
         losses = losses.view_as(losses)  # a tensor of our own: whoever called keeps no gradient of it
         losses.retain_grad()
         self(losses).backward()
-        self.record(losses.grad)
+        self.record(cast(Tensor, losses.grad))
 
 
 def in_batch(losses: Float[Tensor, " k"]) -> Bool[Tensor, " k"]:

@@ -38,6 +38,9 @@ class DeepChest(LossWeighting):
     on a device that has it.
     """
 
+    _raw_weights: Tensor
+    previous_loss: Tensor
+
     def __init__(
         self,
         num_tasks: int,
@@ -91,11 +94,13 @@ class DeepChest(LossWeighting):
         """One step of the rule. scores: (K,), higher is better; NaN = task not scored this time, its weight
         stays.
 
-        Raises ValueError for another shape.
+        Raises ValueError for another shape, or a score that is infinite.
         """
         s = torch.as_tensor(scores, dtype=torch.float64, device=self._raw_weights.device).detach()
         if s.shape != (self.num_tasks,):
             raise ValueError(f"scores should have shape ({self.num_tasks},). Found {tuple(s.shape)}.")
+        if s.isinf().any():
+            raise ValueError(f"scores should be finite, or NaN if there is none. Found {s.tolist()}.")
         # summed in one order and from the lowest up: the rule knows no order of tasks, and equal scores have
         # exactly their value as the mean
         ranked = s.sort().values

@@ -16,6 +16,8 @@ class DWA(LossWeighting):
     its last ones, and counts as r_k = 1 until it has two.
     """
 
+    previous: Tensor
+
     def __init__(self, num_tasks: int, temperature: float = 2.0):
         super().__init__(num_tasks)
         if not 0 < temperature < float("inf"):

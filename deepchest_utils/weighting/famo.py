@@ -20,6 +20,7 @@ class FAMO(Scalarization):
     """
 
     looks_after_step = True
+    xi: Tensor
 
     def __init__(self, num_tasks: int, lr: float = 0.025, gamma: float = 1e-3):
         super().__init__(num_tasks)
@@ -29,7 +30,7 @@ class FAMO(Scalarization):
         self.lr, self.gamma = lr, gamma
         self.register_buffer("xi", torch.zeros(num_tasks, dtype=torch.float64))  # the logits
         self.adam = Adam(num_tasks)
-        self._before = None
+        self._before: Tensor | None = None
 
     def forward(self, losses: Float[Tensor, " k"]) -> Float[Tensor, ""]:
         self._before = losses.detach()

@@ -2,12 +2,14 @@
 
 import warnings
 from importlib import import_module
+from typing import Any, cast
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from deepchest_utils.distributed import from_first, gathered, share, total
 from deepchest_utils.weighting.base import Method, in_batch
 from deepchest_utils.weighting.shared import parameters_below
 
@@ -30,7 +32,7 @@ class GradientBalancing(Method):
     Raises ValueError for an unknown level, and where a solver is not installed.
     """
 
-    def __init__(self, num_tasks: int, aggregator: str, level: str = "parameters", **options):
+    def __init__(self, num_tasks: int, aggregator: str, level: str = "parameters", **options: Any):
         super().__init__(num_tasks)
         if level not in LEVELS:
             raise ValueError(f"level should be one of {', '.join(LEVELS)}. Found {level!r}.")
@@ -38,7 +40,7 @@ class GradientBalancing(Method):
         made = make_aggregator(aggregator, **options)
         # in a list, so that torch does not take it for a submodule: its buffers come and go, and a state_dict
         # that had them could not be loaded. What it must remember is in get_extra_state
-        self._aggregator = [made]
+        self._aggregator: list[Any] = [made]
 
     @property
     def _memory(self) -> torch.nn.Module | None:
@@ -50,10 +52,15 @@ class GradientBalancing(Method):
     def combine(self, jacobian: Float[Tensor, "k p"], here: Bool[Tensor, " k"]) -> Float[Tensor, " p"]:
         """The aggregator's vector for a Jacobian with a row a task. here: the tasks in the batch."""
         matrix, aggregator = jacobian.float(), self._aggregator[0]
+        if (
+            not matrix.isfinite().all()
+        ):  # solvers would fail, or never end: a loss of NaN is to be seen in the gradients
+            return jacobian.sum(0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # cvxpy warns of an inexact solution, and of how TorchJD calls it
             if not isinstance(aggregator, import_module("torchjd.aggregation").WeightedAggregator):
-                return aggregator(present(matrix, here)).to(jacobian)
+                vector: Tensor = aggregator(present(matrix, here))
+                return vector.to(jacobian)
             found = self.factors(matrix, here)
         used = matrix.new_zeros(self.num_tasks)
         used[here] = found.to(matrix)
@@ -62,7 +69,8 @@ class GradientBalancing(Method):
 
     def factors(self, matrix: Float[Tensor, "k p"], here: Bool[Tensor, " k"]) -> Float[Tensor, " n"]:
         """What the aggregator gives the gradients of the N tasks in the batch."""
-        return self._aggregator[0].weighting(present(matrix, here))
+        found: Tensor = self._aggregator[0].weighting(present(matrix, here))
+        return found
 
     def backward(self, losses: Float[Tensor, " k"], features: Float[Tensor, "b *f"] | None = None) -> None:
         if features is None:
@@ -82,7 +90,9 @@ class GradientBalancing(Method):
         (jacobian,) = torch.autograd.grad(
             losses, features, one_a_task, retain_graph=True, is_grads_batched=True
         )
-        combined = self.combine(jacobian.flatten(1), here).view_as(features)
+        # each image has columns of its own: of those of all processes, ours come back
+        combined = self.combine(gathered(jacobian, dim=1).flatten(1), here)
+        combined = share(combined.view(-1, *features.shape[1:]))
         # one pass for all: the heads get their own gradients, and below the features the combined one goes on
         handle = features.register_hook(lambda _: combined)
         losses.sum().backward()
@@ -98,7 +108,7 @@ class GradientBalancing(Method):
             # one after the other: all at once is no faster and keeps every task's maps
             gradients = torch.autograd.grad(loss, trunk, retain_graph=True)
             torch.cat([g.flatten() for g in gradients], out=row)
-        combined = self.combine(jacobian, here)
+        combined = from_first(self.combine(total(jacobian), here))
         if heads:
             losses.sum().backward(inputs=heads)
         for parameter, gradient in zip(trunk, combined.split([p.numel() for p in trunk]), strict=True):
@@ -114,14 +124,15 @@ class GradientBalancing(Method):
         return {name: v for name, v in {**found, **arrays}.items() if v is not None}
 
     def set_extra_state(self, state: dict[str, Tensor | float]) -> None:
-        memory = self._memory
+        memory: Any = self._memory  # its type depends on the aggregator
         if memory is None:
             return
         memory.reset()
         if "_phi_t" in state:
-            memory._phi_t = state["_phi_t"].clone().cpu()
+            memory._phi_t = cast(Tensor, state["_phi_t"]).clone().cpu()
         if state.get("step"):  # Nash-MTL sets its problem up in its first step only
-            memory.step, memory.prvs_alpha = state["step"], state["prvs_alpha"].cpu().numpy().copy()
+            alpha = cast(Tensor, state["prvs_alpha"])
+            memory.step, memory.prvs_alpha = state["step"], alpha.cpu().numpy().copy()
             memory._init_optim_problem()
 
 
@@ -131,14 +142,15 @@ def present(matrix: Float[Tensor, "k p"], here: Bool[Tensor, " k"]) -> Float[Ten
     return matrix if here.all() else matrix[here]
 
 
-def make_aggregator(name: str, **options) -> torch.nn.Module:
+def make_aggregator(name: str, **options: Any) -> torch.nn.Module:
     """An aggregator of TorchJD. It and its solvers are imported here, not with the package: cvxpy alone takes a
     second.
 
     Raises ValueError for an option out of bounds, or a solver that is not installed, with what to install.
     """
     try:
-        return getattr(import_module("torchjd.aggregation"), name)(**options)
+        made: torch.nn.Module = getattr(import_module("torchjd.aggregation"), name)(**options)
+        return made
     except ImportError as error:
         raise ValueError(
             f"{name} needs a solver that is not installed ({error}). Install the extra `solvers`: "

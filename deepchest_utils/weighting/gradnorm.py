@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from deepchest_utils.distributed import total
 from deepchest_utils.weighting.adam import Adam
 from deepchest_utils.weighting.base import Method, in_batch
 from deepchest_utils.weighting.shared import last_shared_layer
@@ -19,6 +20,9 @@ class GradNorm(Method):
     the weights' own Adam, the paper's. A task without a label in the batch takes no part in the step. One forward
     and backward pass, and K backward passes down to W alone. Raises ValueError for features with a row a task.
     """
+
+    current: Tensor
+    first_loss: Tensor
 
     def __init__(self, num_tasks: int, alpha: float = 1.5, lr: float = 0.025):
         super().__init__(num_tasks)
@@ -46,7 +50,7 @@ class GradNorm(Method):
             )
         layer = last_shared_layer(features)
         norms = torch.stack(
-            [torch.autograd.grad(loss, layer, retain_graph=True)[0].norm() for loss in losses]
+            [total(torch.autograd.grad(loss, layer, retain_graph=True)[0]).norm() for loss in losses]
         )
         (losses @ self.current.to(losses)).backward()
         self.learn(losses.detach().double(), norms.double())

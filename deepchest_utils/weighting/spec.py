@@ -1,9 +1,10 @@
 """A method with its options in one word, as tables and the command line name it."""
 
 import ast
+from typing import Any, cast
 
 
-def parse_method(spec: str) -> tuple[str, dict]:
+def parse_method(spec: str) -> tuple[str, dict[str, Any]]:
     """The name and the options, for `make_method`, of `deepchest`, `deepchest(floor=0.25)`, or
     `deepchest(normalize=True)+pcgrad(level="features")`.
 
@@ -15,7 +16,7 @@ def parse_method(spec: str) -> tuple[str, dict]:
         raise ValueError(
             f"a method should read NAME, NAME(option=value, ...) or A+B of these. Found {spec!r}."
         ) from None
-    options: dict = {}
+    options: dict[str, Any] = {}
     for _, own in reversed(terms):  # each term's options hold those of the terms after it
         options = {**own, **({"inner_options": options} if options else {})}
     return "+".join(name for name, _ in terms), options
@@ -27,12 +28,12 @@ def _terms(tree: ast.expr) -> list[ast.expr]:
     return [tree]
 
 
-def _term(tree: ast.expr) -> tuple[str, dict]:
+def _term(tree: ast.expr) -> tuple[str, dict[str, Any]]:
     match tree:
         case ast.Name(id=name):
             return name, {}
         case ast.Call(func=ast.Name(id=name), args=[], keywords=keywords):
             options = {k.arg: ast.literal_eval(k.value) for k in keywords}
             if len(options) == len(keywords) and None not in options:  # no option twice, no **
-                return name, options
+                return name, cast("dict[str, Any]", options)
     raise ValueError

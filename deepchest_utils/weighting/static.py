@@ -30,12 +30,14 @@ class Static(LossWeighting):
     positive counts as one half of one in a thousand).
     """
 
+    values: Tensor
+
     def __init__(self, num_tasks: int, values: Sequence[float] | Tensor | str):
         super().__init__(num_tasks)
         if isinstance(values, str) and values != INVERSE:
             raise ValueError(f"values should be {num_tasks} numbers or {INVERSE!r}. Found {values!r}.")
         self.from_prevalence = isinstance(values, str)
-        given = torch.ones(num_tasks) if self.from_prevalence else values
+        given = torch.ones(num_tasks) if isinstance(values, str) else values
         self.register_buffer("values", as_weights("values", given, num_tasks))
 
     @property

@@ -17,6 +17,9 @@ class STCH(Scalarization):
     batch are left out.
     """
 
+    nadir: Tensor
+    warm: Tensor
+
     def __init__(self, num_tasks: int, mu: float = 1.0, warmup: int = 4):
         super().__init__(num_tasks)
         if not 0 < mu < float("inf"):

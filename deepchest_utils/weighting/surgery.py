@@ -1,6 +1,8 @@
 """Gradient surgery: methods that look for tasks whose gradients conflict. Each takes `level`, see
 `GradientBalancing`; hyper-parameters have the papers' values."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -37,7 +39,8 @@ class GradVac(GradientBalancing):
         super().__init__(num_tasks, "GradVac", level, beta=beta)
 
     def factors(self, matrix: Float[Tensor, "k p"], here: Bool[Tensor, " k"]) -> Float[Tensor, " n"]:
-        memory, rows = self._memory, here.nonzero().flatten().cpu()
+        memory: Any = self._memory  # its type depends on the aggregator; GradVac's always has one
+        rows = here.nonzero().flatten().cpu()
         means = torch.zeros(len(here), len(here)) if memory._phi_t is None else memory._phi_t
         # the running means of the pairs in the batch take part, the others wait; without its key it would start anew
         memory._phi_t, memory._state_key = means[rows][:, rows], (len(rows), matrix.dtype)

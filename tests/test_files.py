@@ -1,0 +1,169 @@
+"""Files that are whole or not there, whatever ends the writing; folders that one process at a time works in."""
+
+import errno
+import multiprocessing
+import os
+import resource
+import socket
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deepchest_utils import files
+from deepchest_utils.datasets.cache import cached_images
+from deepchest_utils.files import FileError, alone, new_file, read_results, write_atomic
+from deepchest_utils.training.checkpoint import save_checkpoint
+
+
+@pytest.mark.parametrize("data", ["text: é\n", b"\x00\xff"])
+def test_write_replaces_the_whole_file(tmp_path, data):
+    path = tmp_path / "file"
+    path.write_text("a much longer text than the new one, with an end that must not stay")
+    write_atomic(path, data)
+    assert path.read_bytes() == (data.encode() if isinstance(data, str) else data)
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("step", ["replace", "fsync"])
+def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, step):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files.os, step, fail)
+    with pytest.raises(
+        FileError, match=r"file: cannot be written \(No space left on device\)\. Free some space"
+    ):
+        write_atomic(path, "new")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_old_file_is_whole_until_the_new_one_is(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    path.write_text("old")
+    seen, replace = [], os.replace
+
+    def look(source, target):
+        seen.append((path.read_text(), Path(source).read_text()))
+        replace(source, target)
+
+    monkeypatch.setattr(files.os, "replace", look)
+    write_atomic(path, "new")
+    assert seen == [("old", "new")]
+
+
+@contextmanager
+def small_disk(size: int):
+    """No file of this process can grow beyond `size` bytes: what a full disk is, from the system's own mouth."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def block():
+    yield 0, np.ones((4, 100, 100), np.uint8)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda folder: write_atomic(folder / "file", b"x" * 40_000),
+        lambda folder: save_checkpoint(folder, {"numbers": list(range(20_000))}),
+        lambda folder: cached_images("some", "key", (4, 100, 100), block, folder),
+    ],
+    ids=["bytes", "checkpoint", "cache"],
+)
+def test_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path, write):
+    with (
+        small_disk(10_000),
+        pytest.raises(FileError, match=r"cannot be written \(File too large\)\. Free some space"),
+    ):
+        write(tmp_path)
+    assert os.listdir(tmp_path) == []
+    write(tmp_path)
+    assert len(os.listdir(tmp_path)) == 1
+
+
+def test_folder_that_cannot_be_written_to(tmp_path):
+    (tmp_path / "a_file").write_text("")
+    with pytest.raises(FileError, match=r"new: cannot be written \(.*Choose a folder that can be written to"):
+        write_atomic(tmp_path / "a_file" / "new", "text")
+    with pytest.raises(FileError, match=r"lock: cannot be written"), alone(tmp_path / "a_file", "run"):
+        pass
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")
+def test_read_only_folder(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(FileError, match=r"Permission denied.*Choose a folder"):
+        write_atomic(tmp_path / "new", "text")
+    tmp_path.chmod(0o700)
+
+
+def test_what_a_killed_process_left_is_cleared_and_nothing_else(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+    host = socket.gethostname()
+    left = tmp_path / f".file.{host}-{ended.pid}.part"
+    kept = [
+        tmp_path / f".file.{host}-{os.getppid()}.part",  # of a process at work
+        tmp_path / f".file.another_host-{ended.pid}.part",
+        tmp_path / f".other.{host}-{ended.pid}.part",
+    ]
+    for path in (left, *kept):
+        path.write_text("half")
+    write_atomic(tmp_path / "file", "whole")
+    assert not left.exists()
+    assert all(path.exists() for path in kept)
+
+
+def test_the_error_of_the_block_is_its_own(tmp_path):
+    with pytest.raises(ZeroDivisionError), new_file(tmp_path / "file") as part:
+        part.write_text(str(1 / 0))
+    assert os.listdir(tmp_path) == []
+
+
+def hold(folder: Path, ready, end) -> None:
+    with alone(folder, "run"):
+        ready.set()
+        end.wait(60)
+
+
+def test_second_process_in_a_folder_is_refused_until_the_first_is_gone(tmp_path):
+    context = multiprocessing.get_context("fork")
+    ready, end = context.Event(), context.Event()
+    other = context.Process(target=hold, args=(tmp_path, ready, end))
+    other.start()
+    assert ready.wait(60)
+    with pytest.raises(FileError, match=f"another run is at work in {tmp_path}"), alone(tmp_path, "run"):
+        pass
+    other.kill()
+    other.join()
+    with alone(tmp_path, "run"):
+        pass
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b'a,b\n1,2,3\n"4'])
+def test_results_that_are_no_table(tmp_path, content):
+    path = tmp_path / "results.csv"
+    path.write_bytes(content)
+    with pytest.raises(FileError, match=r"results\.csv: not a readable table .* Choose another out"):
+        read_results(path, ["cell"], "sweep")
+
+
+def test_results_of_something_else(tmp_path):
+    path = tmp_path / "results.csv"
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(FileError, match=r"has no column 'cell': no table of a sweep"):
+        read_results(path, ["cell", "a"], "sweep")
+    assert list(read_results(tmp_path / "none.csv", ["cell", "a"], "sweep").columns) == ["cell", "a"]
