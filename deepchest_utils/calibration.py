@@ -1,8 +1,14 @@
 """Probabilities that mean what they say: Platt's scaling (Platt 1999) of each finding's logit, fitted on validation."""
 
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 from jaxtyping import Float
 from scipy.optimize import minimize
+
+from deepchest_utils.files import FileError, brief
 
 CALIBRATION = "calibration.json"  # in the folder of a run: finding -> [slope, offset]
 
@@ -24,7 +30,9 @@ def fit_calibration(
         if 0 < count < len(x):
             target = np.where(positive, (count + 1) / (count + 2), 1 / (len(x) - count + 2))
 
-            def loss(at, x=x, target=target):
+            def loss(
+                at: np.ndarray, x: np.ndarray = x, target: np.ndarray = target
+            ) -> tuple[np.floating, np.ndarray]:
                 z = at[0] * x + at[1]
                 error = 1 / (1 + np.exp(-z.clip(-700, 700))) - target
                 return np.mean(np.logaddexp(0, z) - target * z), np.array(
@@ -40,4 +48,20 @@ def calibrate(
 ) -> Float[np.ndarray, "n k"]:
     """Probabilities, (N, K)."""
     z = logits * calibration[:, 0] + calibration[:, 1]
-    return 1 / (1 + np.exp(-z.clip(-700, 700)))
+    probabilities: np.ndarray = 1 / (1 + np.exp(-z.clip(-700, 700)))
+    return probabilities
+
+
+def read_calibration(path: Path, findings: Sequence[str]) -> Float[np.ndarray, "k 2"]:
+    """The file of a run, in the order of `findings`. Raises FileError if it is of others, or no calibration."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        pairs = np.array([found[name] for name in findings], dtype=float)
+        if pairs.shape == (len(findings), 2) and np.isfinite(pairs).all():
+            return pairs
+        reason = f"found {pairs.shape} numbers"
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
+        reason = brief(error)
+    raise FileError(
+        f"{path}: should have a slope and an offset for each of {', '.join(findings)} ({reason})."
+    )

@@ -115,6 +115,10 @@ def test_image_too_small_and_other_architectures_are_refused():
         default_layers(net, 4)
     with pytest.raises(ValueError, match=r"net should be a MultiTaskNet.*CrossStitch"):
         default_layers(ARCHITECTURES["cross_stitch"]("resnet18_thin", 2, 64, False, None), 64)
+    with pytest.raises(ValueError, match=r"net should be a MultiTaskNet.*CrossStitch"):
+        heat_maps(
+            CrossStitch("resnet18_thin", 2, 64), np.zeros((1, 64, 64), np.uint8), [0], layers=["layer1"]
+        )
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,10 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int, UInt8
 
+from deepchest_utils.files import FileError
 
-class DataError(ValueError):
+
+class DataError(FileError):
     """A file, a table or a column is not what it should be; the message names it, what was found and what to
     do."""
 
@@ -26,7 +28,7 @@ class ChestXrays:
     images: (N, H, W) uint8, in memory or memory-mapped. labels: (N, K) float32, 1 present, 0 absent, NaN
     unknown.
     patients: (N,) int64. findings: K names. ids: N names, a file's or the number of the image.
-    Raises DataError for lengths that differ, labels other than 0, 1 and NaN, or no image at all.
+    Raises DataError for lengths that differ, images that are not uint8, labels other than 0, 1 and NaN, or no image at all.
     """
 
     images: UInt8[np.ndarray, "n h w"]
@@ -35,10 +37,12 @@ class ChestXrays:
     findings: tuple[str, ...]
     ids: np.ndarray
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         lengths = {name: len(getattr(self, name)) for name in ("images", "labels", "patients", "ids")}
         if len(set(lengths.values())) != 1:
             raise DataError(f"images, labels, patients and ids should have one length. Found {lengths}.")
+        if self.images.dtype != np.uint8:
+            raise DataError(f"images should be uint8. Found {self.images.dtype}.")
         if lengths["images"] == 0:
             raise DataError("a split should hold at least one image. Found none.")
         if self.labels.shape[1] != len(self.findings):
@@ -69,7 +73,8 @@ class ChestXrays:
     def prevalence(self) -> Float[np.ndarray, " k"]:
         """(K,) share of positives among the known labels; NaN for a finding without a known label."""
         known = (~np.isnan(self.labels)).sum(0)
-        return np.nansum(self.labels, axis=0) / np.where(known == 0, np.nan, known)
+        share: np.ndarray = np.nansum(self.labels, axis=0) / np.where(known == 0, np.nan, known)
+        return share
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ class Splits:
     split: str
     patients_known: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.split != "image":
             self._check_patients()
         without = {
@@ -105,7 +110,7 @@ class Splits:
                 stacklevel=3,
             )
 
-    def _check_patients(self):
+    def _check_patients(self) -> None:
         names = list(self.parts)
         for i, first in enumerate(names):
             for second in names[i + 1 :]:

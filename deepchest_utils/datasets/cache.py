@@ -6,9 +6,12 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from jaxtyping import UInt8
+
+from deepchest_utils.files import FileError, brief, new_file
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -52,20 +55,22 @@ def cached_images(
     folder = Path(cache_dir) if cache_dir is not None else default_cache_dir()
     path = folder / f"{name}-{key}.npy"
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.part")
-        try:
-            array = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
+        with new_file(path) as part:
+            new = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
+            if hasattr(
+                os, "posix_fallocate"
+            ):  # else a full disk would show as a bus error in the middle of it
+                with open(part, "rb+") as file:
+                    os.posix_fallocate(file.fileno(), 0, part.stat().st_size)
             for start, rows in make():
-                array[start : start + len(rows)] = rows
-            array.flush()
-            del array
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
-    if array.shape != shape or array.dtype != np.uint8:
-        raise ValueError(
-            f"{path} should hold uint8 {shape}. Found {array.dtype} {array.shape}: delete it and run again."
-        )
-    return array
+                new[start : start + len(rows)] = rows
+            new.flush()
+            del new
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        found = f"{array.dtype} {array.shape}"
+    except (ValueError, EOFError, OSError) as error:
+        array, found = None, f"no array ({brief(error)})"
+    if array is None or array.shape != shape or array.dtype != np.uint8:
+        raise FileError(f"{path} should hold uint8 {shape}. Found {found}: delete it and run again.")
+    return cast(np.ndarray, array)

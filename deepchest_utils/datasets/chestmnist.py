@@ -2,16 +2,17 @@
 arXiv 2110.14795)."""
 
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
 from deepchest_utils.datasets.base import ChestXrays, DataError, Splits
+from deepchest_utils.datasets.download import download as fetch
 from deepchest_utils.datasets.splits import limit_images
 from deepchest_utils.findings import FINDINGS
 
 SIZES = (28, 64, 128, 224)
+NUM_IMAGES = 112_120  # of NIH ChestX-ray14
 
 
 def load_chestmnist(
@@ -22,7 +23,7 @@ def load_chestmnist(
     seed: int = 0,
 ) -> Splits:
     """MedMNIST's own split of the NIH images; `chestmnist_<size>.npz` is taken from `root`, or downloaded
-    there and checked by MD5.
+    there, checked by MD5 and resumed if it was stopped.
 
     root: default `data/raw` in the repository. The package does not say which images belong to one patient,
     so each image counts as a patient of its
@@ -40,18 +41,14 @@ def load_chestmnist(
     if not path.is_file():
         if not download:
             raise DataError(f"{path}: no such file, and download=False.")
-        root.mkdir(parents=True, exist_ok=True)
+        info, suffix = medmnist.INFO["chestmnist"], "" if image_size == 28 else f"_{image_size}"
+        fetch(info[f"url{suffix}"], path, info[f"MD5{suffix}"])
+    _refuse_bomb(path, image_size)
     parts, offset = [], 0
     for name in ("train", "val", "test"):
-        missing = not path.is_file()
         try:
-            part = medmnist.ChestMNIST(split=name, root=str(root), size=image_size, download=missing)
-        except RuntimeError as error:
-            # a download of the wrong MD5 stays on disk, and would be taken unchecked next time
-            if missing:
-                path.unlink(missing_ok=True)
-            raise DataError(f"{path}: {' '.join(str(error).split())}") from None
-        except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, OSError, EOFError) as error:
+            part = medmnist.ChestMNIST(split=name, root=str(root), size=image_size)
+        except Exception as error:  # a damaged file raises some ten types, MemoryError among them
             raise DataError(
                 f"{path}: not a readable ChestMNIST file ({error}). Delete it and run again."
             ) from None
@@ -75,4 +72,20 @@ def load_chestmnist(
             )
         )
         offset += len(rows)
-    return Splits(*parts, name="chestmnist", split="official", patients_known=False)
+    train, val, test = parts
+    return Splits(train, val, test, name="chestmnist", split="official", patients_known=False)
+
+
+def _refuse_bomb(path: Path, image_size: int) -> None:
+    """Before anything is unpacked: no array may claim more than NIH has images."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            claimed = sum(entry.file_size for entry in archive.infolist())
+    except Exception as error:
+        raise DataError(
+            f"{path}: not a readable ChestMNIST file ({error}). Delete it and run again."
+        ) from None
+    if claimed > (most := 2 * NUM_IMAGES * (image_size**2 + len(FINDINGS))):
+        raise DataError(
+            f"{path}: would unpack to {claimed:,} bytes, and {most:,} is the most it should hold."
+        )

@@ -60,6 +60,7 @@ def read_csv_table(
         raise DataError(f"{path}: column {patient_column!r} is empty in row {(patients == '').idxmax() + 2}.")
     return Table(
         name="csv",
+        source=path,
         paths=[paths[i] for i in rows],
         ids=np.array(names)[rows],
         labels=labels[rows],

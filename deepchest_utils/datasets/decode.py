@@ -14,6 +14,7 @@ from deepchest_utils.datasets.base import DataError
 from deepchest_utils.datasets.cache import cache_key, cached_images
 
 MAX_PIXELS = 50_000_000  # the largest NIH original has 13 million; more is refused before it is decoded
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "PPM", "WEBP")  # others, as EPS, hand the file to a program
 BLOCK = 16  # images a job
 
 
@@ -22,8 +23,9 @@ def decode(path: Path, size: int) -> UInt8[np.ndarray, "{size} {size}"]:
 
     Alpha is ignored; 16-bit files keep their upper 8 bits. Raises DataError naming the file.
     """
+    image: Image.Image
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(
                     f"{path}: an image should have at most {MAX_PIXELS:,} pixels. Found {image.width} x {image.height}."

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from deepchest_utils.datasets.base import DataError, Splits
 from deepchest_utils.datasets.chestmnist import load_chestmnist
@@ -11,22 +12,43 @@ from deepchest_utils.datasets.nih import read_nih
 from deepchest_utils.datasets.phantom import load_phantom
 from deepchest_utils.datasets.table import splits_from_table
 
+_Folder = str | Path | None
 
-def _phantom(root, image_size, seed, split, cache_dir, **options) -> Splits:
+
+def _phantom(
+    root: _Folder, image_size: int, seed: int, split: str | None, cache_dir: _Folder, **options: Any
+) -> Splits:
     return load_phantom(image_size, seed, split, cache_dir=cache_dir, **options)
 
 
-def _nih(root, image_size, seed, split, cache_dir, max_images=None) -> Splits:
+def _nih(
+    root: _Folder,
+    image_size: int,
+    seed: int,
+    split: str | None,
+    cache_dir: _Folder,
+    max_images: int | None = None,
+) -> Splits:
     return splits_from_table(read_nih(root), image_size, split, seed, max_images, cache_dir)
 
 
-def _chestmnist(root, image_size, seed, split, cache_dir, **options) -> Splits:
+def _chestmnist(
+    root: _Folder, image_size: int, seed: int, split: str | None, cache_dir: _Folder, **options: Any
+) -> Splits:
     if split not in (None, "official"):
         raise DataError(f'chestmnist has only its own split, split="official". Found {split!r}.')
     return load_chestmnist(root, image_size, seed=seed, **options)
 
 
-def _csv(root, image_size, seed, split, cache_dir, max_images=None, **options) -> Splits:
+def _csv(
+    root: _Folder,
+    image_size: int,
+    seed: int,
+    split: str | None,
+    cache_dir: _Folder,
+    max_images: int | None = None,
+    **options: Any,
+) -> Splits:
     return splits_from_table(read_csv_table(root, **options), image_size, split, seed, max_images, cache_dir)
 
 
@@ -36,7 +58,12 @@ DATASETS: dict[str, Callable[..., Splits]] = {
     "chestmnist": _chestmnist,
     "csv": _csv,
 }
-_OPTIONS = {"phantom": load_phantom, "nih": _nih, "chestmnist": load_chestmnist, "csv": read_csv_table}
+_OPTIONS: dict[str, Callable[..., object]] = {
+    "phantom": load_phantom,
+    "nih": _nih,
+    "chestmnist": load_chestmnist,
+    "csv": read_csv_table,
+}
 
 
 def load_dataset(
@@ -46,7 +73,7 @@ def load_dataset(
     seed: int = 0,
     split: str | None = None,
     cache_dir: str | Path | None = None,
-    **options,
+    **options: Any,
 ) -> Splits:
     """Load a data set, split by patient.
 

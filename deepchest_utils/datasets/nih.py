@@ -86,7 +86,10 @@ def find_images(root: Path) -> dict[str, Path]:
 
 
 def read_list(path: Path) -> set[str]:
-    return set(path.read_text(encoding="utf-8").split())
+    try:
+        return set(path.read_text(encoding="utf-8").split())
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not a text file ({error}).") from None
 
 
 def read_nih(root: str | Path | None) -> Table:
@@ -145,6 +148,7 @@ def read_nih(root: str | Path | None) -> Table:
                 raise DataError(f"{files[name]}: a link that leads to no file.")
     return Table(
         name="nih",
+        source=path,
         paths=[files[name] for name in kept],
         ids=np.array(kept),
         labels=labels[rows],

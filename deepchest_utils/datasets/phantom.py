@@ -1,5 +1,6 @@
 """The phantom as a data set: three populations with patients of their own, drawn once and cached."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,7 +74,7 @@ def load_phantom(
             noisy[rows] = noisy[np.roll(rows, 1)]
         noisy[rng.random(noisy.shape) < unknown] = np.nan
         parts[name] = replace(part, labels=noisy)
-    return Splits(**parts, name="phantom", split=split or "patient")
+    return Splits(parts["train"], parts["val"], parts["test"], name="phantom", split=split or "patient")
 
 
 def _images(drawn: phantom.Phantom, name: str, size: int, cache_dir: str | Path | None) -> np.ndarray:
@@ -81,7 +82,7 @@ def _images(drawn: phantom.Phantom, name: str, size: int, cache_dir: str | Path 
     code = source_hash(Path(phantom.__file__).parent)
     key = cache_key(code=code, seed=drawn.seed, count=count, size=size)
 
-    def make():
+    def make() -> Iterator[tuple[int, np.ndarray]]:
         for start in tqdm(range(0, count, block), desc=f"drawing phantom {name}", disable=None):
             yield start, drawn.render(size, np.arange(start, min(start + block, count)))
 

@@ -69,5 +69,5 @@ def limit_images(
         raise ValueError(f"max_images should be at least 1. Found {max_images}.")
     names, index, counts = np.unique(patients, return_inverse=True, return_counts=True)
     order = np.random.default_rng(seed).permutation(len(names))
-    kept = order[: max(1, np.searchsorted(counts[order].cumsum(), max_images, side="right"))]
+    kept = order[: max(1, int(np.searchsorted(counts[order].cumsum(), max_images, side="right")))]
     return np.flatnonzero(np.isin(index, kept))

@@ -16,10 +16,11 @@ SPLITS = ("official", "patient", "image")
 
 @dataclass
 class Table:
-    """Images on disk and what is said of them; `official` is 0 for train_val, 1 for test, where the lists are
+    """Images on disk and what the table `source` says of them; `official` is 0 for train_val, 1 for test, where the lists are
     there."""
 
     name: str
+    source: Path
     paths: list[Path]
     ids: np.ndarray
     labels: Float[np.ndarray, "n k"]
@@ -61,13 +62,13 @@ def assign(table: Table, split: str | None, seed: int) -> tuple[str, np.ndarray]
     if split == "official":
         if table.official is None:
             raise DataError(
-                f'{table.name}: split="official" needs train_val_list.txt and test_list.txt beside the table. Add them, or use split="patient".'
+                f'{table.source}: split="official" needs train_val_list.txt and test_list.txt beside the table. Add them, or use split="patient".'
             )
         number = np.full(len(table.ids), 2)
         train_val = np.flatnonzero(table.official == 0)
         if len(np.unique(table.patients[train_val])) < 2:
             raise DataError(
-                f'{table.name}: train_val_list.txt names fewer than 2 of the patients here, too few for train and val. Use split="patient".'
+                f'{table.source}: train_val_list.txt names fewer than 2 of the patients here, too few for train and val. Use split="patient".'
             )
         number[train_val] = patient_split(
             table.labels[train_val], table.patients[train_val], (0.875, 0.125), seed
@@ -77,7 +78,7 @@ def assign(table: Table, split: str | None, seed: int) -> tuple[str, np.ndarray]
         try:
             return split, patient_split(table.labels, table.patients, seed=seed)
         except ValueError as error:
-            raise DataError(f"{table.name}: {error}") from None
+            raise DataError(f"{table.source}: {error}") from None
     if split == "image":
         return split, image_split(len(table.ids), seed=seed)
     raise DataError(f"split should be one of {', '.join(SPLITS)}. Found {split!r}.")
@@ -98,16 +99,16 @@ def splits_from_table(
         members = np.flatnonzero(number == i)
         if len(members) == 0:
             raise DataError(
-                f"{table.name}: the {name} split is empty with split={split!r}. Add images, or use another split."
+                f"{table.source}: the {name} split is empty with split={split!r}. Add images, or use another split."
             )
         rows.append(members[limit_images(table.patients[members], max_images, seed)])
     order = np.concatenate(rows)
     images = decode_all(table.name, [table.paths[i] for i in order], image_size, cache_dir)
     ends = np.cumsum([len(r) for r in rows])
-    parts = [
+    train, val, test = (
         ChestXrays(
             images[end - len(r) : end], table.labels[r], table.patients[r], table.findings, table.ids[r]
         )
         for r, end in zip(rows, ends, strict=True)
-    ]
-    return Splits(*parts, name=table.name, split=split)
+    )
+    return Splits(train, val, test, name=table.name, split=split)

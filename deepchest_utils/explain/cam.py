@@ -45,14 +45,11 @@ def default_layers(net: nn.Module, image_size: int, method: str = FUSED) -> tupl
     normalisation before its last attention. Raises ValueError for a network that is not hard sharing, or a trunk
     without a map of MIN_SIDE.
     """
-    if not isinstance(net, MultiTaskNet):
-        raise ValueError(
-            f"net should be a MultiTaskNet: one trunk for all findings. Found {type(net).__name__}."
-        )
+    net = _with_one_trunk(net)
     blocks = getattr(getattr(net.trunk, "encoder", None), "layers", None)
     if blocks is not None and hasattr(blocks[-1], "ln_1"):
-        names = {module: name for name, module in net.trunk.named_modules()}
-        return (names[blocks[-1].ln_1],)
+        called = {module: name for name, module in net.trunk.named_modules()}
+        return (called[blocks[-1].ln_1],)
     seen: list[tuple[str, int]] = []
     handles = [
         module.register_forward_hook(lambda _, __, out, name=name: seen.append((name, _side(out))))
@@ -75,6 +72,14 @@ def default_layers(net: nn.Module, image_size: int, method: str = FUSED) -> tupl
     return tuple(names) if method == FUSED else (names[-1],)
 
 
+def _with_one_trunk(net: nn.Module) -> MultiTaskNet:
+    if not isinstance(net, MultiTaskNet):
+        raise ValueError(
+            f"net should be a MultiTaskNet: one trunk for all findings. Found {type(net).__name__}."
+        )
+    return net
+
+
 def _side(out: object) -> int:
     """Cells along a side of a square map, channels first or last; 0 for anything else."""
     if not isinstance(out, Tensor) or out.ndim != 4:
@@ -88,7 +93,8 @@ def _channels_first(out: Tensor) -> Tensor:
     """A map as (B, C, H, W), from channels last (Swin) or from tokens, the first of which is the class (ViT)."""
     if out.ndim == 3:
         side = int((out.shape[1] - 1) ** 0.5)
-        return out[:, 1:].transpose(1, 2).unflatten(2, (side, side))
+        cells: Tensor = out[:, 1:].transpose(1, 2).unflatten(2, (side, side))
+        return cells
     return out if out.shape[2] == out.shape[3] else out.permute(0, 3, 1, 2)
 
 
@@ -105,11 +111,13 @@ def heat_maps(
     tasks: their numbers. method: one of CAM_METHODS. layers: modules of the trunk by name, in forward order, whose maps are
     averaged; default `default_layers`.
     The network may be frozen; its gradients and its modes are put back as they were. Memory does not grow with the
-    number of images beyond the maps themselves. Raises ValueError for an unknown method, layer or task.
+    number of images beyond the maps themselves. Raises ValueError for an unknown method, layer or task, or a
+    network that is not hard sharing.
     """
     if method not in CAM_METHODS:
         raise ValueError(f"method should be one of {', '.join(CAM_METHODS)}. Found {method!r}.")
-    num_tasks = net.head.out_features if isinstance(net, MultiTaskNet) else 0
+    net = _with_one_trunk(net)
+    num_tasks = net.head.out_features
     layers = tuple(layers or default_layers(net, images.shape[-1], method))
     modules = dict(net.trunk.named_modules())
     if unknown := [name for name in layers if name not in modules]:
@@ -138,7 +146,9 @@ def heat_maps(
 
 
 @contextmanager
-def _mapper(method: str, net: nn.Module, layers: list[nn.Module]) -> Iterator[Callable]:
+def _mapper(
+    method: str, net: nn.Module, layers: list[nn.Module]
+) -> Iterator[Callable[[Tensor, int], np.ndarray]]:
     """A function of a batch and a task that gives the maps, (B, H, W)."""
     # imported here: the package brings OpenCV and more, which no one else needs
     import pytorch_grad_cam

@@ -1,6 +1,5 @@
 """One image file of the user's own: what a trained network says, and where it looks."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,10 @@ from torch import nn
 
 from deepchest_utils.architectures import ARCHITECTURES
 from deepchest_utils.augment import to_input
-from deepchest_utils.calibration import CALIBRATION, calibrate
+from deepchest_utils.calibration import CALIBRATION, calibrate, read_calibration
 from deepchest_utils.datasets.decode import decode
+from deepchest_utils.files import FileError, brief
+from deepchest_utils.training import TrainConfig
 from deepchest_utils.training.checkpoint import read_checkpoint
 from deepchest_utils.training.setup import resolve_device
 
@@ -32,24 +33,22 @@ class Trained:
 
 
 def load_trained(checkpoint: str | Path, device: str = "auto") -> Trained:
-    """checkpoint: the file, or the folder of its run, whose `calibration.json` is read too. Raises ValueError if it is
-    no checkpoint, if no epoch of it is finished, or if the calibration is of other findings."""
+    """checkpoint: the file, or the folder of its run, whose `calibration.json` is read too. Raises FileError if it is no
+    checkpoint, if no epoch of it is finished, or if the calibration is of other findings."""
     path = Path(checkpoint).expanduser()
     path = path / "checkpoint.pt" if path.is_dir() else path
     state = read_checkpoint(path)
-    config, findings = state["identity"], tuple(state["findings"])
-    net = ARCHITECTURES[config["architecture"]](config["backbone"], len(findings), config["image_size"])
-    net.load_state_dict(state["best"]["model"])
+    findings = tuple(state["findings"])
+    try:
+        config = TrainConfig(**{name: v for name, v in state["identity"].items() if name != "data"})
+        net = ARCHITECTURES[config.architecture](config.backbone, len(findings), config.image_size)
+        net.load_state_dict(state["best"]["model"])
+    except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+        raise FileError(f"{path}: no network can be made of it ({brief(error)}).") from error
     calibration, file = None, path.with_name(CALIBRATION)
     if file.is_file():
-        try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-            calibration = np.array([found[name] for name in findings], dtype=float).reshape(len(findings), 2)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{file}: should have a slope and an offset for each of {', '.join(findings)} ({error!r})."
-            ) from None
-    return Trained(net.to(resolve_device(device)).eval(), findings, config["image_size"], calibration)
+        calibration = read_calibration(file, findings)
+    return Trained(net.to(resolve_device(device)).eval(), findings, config.image_size, calibration)
 
 
 @torch.no_grad()

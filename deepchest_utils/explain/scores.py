@@ -8,12 +8,12 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from scipy.ndimage import distance_transform_edt
+from torch import nn
 
 from deepchest_utils.datasets import ChestXrays
 from deepchest_utils.explain.cam import heat_maps
 from deepchest_utils.explain.truth import Truth
 from deepchest_utils.metrics import Ranking
-from deepchest_utils.models import MultiTaskNet
 from deepchest_utils.statistics import patient_weights
 
 SCORES = {
@@ -58,7 +58,7 @@ def score_maps(
 
 
 def localize(
-    net: MultiTaskNet,
+    net: nn.Module,
     data: ChestXrays,
     truth: Truth,
     method: str = "layercam",

@@ -12,7 +12,8 @@ from tqdm import tqdm
 from deepchest_utils.explain.cam import CAM_METHODS, default_layers
 from deepchest_utils.explain.scores import SCORES, localize, mean_scores
 from deepchest_utils.explain.truth import find_truth
-from deepchest_utils.records import environment_report, write_atomic
+from deepchest_utils.files import read_results, write_atomic
+from deepchest_utils.records import environment_report
 from deepchest_utils.statistics import holm, mean_interval
 from deepchest_utils.sweep import Cell
 from deepchest_utils.sweep.cells import data_of
@@ -63,10 +64,7 @@ def localize_runs(
 
 
 def _read(path: Path) -> pd.DataFrame:
-    table = pd.read_csv(path, dtype={"cell": str}) if path.exists() else pd.DataFrame({"cell": []})
-    if "cell" not in table:
-        raise ValueError(f"{path} has no column 'cell': no table of this study. Choose another out.")
-    return table
+    return read_results(path, ["cell"], "study", {"cell": str})
 
 
 def read_localization(out: str | Path) -> pd.DataFrame:

@@ -1,6 +1,7 @@
 """Where a finding really is: the phantom's masks, the boxes of NIH ChestX-ray14."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -51,7 +52,7 @@ def find_truth(
             block = slice(start, start + 64)
             masks[block] = drawn.masks(size, rows[block])[np.arange(len(rows[block])), tasks[block]]
     elif config.dataset == "nih":
-        boxes = load_boxes(config.data_root, size)
+        boxes = load_boxes(cast(str, config.data_root), size)  # whence `data` came
         boxed = [np.isin(images.ids, boxes.image[boxes.finding == name]) for name in data.findings]
         rows, tasks = _first_positives(np.stack(boxed, axis=1), per_finding)
         parts = [
@@ -63,7 +64,7 @@ def find_truth(
         raise ValueError(
             f'dataset should be "phantom", split by patient, or "nih": no other has regions. Found {config.dataset!r}, split={data.split!r}.'
         )
-    seen = masks.any((1, 2))
+    seen = cast(np.ndarray, masks.any((1, 2)))
     if not seen.any():
         raise ValueError(
             f"{config.dataset}: none of the {len(images)} images of {part} has a region of a finding."

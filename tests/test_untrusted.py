@@ -1,0 +1,284 @@
+"""Files from strangers: whatever is in them, one error of the documented type that names the file, in seconds, with nothing
+left open."""
+
+import json
+import os
+import random
+import re
+import resource
+import signal
+import subprocess
+import sys
+import warnings
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from deepchest_utils import DataError, TrainConfig, load_dataset, train
+from deepchest_utils.datasets.decode import decode
+from deepchest_utils.explain.predict import load_trained, predict_image
+from deepchest_utils.files import FileError, read_results
+from deepchest_utils.sweep import run as sweep_run
+
+TOKENS = [
+    b"", b"NaN", b"inf", b"-1", b"1e999", b"9" * 400, b"../../etc/passwd", b"/etc/passwd", b"\x00", b'"', b"'", b",", b"\n",
+    b"\xff\xfe", "é".encode("latin-1"), b"\xef\xbb\xbf", b"Effusion|", b"No Finding|Mass", b"__import__('os')", b"{}", b"[" * 3000,
+]  # fmt: skip
+
+
+def mutate(content: bytes, rng: random.Random) -> bytes:
+    """One to three things that happen to files, or that someone does to them."""
+    for _ in range(rng.randint(1, 3)):
+        at = rng.randrange(len(content) + 1)
+        end = min(len(content), at + rng.randint(1, 200))
+        match rng.randrange(8):
+            case 0:
+                content = content[:at]
+            case 1:
+                content = content[:at] + rng.randbytes(end - at) + content[end:]
+            case 2:
+                content = content[:at] + rng.choice(TOKENS) + content[at:]
+            case 3:
+                content = content[:at] + content[end:]
+            case 4:
+                content = content[:end] + content[at:]
+            case 5:
+                content = content[:at] + rng.choice(TOKENS) + content[end:]
+            case 6:
+                flipped = bytearray(content)
+                for _ in range(rng.randint(1, 20)):
+                    if flipped:
+                        flipped[rng.randrange(len(flipped))] ^= 1 << rng.randrange(8)
+                content = bytes(flipped)
+            case 7:
+                parts = re.split(rb"([,\n])", content)
+                if len(parts) > 1:
+                    parts[rng.randrange(0, len(parts), 2)] = rng.choice(TOKENS)
+                content = b"".join(parts)
+    return content
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    sizes = {"num_train": 64, "num_val": 48, "num_test": 48}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        train(TrainConfig(image_size=32, epochs=1, device="cpu", data_options=sizes, run_dir=str(folder)))
+    return folder
+
+
+@pytest.fixture
+def targets(nih_folder, trained, tmp_path):
+    """name -> (the file that is spoilt, what reads it)."""
+    nih, own = nih_folder(), tmp_path / "own"
+    (own / "films").mkdir(parents=True)
+    for i in range(24):
+        Image.new("L", (20, 20), i).save(own / "films" / f"{i}.png")
+    lines = [f"films/{i}.png,p{i // 2},{i // 2 % 2},{i // 4 % 2}" for i in range(24)]
+    (own / "labels.csv").write_text("\n".join(["image,patient,Effusion,Mass", *lines]) + "\n")
+    mnist = tmp_path / "mnist"
+    mnist.mkdir()
+    rng = np.random.default_rng(0)
+    arrays = {f"{s}_images": rng.integers(0, 9, (6, 28, 28), np.uint8) for s in ("train", "val", "test")}
+    arrays |= {f"{s}_labels": rng.integers(0, 2, (6, 14)).astype(np.uint8) for s in ("train", "val", "test")}
+    np.savez_compressed(mnist / "chestmnist.npz", **arrays)
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    noise = rng.integers(0, 256, (40, 40), np.uint8)
+    for suffix in ("png", "jpg", "tif", "bmp", "gif"):
+        Image.fromarray(noise).save(pictures / f"film.{suffix}")
+    sweep = tmp_path / "sweep"
+    sweep.mkdir()
+    header = ",".join(["cell", *sweep_run.COLUMNS])
+    (sweep / "out.csv").write_text(f"{header}\nabc,equal,0,1,test,Mass,auroc,0.5\n")
+    (sweep / "out_cells.csv").write_text("cell,status,method,seed\nabc,done,equal,0\n")
+    np.savez_compressed(sweep / "out_replicates.npz", abc=np.zeros((2, 5, 3), np.float32))
+    size = {"image_size": 16}
+
+    def load_nih():
+        return load_dataset("nih", nih, **size)
+
+    def load_run():
+        return predict_image(load_trained(trained), noise[:32, :32].copy())
+
+    found = {
+        "table of NIH": (nih / "Data_Entry_2017_v2020.csv", load_nih),
+        "list of NIH": (nih / "test_list.txt", load_nih),
+        "boxes of NIH": (nih / "BBox_List_2017.csv", lambda: load_dataset_boxes(nih)),
+        "image of NIH": (next((nih / "images").iterdir()), load_nih),
+        "own table": (own / "labels.csv", lambda: load_dataset("csv", own, **size)),
+        "ChestMNIST": (mnist / "chestmnist.npz", lambda: load_dataset("chestmnist", mnist, image_size=28)),
+        "checkpoint": (trained / "checkpoint.pt", load_run),
+        "calibration": (trained / "calibration.json", load_run),
+        "results": (sweep / "out.csv", lambda: sweep_run.Tables(sweep / "out.csv")),
+        "replicates": (sweep / "out_replicates.npz", lambda: sweep_run.Tables(sweep / "out.csv")),
+    }
+    for path in pictures.iterdir():
+        found[path.suffix] = (path, lambda path=path: decode(path, 32))
+    return found
+
+
+def load_dataset_boxes(root: Path):
+    from deepchest_utils.datasets import load_boxes
+
+    return load_boxes(root, 64)
+
+
+def late(number, frame):
+    raise AssertionError("it hangs")
+
+
+def refusal(read) -> str | None:
+    """The words of the documented error, None if all is well; any other error is the test's."""
+    signal.signal(signal.SIGALRM, late)
+    signal.alarm(30)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            read()
+    except FileError as error:
+        return str(error)
+    finally:
+        signal.alarm(0)
+    return None
+
+
+def fuzz(targets: dict, tries: int, seed: int) -> int:
+    count = 0
+    for number, (name, (path, read)) in enumerate(targets.items()):
+        rng, content = random.Random(1000 * seed + number), path.read_bytes()
+        for _ in range(tries):
+            path.write_bytes(mutate(content, rng))
+            try:
+                words = refusal(read)
+            except Exception as error:
+                error.add_note(f"{name}: {path.read_bytes()[:300]}")
+                raise
+            if words is not None:
+                count += 1
+                assert path.name in words or path.parent.name in words, f"{path.name} is not in: {words}"
+                assert len(words) < 3000
+        path.write_bytes(content)
+        assert refusal(read) is None, name
+    return count
+
+
+def test_spoilt_files_end_in_the_documented_error(targets):
+    assert fuzz(targets, 3, seed=0) > 20
+
+
+@pytest.mark.slow
+def test_three_hundred_spoilt_files(targets, tally):
+    fuzz(targets, 2, seed=1)  # whatever is imported and cached at first
+    handles, memory = len(os.listdir("/proc/self/fd")), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    count = fuzz(targets, 40, seed=2)
+    assert count >= 300
+    assert len(os.listdir("/proc/self/fd")) <= handles + 2
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 200_000  # KiB
+    tally("malformed inputs refused", count)
+
+
+SETTINGS = """
+from deepchest_utils import TrainConfig
+count = 0
+for name in TrainConfig.__dataclass_fields__:
+    for value in (None, "", "x", -1, 0, 1.5, float("nan"), float("inf"), 10**30, [], {}, b"", True, object()):
+        try:
+            TrainConfig(**{name: value})
+        except ValueError as error:
+            assert name in str(error), error
+            count += 1
+print(count)
+"""
+
+
+def test_any_value_of_any_setting_is_taken_or_refused_by_name(tally):
+    """In a process of its own, without the checks of types that the tests have."""
+    done = subprocess.run([sys.executable, "-c", SETTINGS], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 100
+    tally("malformed inputs refused", int(done.stdout))
+
+
+# what someone means to do
+
+
+def test_checkpoint_runs_no_code(trained, tmp_path):
+    class Code:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'run'}",)
+
+    state = torch.load(trained / "checkpoint.pt", weights_only=True)
+    torch.save({**state, "rows": Code()}, tmp_path / "checkpoint.pt")
+    with pytest.raises(FileError, match=r"checkpoint\.pt: not a readable checkpoint"):
+        load_trained(tmp_path)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "changed", [{"image_size": 10**9}, {"backbone": "os.system"}, {"backbone": "vgg16"}, {"lr": "1"}]
+)
+def test_checkpoint_of_an_absurd_network(trained, tmp_path, changed):
+    state = torch.load(trained / "checkpoint.pt", weights_only=True)
+    torch.save({**state, "identity": {**state["identity"], **changed}}, tmp_path / "checkpoint.pt")
+    with pytest.raises(FileError, match=r"checkpoint\.pt: no network can be made of it"):
+        load_trained(tmp_path)
+
+
+def test_arrays_hold_no_objects(tmp_path):
+    (tmp_path / "out.csv").write_text(",".join(["cell", *sweep_run.COLUMNS]) + "\n")
+    np.savez(tmp_path / "out_replicates.npz", abc=np.array([{"a": 1}], dtype=object))
+    with pytest.raises(FileError, match=r"out_replicates\.npz: not a readable archive of arrays"):
+        sweep_run.Tables(tmp_path / "out.csv")
+
+
+def test_archive_that_unpacks_to_too_much(tmp_path):
+    with (
+        zipfile.ZipFile(tmp_path / "chestmnist.npz", "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("train_images.npy", "w", force_zip64=True) as file,
+    ):
+        for _ in range(300):
+            file.write(bytes(2**20))
+    with pytest.raises(DataError, match=r"chestmnist\.npz: would unpack to 314,572,800 bytes"):
+        load_dataset("chestmnist", tmp_path, image_size=28)
+
+
+def test_image_that_is_a_program(tmp_path):
+    """PostScript would be handed to an interpreter."""
+    path = tmp_path / "film.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n")
+    with pytest.raises(DataError, match=r"film\.png: not a readable image"):
+        decode(path, 16)
+
+
+def test_image_of_absurd_size_is_refused_before_it_is_decoded(tmp_path):
+    """A kilobyte that says it is a film of ten gigapixels."""
+    Image.new("L", (10, 10)).save(tmp_path / "film.png")
+    content = bytearray((tmp_path / "film.png").read_bytes())
+    content[16:24] = (100_000).to_bytes(4, "big") * 2
+    import zlib
+
+    content[29:33] = zlib.crc32(bytes(content[12:29])).to_bytes(4, "big")
+    (tmp_path / "film.png").write_bytes(bytes(content))
+    with pytest.raises(DataError, match=r"film\.png"):
+        decode(tmp_path / "film.png", 16)
+
+
+def test_json_nested_without_end(trained, tmp_path):
+    (tmp_path / "checkpoint.pt").write_bytes((trained / "checkpoint.pt").read_bytes())
+    (tmp_path / "calibration.json").write_text("[" * 200_000)
+    with pytest.raises(FileError, match=r"calibration\.json: should have a slope"):
+        load_trained(tmp_path)
+    (tmp_path / "calibration.json").write_text(json.dumps({"Mass": [1, float("nan")]}))
+    with pytest.raises(FileError, match=r"calibration\.json"):
+        load_trained(tmp_path)
+
+
+def test_table_of_a_gigantic_number(tmp_path):
+    (tmp_path / "t.csv").write_text("cell\n" + "9" * 5000 + "\n")
+    assert len(read_results(tmp_path / "t.csv", ["cell"], "sweep", {"cell": str})) == 1
