@@ -1,27 +1,32 @@
-# make run: all notebooks, headless, on the phantom.   make test: all tests.   make lab: JupyterLab.
+# make run: all notebooks, headless, on the phantom.   make test: all tests but the slow ones, which are
+# make test-slow: kills, fuzzing, several processes.   make lab: JupyterLab.
 # The environment is made when missing, and again when pyproject.toml changes.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: run test lab lint clean
+.PHONY: run test test-slow lab lint clean
 
 run: $(STAMP)
 	$(BIN)/python -m deepchest_utils notebooks
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TEST_OPTIONS)
 
 lab: $(STAMP)
 	$(BIN)/jupyter lab --ip=127.0.0.1 notebooks
 
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) runs data/processed .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .coverage runs data/processed .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	find . -name .ipynb_checkpoints -prune -exec rm -rf {} +
 

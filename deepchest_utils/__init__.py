@@ -6,6 +6,7 @@ than torch.
 """
 
 from importlib import import_module
+from typing import Any
 
 _HOME = {
     "FINDINGS": "findings",
@@ -25,7 +26,7 @@ _HOME = {
 __all__ = sorted(_HOME)
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

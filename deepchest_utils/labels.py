@@ -88,7 +88,7 @@ def method_order(specs: Iterable[str]) -> list[str]:
     """As every table has them: families as above, compositions last."""
     places = {name: place for place, name in enumerate(METHOD_LABELS)}
 
-    def place(spec: str) -> tuple:
+    def place(spec: str) -> tuple[bool, int, list[int], str]:
         parts = parse_method(spec.partition("@")[0])[0].split("+")
         return "@" in spec, len(parts), [places.get(part, len(places)) for part in parts], spec
 

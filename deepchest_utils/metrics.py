@@ -84,7 +84,7 @@ class Ranking:
         return {"f1": float(middle[f1.argmax()]), "balanced_accuracy": float(middle[balanced.argmax()])}
 
 
-def _divide(a, b):
+def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """a / b, NaN where b is 0."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(b > 0, a / b, np.nan)
@@ -129,15 +129,15 @@ def score_tasks(
         "accuracy": _divide((((p >= 0.5) == (y == 1)) * known).sum(0), count),
     }
     positives, negatives = ((y == 1) & known).sum(0), ((y == 0) & known).sum(0)
-    for name in thresholds or {}:
-        called = p >= thresholds[name]
+    for name, threshold in (thresholds or {}).items():
+        called = p >= threshold
         true = (called & (y == 1) & known).sum(0)
         false = (called & (y == 0) & known).sum(0)
         if name == "f1":
             value = _divide(2 * true, true + false + positives)
         else:
             value = (_divide(true, positives) + 1 - _divide(false, negatives)) / 2
-        defined = (positives > 0) & (negatives > 0) & ~np.isnan(thresholds[name])
+        defined = (positives > 0) & (negatives > 0) & ~np.isnan(threshold)
         out[name] = np.where(defined, value, np.nan)
     return out
 

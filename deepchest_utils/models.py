@@ -1,6 +1,7 @@
 """A shared trunk by name, and one matrix of linear heads, a row a finding."""
 
 from collections import OrderedDict
+from typing import Any, cast
 
 import torch
 import torchvision
@@ -65,7 +66,7 @@ def build_trunk(name: str, image_size: int = 64, pretrained: bool = False) -> tu
             raise ValueError(f"pretrained should be False for backbone={THIN!r}: it has no ImageNet weights.")
         trunk, num_features = thin_resnet18(), 128
     elif name in list_backbones():
-        options = {} if pretrained else dict(_OPTIONS.get(name, {}))
+        options: dict[str, Any] = {} if pretrained else dict(_OPTIONS.get(name, {}))
         if not pretrained and name.startswith("vit_"):
             options["image_size"] = image_size
         if not pretrained and name.startswith("maxvit"):
@@ -100,7 +101,7 @@ def _drop_classifier(trunk: nn.Module) -> int:
         if layers:
             path, last = layers[-1]
             _replace(trunk, path, nn.Identity())
-            return last.in_features if kind is nn.Linear else last.in_channels
+            return last.in_features if isinstance(last, nn.Linear) else last.in_channels
     raise ValueError("the network has neither a linear layer nor a convolution.")
 
 
@@ -117,13 +118,13 @@ def _accept_greyscale(trunk: nn.Module) -> None:
         trunk.register_forward_pre_hook(_three_channels)
         return
     path, first = next((path, m) for path, m in trunk.named_modules() if isinstance(m, nn.Conv2d))
-    grey = nn.Conv2d(
-        1, first.out_channels, first.kernel_size, first.stride, first.padding, bias=first.bias is not None
-    )
+    # Any: torch types them as tuples of any length, and takes pairs
+    kernel, stride, padding = cast("tuple[Any, Any, Any]", (first.kernel_size, first.stride, first.padding))
+    grey = nn.Conv2d(1, first.out_channels, kernel, stride, padding, bias=first.bias is not None)
     with torch.no_grad():
         grey.weight.copy_(first.weight.sum(1, keepdim=True))
         if first.bias is not None:
-            grey.bias.copy_(first.bias)
+            cast(Tensor, grey.bias).copy_(first.bias)
     _replace(trunk, path, grey)
 
 
@@ -170,7 +171,9 @@ class MultiTaskNet(nn.Module):
             self.head.bias.copy_(prevalence_logit(prevalence, num_tasks))
 
     def features(self, x: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b f"]:
-        return self.trunk(x)
+        features: Tensor = self.trunk(x)
+        return features
 
     def forward(self, x: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b k"]:
-        return self.head(self.features(x))
+        logits: Tensor = self.head(self.features(x))
+        return logits

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from deepchest_utils.datasets.cache import PROJECT
 
@@ -45,11 +46,12 @@ def parse_value(text: str) -> object:
         return text
 
 
-def notebook_parameters(path: Path) -> dict[str, dict]:
+def notebook_parameters(path: Path) -> dict[str, dict[str, Any]]:
     """papermill's reading of the parameters cell: name -> {"default", "help", "inferred_type_name"}."""
     import papermill
 
-    return papermill.inspect_notebook(str(path))
+    found: dict[str, dict[str, Any]] = papermill.inspect_notebook(str(path))
+    return found
 
 
 def describe_parameters(path: Path) -> str:
@@ -74,8 +76,9 @@ def failure(error: Exception) -> str:
     """ "cell N: ErrorName: message" of papermill's exception, N as Jupyter counts; none of a kernel that died."""
     if not hasattr(error, "exec_count"):
         return f"its kernel ({error}): too little memory?"
-    message = " ".join(str(error.evalue).split())
-    return f"cell [{error.exec_count}]: {error.ename}: {message}"
+    raised: Any = error  # papermill has no types
+    message = " ".join(str(raised.evalue).split())
+    return f"cell [{raised.exec_count}]: {raised.ename}: {message}"
 
 
 def results(path: Path) -> str:

@@ -4,10 +4,11 @@ import argparse
 import dataclasses
 import inspect
 import re
+from typing import Any
 
 DESCRIPTION = "What the notebooks do, from a shell."
-LR_FROM = {"metavar": "CSV", "help": "each method's lr: the best on validation in that sweep"}
-PAIRS = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
+LR_FROM: dict[str, Any] = {"metavar": "CSV", "help": "each method's lr: the best on validation in that sweep"}
+PAIRS: dict[str, Any] = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
 
 
 def _config_arguments(parser: argparse.ArgumentParser, several: bool = False) -> None:
@@ -21,7 +22,7 @@ def _config_arguments(parser: argparse.ArgumentParser, several: bool = False) ->
             continue
         default = "" if field.default is dataclasses.MISSING else f" (default: {field.default})"
         name, words = "--" + field.name.replace("_", "-"), comments[field.name] + default
-        kind = str if field.default is None else type(field.default)
+        kind: Any = str if field.default is None else type(field.default)
         if field.name.endswith("_options"):
             parser.add_argument(name, **PAIRS, help=comments[field.name])
         elif several:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -94,7 +95,7 @@ def label_ends(
     for name in names:
         places.append(max(ends[name], places[-1] + gap) if places else ends[name])
     if places:  # pushed up as little as can be: the group keeps its centre
-        shift = np.mean(places) - np.mean([ends[n] for n in names])
+        shift = float(np.mean(places) - np.mean([ends[n] for n in names]))
         places = [p - min(shift, places[0] - low) for p in places]
     for name, place in zip(names, places, strict=True):
         ax.annotate(
@@ -128,7 +129,7 @@ def annotated_heatmap(
     values: Float[np.ndarray, "r c"],
     labels: Sequence[str],
     text: Sequence[Sequence[str]],
-    **options,
+    **options: Any,
 ) -> None:
     """A square heat map through seaborn, findings on both axes, the given text in its cells."""
     import seaborn as sns
@@ -174,7 +175,8 @@ def difference_heatmap(
         cbar_kws={"shrink": 0.6, "pad": 0.02, "extend": "both"},
     )  # fmt: skip
     rows, columns = np.nonzero(marked.to_numpy(bool))
-    dots = {"color": "black", "markeredgecolor": "white", "markeredgewidth": 0.6}  # seen on light and on dark
+    # seen on light and on dark
+    dots: dict[str, Any] = {"color": "black", "markeredgecolor": "white", "markeredgewidth": 0.6}
     ax.plot(columns + 0.5, rows + 0.5, "o", markersize=4, **dots)
     ax.tick_params(axis="both", labelsize=8, length=0)
     ax.tick_params(axis="x", rotation=45)
@@ -184,7 +186,7 @@ def difference_heatmap(
     ax.set(xlabel="", ylabel="")
 
 
-def family_legend(ax: Axes, families: Sequence[str], **options) -> None:
+def family_legend(ax: Axes, families: Sequence[str], **options: Any) -> None:
     """What the colours of methods mean."""
     handles = [
         mpl.lines.Line2D([], [], color=color, marker="o", linewidth=2, markersize=4.5, label=label)

@@ -94,7 +94,7 @@ def compare_runs(
         ]
     )
     defined = ~np.isnan(point).any(0)
-    rows = {"positives": [*np.nansum(labels, axis=0).astype(int), int(np.nansum(labels))]}
+    rows: dict[str, object] = {"positives": [*np.nansum(labels, axis=0).astype(int), int(np.nansum(labels))]}
     columns = {"baseline": (point[0], values[0]), "other": (point[1], values[1])}
     columns["difference"] = (point[1] - point[0], values[1] - values[0])
     for name, (value, sample) in columns.items():

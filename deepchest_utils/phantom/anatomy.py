@@ -15,6 +15,7 @@ from torch import Tensor
 
 Field = Float[Tensor, "b h w"]
 Param = Float[Tensor, "b 1 1"]
+Value = float | Param
 
 PATIENT = {  # name: (mean, standard deviation) over patients
     "thorax_width": (0.76, 0.045),
@@ -47,12 +48,12 @@ IMAGE = {  # the same over the images of a patient: positioning, inspiration, ex
 }
 
 
-def soft(distance: Field, width: float | Param) -> Field:
+def soft(distance: Field, width: Value) -> Field:
     """1 inside (distance > 0), 0 outside, with an edge of the given width."""
     return torch.sigmoid(distance / width)
 
 
-def ellipse(x: Field, y: Field, cx, cy, rx, ry, tilt=0.0) -> Field:
+def ellipse(x: Field, y: Field, cx: Value, cy: Value, rx: Value, ry: Value, tilt: Value = 0.0) -> Field:
     """About the distance to the border of an ellipse, positive inside; `tilt` in radians."""
     tilt = torch.as_tensor(tilt)
     dx, dy = x - cx, y - cy

@@ -44,7 +44,8 @@ def joint_tail(
     a, b = a[..., None], b[..., None]
     density = np.exp(-(a**2 + b**2 - 2 * a * b * np.sin(t)) / (2 * np.cos(t) ** 2)) / (2 * np.pi)
     independent = (1 - ndtr(a[..., 0])) * (1 - ndtr(b[..., 0]))
-    return independent + (density * weights).sum(-1) * limit[..., 0] / 2
+    tail: np.ndarray = independent + (density * weights).sum(-1) * limit[..., 0] / 2
+    return tail
 
 
 @cache
@@ -63,7 +64,8 @@ def latent_correlation() -> Float[np.ndarray, "k k"]:
     values, vectors = np.linalg.eigh(correlation)
     correlation = (vectors * values.clip(1e-6)) @ vectors.T
     scale = np.sqrt(correlation.diagonal())
-    return correlation / np.outer(scale, scale)
+    nearest: np.ndarray = correlation / np.outer(scale, scale)
+    return nearest
 
 
 def sample_population(num_images: int, rng: np.random.Generator) -> Population:

@@ -4,11 +4,13 @@ Image i of a phantom depends on (seed, number of images, i) and on nothing else:
 its own, so any images can be drawn again, at any size, and their masks made only where someone looks at them.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
 
 from deepchest_utils.findings import NUM_FINDINGS
 from deepchest_utils.phantom.anatomy import Scene, attenuation, build_scene, draw_parameters
@@ -79,7 +81,7 @@ class Phantom:
         """The generator of one image's noise, or of one patient's vessels."""
         return np.random.Generator(np.random.Philox(key=[self.seed, 2 * number + (kind == "patient")]))
 
-    def _signs(self, scene: Scene, rows: np.ndarray):
+    def _signs(self, scene: Scene, rows: np.ndarray) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
         """Yield (finding number, which rows have it, attenuation, mask)."""
         for k, sign in enumerate(SIGNS.values()):
             having = torch.from_numpy(np.flatnonzero(self.labels[rows, k]))
@@ -97,7 +99,7 @@ class Phantom:
         p = scene.p
         exposed = 1 - torch.exp(-1.25 * film.clamp(min=0.0) * p["gain"].exp())
         exposed = exposed ** (1.35 * p["gamma"].exp()) * 1.30
-        grain = torch.from_numpy(pixels) * p["noise"] * (0.7 + exposed) * (size / 64) ** 0.25
+        grain: Tensor = torch.from_numpy(pixels) * p["noise"] * (0.7 + exposed) * (size / 64) ** 0.25
         return ((exposed + grain).clamp(0, 1) * 255).round().to(torch.uint8).numpy()
 
     def _masks(self, rows: np.ndarray, size: int) -> Bool[np.ndarray, "m k h w"]:

@@ -16,7 +16,9 @@ from torch import Tensor
 from deepchest_utils.findings import FINDINGS
 from deepchest_utils.phantom.anatomy import Field, Param, Scene, ellipse, soft, texture
 
-Sign = Callable[[Scene, Float[Tensor, "b 8"], Param], tuple[Field, Bool[Tensor, "b h w"]]]
+Uniform = Float[Tensor, "b 8"]
+Drawn = tuple[Field, Bool[Tensor, "b h w"]]
+Sign = Callable[[Scene, Uniform, Param], Drawn]
 
 
 def change_anatomy(
@@ -39,7 +41,7 @@ def change_anatomy(
     return {name: value.float()[:, None, None] for name, value in changes.items()}
 
 
-def _unpack(u: Float[Tensor, "b 8"], bias_right: float = 0.5) -> tuple[Param, ...]:
+def _unpack(u: Uniform, bias_right: float = 0.5) -> tuple[Param, ...]:
     """Side (+1 the image's right) and seven uniform numbers, each (B, 1, 1)."""
     u = u[:, :, None, None]
     return (torch.where(u[:, 0] > bias_right, 1.0, -1.0), *(u[:, i] for i in range(1, 8)))
@@ -53,7 +55,7 @@ def _air_bronchograms(s: Scene, sx: Field, patch: Field) -> Field:
     return -0.25 * patch * torch.exp(-((tree / 0.12) ** 2))
 
 
-def atelectasis(s: Scene, u, strength):
+def atelectasis(s: Scene, u: Uniform, strength: Param) -> Drawn:
     """Plate-like band in the lower zone, with the hemidiaphragm drawn up (`change_anatomy`)."""
     side, a, b, c, d, *_ = _unpack(u)
     sx, y0, tilt = s.x * side, s.p["dome"] - 0.10 - 0.14 * a, 0.30 * (b - 0.5)
@@ -63,13 +65,13 @@ def atelectasis(s: Scene, u, strength):
     return (0.07 + 0.17 * strength) * soft(band, 0.010) * s.lung, (band > 0) & inside & (s.side_distance > 0)
 
 
-def cardiomegaly(s: Scene, u, strength):
+def cardiomegaly(s: Scene, u: Uniform, strength: Param) -> Drawn:
     """The heart is wide, in most films wider than half the chest (`change_anatomy`); the mask is the
     heart."""
     return torch.zeros_like(s.x), s.heart > 0.5
 
 
-def effusion(s: Scene, u, strength):
+def effusion(s: Scene, u: Uniform, strength: Param) -> Drawn:
     """Fluid blunts the costophrenic angle: dense, its upper edge a meniscus that rises towards the chest
     wall."""
     side, a, *_ = _unpack(u)
@@ -81,7 +83,7 @@ def effusion(s: Scene, u, strength):
     return (0.26 + 0.24 * strength) * soft(depth, 0.018) * s.lung * here * (1 - 0.9 * s.heart), mask
 
 
-def infiltration(s: Scene, u, strength):
+def infiltration(s: Scene, u: Uniform, strength: Param) -> Drawn:
     """Faint, mottled, ill-defined haze in one zone."""
     side, a, b, c, *_ = _unpack(u)
     sx, r = s.x * side, 0.16 + 0.10 * c
@@ -91,7 +93,7 @@ def infiltration(s: Scene, u, strength):
     return (0.07 + 0.15 * strength) * shape * mottle * s.lung, (d > 0) & (s.lung > 0.5)
 
 
-def mass(s: Scene, u, strength):
+def mass(s: Scene, u: Uniform, strength: Param) -> Drawn:
     """Round, lobulated opacity of more than 3 cm."""
     side, a, b, c, d, e, *_ = _unpack(u)
     sx, r, y0 = s.x * side, 0.095 + 0.075 * c, -0.50 + 0.75 * b
@@ -102,7 +104,7 @@ def mass(s: Scene, u, strength):
     return (0.12 + 0.18 * strength) * soft(dist, 0.014) * s.lung, (dist > 0) & (s.lung > 0.5)
 
 
-def nodule(s: Scene, u, strength):
+def nodule(s: Scene, u: Uniform, strength: Param) -> Drawn:
     """Small round opacity of less than 3 cm, anywhere in the lungs."""
     side, a, b, c, *_ = _unpack(u)
     r = 0.042 + 0.026 * c
@@ -110,7 +112,7 @@ def nodule(s: Scene, u, strength):
     return (0.22 + 0.18 * strength) * soft(dist, 0.010) * s.lung, (dist > 0) & (s.lung > 0.5)
 
 
-def pneumonia(s: Scene, u, strength):
+def pneumonia(s: Scene, u: Uniform, strength: Param) -> Drawn:
     """Segmental airspace opacity in a lower or middle zone, patchy, with air bronchograms."""
     side, a, b, c, d, *_ = _unpack(u, bias_right=0.6)
     sx = s.x * side
@@ -120,7 +122,7 @@ def pneumonia(s: Scene, u, strength):
     return patch + _air_bronchograms(s, sx, patch), (shape > 0) & (s.lung > 0.5)
 
 
-def pneumothorax(s: Scene, u, strength):
+def pneumothorax(s: Scene, u: Uniform, strength: Param) -> Drawn:
     """Air between lung and apical chest wall: dark, bounded by the thin white pleural line."""
     side, a, *_ = _unpack(u)
     depth = 0.06 + 0.14 * strength + 0.05 * a
@@ -131,7 +133,7 @@ def pneumothorax(s: Scene, u, strength):
     return -0.14 * gap + 0.13 * line, (rim > 0) & here & (s.lung > 0.5)
 
 
-def consolidation(s: Scene, u, strength):
+def consolidation(s: Scene, u: Uniform, strength: Param) -> Drawn:
     """A lobe filled: dense and even, with a straight border at the fissure, and air bronchograms."""
     side, a, b, c, *_ = _unpack(u, bias_right=0.6)
     sx, fissure = s.x * side, -0.10 + 0.12 * (a - 0.5) + 0.15 * (b - 0.5) * s.x
@@ -143,7 +145,7 @@ def consolidation(s: Scene, u, strength):
     return patch + _air_bronchograms(s, sx, patch), (shape > 0) & (s.lung > 0.5)
 
 
-def edema(s: Scene, u, strength):
+def edema(s: Scene, u: Uniform, strength: Param) -> Drawn:
     """Bilateral perihilar haze in the shape of bat wings, and Kerley B lines at the bases."""
     ax = s.x.abs()
     d = ellipse(ax, s.y, 0.24, -0.02, 0.28, 0.30)
@@ -155,7 +157,7 @@ def edema(s: Scene, u, strength):
     return added * s.lung, (d > 0) & (s.lung > 0.5)
 
 
-def emphysema(s: Scene, u, strength):
+def emphysema(s: Scene, u: Uniform, strength: Param) -> Drawn:
     """Over-inflated (`change_anatomy`): flat low diaphragm, narrow heart; dark, with bullae in the upper zones."""
     side, a, b, c, *_ = _unpack(u)
     r = 0.10 + 0.07 * c
@@ -165,7 +167,7 @@ def emphysema(s: Scene, u, strength):
     return added * s.lung, s.lung > 0.5
 
 
-def fibrosis(s: Scene, u, strength):
+def fibrosis(s: Scene, u: Uniform, strength: Param) -> Drawn:
     """A net of fine lines at the bases and the periphery, with some loss of volume (`change_anatomy`)."""
     _, a, *_ = _unpack(u)
     net = texture(s.noise, s.x * 3.1, s.y * 3.1).abs()
@@ -175,7 +177,7 @@ def fibrosis(s: Scene, u, strength):
     return (0.13 + 0.13 * strength) * lines * zone, (where > 0) & (s.lung > 0.5)
 
 
-def pleural_thickening(s: Scene, u, strength):
+def pleural_thickening(s: Scene, u: Uniform, strength: Param) -> Drawn:
     """A band along the lateral chest wall or a cap on the apex."""
     side, a, b, c, *_ = _unpack(u)
     thick, centre = 0.035 + 0.040 * c, -0.45 + 0.65 * b
@@ -185,7 +187,7 @@ def pleural_thickening(s: Scene, u, strength):
     return (0.24 + 0.16 * strength) * soft(band, 0.012) * s.lung * here, (band > 0) & here & (s.lung > 0.5)
 
 
-def hernia(s: Scene, u, strength):
+def hernia(s: Scene, u: Uniform, strength: Param) -> Drawn:
     """Stomach in the chest: a round shadow behind the heart, with air over a fluid level."""
     _, a, b, c, *_ = _unpack(u)
     x0, y0, r = 0.02 + 0.14 * a, s.p["dome"] + s.p["inspiration"] - 0.12 - 0.05 * b, 0.15 + 0.05 * c
