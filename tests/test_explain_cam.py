@@ -113,12 +113,11 @@ def test_image_too_small_and_other_architectures_are_refused():
         ValueError, match=rf"image_size should give some layer a map of {MIN_SIDE} cells.*Found 2"
     ):
         default_layers(net, 4)
+    other = ARCHITECTURES["cross_stitch"]("resnet18_thin", 2, 64, False, None)
     with pytest.raises(ValueError, match=r"net should be a MultiTaskNet.*CrossStitch"):
-        default_layers(ARCHITECTURES["cross_stitch"]("resnet18_thin", 2, 64, False, None), 64)
+        default_layers(other, 64)
     with pytest.raises(ValueError, match=r"net should be a MultiTaskNet.*CrossStitch"):
-        heat_maps(
-            CrossStitch("resnet18_thin", 2, 64), np.zeros((1, 64, 64), np.uint8), [0], layers=["layer1"]
-        )
+        heat_maps(other, np.zeros((1, 64, 64), np.uint8), [0], layers=["layer1"])
 
 
 @pytest.mark.parametrize(
