@@ -262,6 +262,18 @@ def test_two_processes_of_the_same_seed_write_the_same_bytes(tmp_path):
     assert_same_bytes(tmp_path / "1", tmp_path / "2")
 
 
+def killed_after(seconds: float, command: list[str], **environment: str) -> int | None:
+    """SIGKILL after so many seconds: None, or the exit status of a process that was done by then."""
+    with start(command, **environment) as process:
+        try:
+            process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            return None
+    return process.returncode
+
+
 @pytest.mark.slow
 def test_run_survives_being_killed_at_any_moment(whole, tmp_path, tally):
     """SIGKILL at random moments from the first import to the last table, then once to the end."""
@@ -274,15 +286,11 @@ def test_run_survives_being_killed_at_any_moment(whole, tmp_path, tally):
     shutil.rmtree(tmp_path / "cache")
     run_dir = tmp_path / "run"
     while kills < 14:
-        with start(shell(run_dir), **cache) as process:
-            try:
-                process.communicate(timeout=rng.uniform(0.3, 1.05) * seconds)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.communicate()
-                kills += 1
-                continue
-        assert process.returncode == 0
+        ended = killed_after(rng.uniform(0.3, 1.05) * seconds, shell(run_dir), **cache)
+        if ended is None:
+            kills += 1
+            continue
+        assert ended == 0
         assert_same_bytes(whole, run_dir)  # finished before its time was up: start over
         shutil.rmtree(run_dir)
         shutil.rmtree(tmp_path / "cache")
@@ -313,15 +321,10 @@ def test_sweep_survives_being_killed_at_any_moment(tmp_path, tally):
     assert process.returncode == 0, error
     seconds, out = time.monotonic() - begun, tmp_path / "killed"
     while kills < 6:
-        with start([sys.executable, "-c", SWEEP, str(out)]) as process:
-            try:
-                process.communicate(timeout=rng.uniform(0.2, 0.9) * seconds)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.communicate()
-                kills += 1
-                continue
-        shutil.rmtree(out)  # finished before its time was up: start over
+        if killed_after(rng.uniform(0.2, 0.9) * seconds, [sys.executable, "-c", SWEEP, str(out)]) is None:
+            kills += 1
+        else:
+            shutil.rmtree(out)  # finished before its time was up: start over
     with start([sys.executable, "-c", SWEEP, str(out)]) as process:
         _, error = process.communicate(timeout=300)
     assert process.returncode == 0, error
