@@ -25,7 +25,10 @@ FAMILY_STYLE = {  # (label, colour): of figures with all methods, too many for a
     "architecture": ("other architectures", ORANGE),
 }
 _LABELS = {
-    "fixed": {"equal": "Equal", "static": "Static", "inverse_prevalence": "Inverse prevalence"},
+    "fixed": {
+        "equal": "Equal", "static": "Static", "inverse_prevalence": "Inverse prevalence", "inverse_entropy": "1/H",
+        "inverse_sqrt_entropy": "1/sqrt(H)",
+    },
     "deepchest": {
         "deepchest": "DeepChest",
         **{f"deepchest_{s}": f"DeepChest ({label})" for s, (label, _) in SIGNAL_STYLE.items() if s != "accuracy"},
@@ -33,7 +36,7 @@ _LABELS = {
     "control": {"prevalence_oracle": "Prevalence oracle"},
     "loss": {
         "uncertainty": "Uncertainty", "dwa": "DWA", "rlw": "RLW", "gls": "GLS", "imtl_l": "IMTL-L", "stch": "STCH",
-        "famo": "FAMO", "dbmtl_l": "DB-MTL (loss)",
+        "famo": "FAMO", "dbmtl_l": "DB-MTL (loss)", "hedge": "Hedge (L/H)",
     },
     "gradient": {
         "gradnorm": "GradNorm", "mgda": "MGDA", "pcgrad": "PCGrad", "graddrop": "GradDrop", "gradvac": "GradVac",

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from deepchest_utils import DataError, load_dataset
+from deepchest_utils import FINDINGS, DataError, load_dataset
 from deepchest_utils.datasets.phantom import phantom_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:phantom. findings without a positive")  # Hernia, in so few
@@ -84,6 +84,64 @@ def test_noise_tells_nothing_of_the_truth_at_share_one():
     a, b = load().train.labels, load(label_noise=1.0).train.labels
     for k in np.flatnonzero(a.mean(0) > 0.03):
         assert abs(np.corrcoef(a[:, k], b[:, k])[0, 1]) < 0.12  # 4 standard errors with 1,500 images
+
+
+# --- one factor at a time
+
+
+def test_controlled_findings_are_alike_and_independent_where_nothing_is_named():
+    labels = load(controlled={}, num_train=6000).train.labels
+    error = np.sqrt(0.1 * 0.9 / len(labels) * 3)  # images of a patient go together
+    np.testing.assert_allclose(labels.mean(0), 0.1, atol=4 * error)
+    pairs = np.corrcoef(labels.T)[np.triu_indices(14, 1)]
+    assert abs(pairs.mean()) < 0.01
+    assert abs(pairs).max() < 0.1
+
+
+def test_controlled_prevalence_and_loading_do_what_they_say():
+    rare, alike = ["Mass", "Edema"], ["Nodule", "Fibrosis", "Hernia"]
+    factors = {"prevalence": dict.fromkeys(rare, 0.02), "loading": dict.fromkeys(alike, 0.9)}
+    part = load(controlled=factors, num_train=6000).train
+    at = {name: k for k, name in enumerate(FINDINGS)}
+    shares = part.labels.mean(0)
+    assert all(0.01 < shares[at[name]] < 0.03 for name in rare)
+    assert all(0.07 < shares[at[name]] < 0.13 for name in FINDINGS if name not in rare)
+    correlation = np.corrcoef(part.labels.T)
+    assert all(correlation[at[a], at[b]] > 0.4 for a in alike for b in alike)
+    assert all(abs(correlation[at["Mass"], at[b]]) < 0.1 for b in alike)
+
+
+def test_controlled_visibility_fades_the_sign_alone():
+    usual, faded = (load(controlled={"visibility": {"Mass": v, "Cardiomegaly": v}}).train for v in (1.0, 0.0))
+    np.testing.assert_array_equal(usual.labels, faded.labels)
+    touched = usual.labels[:, [FINDINGS.index("Mass"), FINDINGS.index("Cardiomegaly")]].any(1)
+    changed = (usual.images != faded.images).any((1, 2))
+    assert not changed[~touched].any()
+    assert changed[touched].mean() > 0.95
+
+
+def test_controlled_label_noise_is_of_one_finding_and_keeps_its_prevalence():
+    clean, noisy = load(controlled={}), load(controlled={"label_noise": {"Mass": 0.5}})
+    k = FINDINGS.index("Mass")
+    for name in ("train", "val", "test"):
+        a, b = clean.parts[name].labels, noisy.parts[name].labels
+        np.testing.assert_array_equal(np.delete(a, k, 1), np.delete(b, k, 1))
+        assert a[:, k].sum() == b[:, k].sum()
+        assert (a[:, k] != b[:, k]).any() == (name != "test")
+
+
+@pytest.mark.parametrize(
+    ("controlled", "named"),
+    [
+        ({"contrast": {}}, "controlled.*visibility.*'contrast'"),
+        ({"visibility": {"Tumour": 0.5}}, "'visibility'.*'Tumour'"),
+        ({"prevalence": {"Mass": 0.0}}, "'prevalence'.*between 0.001 and 0.999.*Mass"),
+        ({"loading": {"Mass": 1.5}}, "'loading'.*between 0.0 and 1.0.*1.5"),
+    ],
+)
+def test_controlled_factors_are_checked(controlled, named):
+    with pytest.raises(DataError, match=named):
+        load(controlled=controlled)
 
 
 @pytest.mark.parametrize("share", [0.1, 1.0])

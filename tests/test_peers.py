@@ -1,12 +1,14 @@
 """Peers against something independent: TorchJD's own, the papers' formulas, autograd."""
 
 import copy
+import math
 
+import numpy as np
 import pytest
 import torch
 import torchjd.aggregation as jd
 import torchjd.scalarization as jds
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import normalize
@@ -213,6 +215,49 @@ def test_inverse_prevalence_counts_a_finding_without_a_positive_as_half_in_a_tho
     plain = Static(K, [1.0, 2.0, 3.0])
     plain.begin(PREVALENCE)
     assert plain.weights.tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("name", "power"), [("inverse_entropy", 1.0), ("inverse_sqrt_entropy", 0.5)])
+def test_static_weights_by_entropy(name, power):
+    p = [0.5, 0.1, 0.001, 0.0]
+    method = make_method(name, 4)
+    method.begin(torch.tensor(p, dtype=torch.float64))
+    p[-1] = 0.0005  # half of one in a thousand
+    raw = np.array([-(q * math.log(q) + (1 - q) * math.log(1 - q)) for q in p]) ** -power
+    np.testing.assert_allclose(method.weights, raw / raw.mean(), rtol=1e-12)
+
+
+def relative(r, prevalence=0.1) -> EpochReport:
+    """An epoch in which each task's loss is r times its entropy."""
+    p = torch.full((len(r),), prevalence, dtype=torch.float64)
+    h = -(p * p.log() + (1 - p) * (1 - p).log())
+    return EpochReport(1, p, {"loss": torch.tensor(r, dtype=torch.float64) * h})
+
+
+def test_hedge_is_the_softmax_of_what_was_left_to_learn():
+    method = make_method("hedge", 3, eta=0.7, floor=0.1)
+    assert method.weights.tolist() == pytest.approx([1, 1, 1])
+    for r in (
+        [0.2, 0.9, 1.6],
+        [0.1, float("nan"), 0.3],
+    ):  # above 1 counts as 1, an unknown one as the others' mean
+        method.end_epoch(relative(r))
+    gains = np.array([0.2 + 0.1, 0.9 + 0.2, 1.0 + 0.3])
+    share = np.exp(0.7 * gains) / np.exp(0.7 * gains).sum()
+    np.testing.assert_allclose(method.weights, 0.9 * 3 * share + 0.1, rtol=1e-12)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 14), st.integers(1, 60), st.sampled_from([0.05, 0.5, 3.0]))
+@settings(max_examples=40, deadline=None)
+def test_hedges_regret_is_within_its_bound(seed, k, epochs, eta):
+    rng, method = np.random.default_rng(seed), make_method("hedge", k, eta=eta, floor=0.0)
+    theirs, own = np.zeros(k), 0.0
+    for _ in range(epochs):
+        weights = method.weights.numpy()
+        r = np.where(weights > np.median(weights), rng.random(k) * 0.2, rng.random(k))  # to spite it
+        theirs, own = theirs + r, own + weights @ r / k
+        method.end_epoch(relative(r.tolist()))
+    assert theirs.max() - own <= math.log(k) / eta + eta * epochs / 8 + 1e-9
 
 
 def test_published_initial_weights_by_name():
@@ -549,6 +594,8 @@ def test_trunk_that_is_frozen_or_missing_is_named(name):
         ("prevalence_oracle", {"signal": "auroc"}, "signal"),
         ("prevalence_oracle", {"scores_from": "val"}, "scores_from"),
         ("dwa", {"temperature": 0.0}, "temperature.*greater than 0.*0.0"),
+        ("hedge", {"eta": 0.0}, "eta.*greater than 0.*0.0"),
+        ("hedge", {"floor": 1.5}, "floor.*between 0 and 1.*1.5"),
         ("stch", {"mu": 0.0}, "mu.*greater than 0.*0.0"),
         ("stch", {"warmup": 0}, "warmup.*at least 1.*0"),
         ("famo", {"lr": -1.0}, "lr.*negative.*-1"),

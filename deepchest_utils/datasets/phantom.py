@@ -16,10 +16,41 @@ from deepchest_utils.findings import FINDINGS
 SIZES = {"train": 6000, "val": 2000, "test": 8000}
 
 
-def phantom_of(seed: int, part: str, num_images: int) -> phantom.Phantom:
+CONTROLLED = {
+    "prevalence": 0.1,
+    "visibility": 1.0,
+    "loading": 0.0,
+    "label_noise": 0.0,
+}  # where a finding is not named
+
+
+def phantom_of(
+    seed: int, part: str, num_images: int, controlled: dict[str, dict[str, float]] | None = None
+) -> phantom.Phantom:
     """The population behind one split: `phantom_of(seed, "test", 8000).masks(64, rows)` are the masks of rows
-    of `data.test`."""
-    return phantom.make_phantom(num_images, seed=3 * seed + list(SIZES).index(part))
+    of `data.test`. controlled: see `load_phantom`."""
+    design = {} if controlled is None else _design(controlled)
+    design.pop("label_noise", None)  # of the labels, not of what is drawn
+    return phantom.make_phantom(num_images, seed=3 * seed + list(SIZES).index(part), **design)
+
+
+def _design(controlled: dict[str, dict[str, float]]) -> dict[str, np.ndarray]:
+    """Each factor as (K,). Raises DataError naming what is wrong."""
+    if unknown := set(controlled) - set(CONTROLLED):
+        raise DataError(
+            f"controlled should have factors among {', '.join(CONTROLLED)}. Found {min(unknown)!r}."
+        )
+    out = {}
+    for factor, usual in CONTROLLED.items():
+        given = controlled.get(factor, {})
+        if unknown := set(given) - set(FINDINGS):
+            raise DataError(f"controlled {factor!r} should name findings. Found {min(unknown)!r}.")
+        out[factor] = np.array([float(given.get(name, usual)) for name in FINDINGS])
+        # a finding that nobody or everybody has cannot be learned; nor can signs be more than themselves
+        low, high = (0.001, 0.999) if factor == "prevalence" else (0.0, 1.0)
+        if not ((out[factor] >= low) & (out[factor] <= high)).all():
+            raise DataError(f"controlled {factor!r} should be between {low} and {high}. Found {given}.")
+    return out
 
 
 def load_phantom(
@@ -32,6 +63,7 @@ def load_phantom(
     label_noise: float = 0.0,
     unknown: float = 0.0,
     max_images: int | None = None,
+    controlled: dict[str, dict[str, float]] | None = None,
     cache_dir: str | Path | None = None,
 ) -> Splits:
     """Draw (or take from the cache) three splits.
@@ -39,7 +71,11 @@ def load_phantom(
     split: "patient" (default) or "image", which pools all images and deals them out one by one. label_noise:
     share of the images of train and val that get the labels of another of them, so that prevalence and
     co-occurrence stay; test stays clean. unknown: share of all labels made NaN. The test split does not
-    depend on num_train. Raises DataError for a share outside [0, 1], or a size outside 28 to 256 px.
+    depend on num_train. controlled: a population for experiments, in which findings differ in nothing but what is named: factor ->
+    finding -> value, with factors "prevalence" (0.1 where not named), "visibility" (1; the contrast of the sign), "loading" (0, i.e.
+    independent; the correlation of two findings is the product of theirs) and "label_noise" (0; share of the images of train
+    and val that get another of them's label of that finding alone). Raises DataError for a share outside [0, 1], a size outside
+    28 to 256 px, or an unknown factor or finding.
     """
     for name, value in (("label_noise", label_noise), ("unknown", unknown)):
         if not 0 <= value <= 1:
@@ -57,8 +93,8 @@ def load_phantom(
     for name, count in counts.items():
         if count < 1:
             raise DataError(f"num_{name} should be at least 1. Found {count}.")
-        drawn = phantom_of(seed, name, count)
-        images = _images(drawn, name, image_size, cache_dir)
+        drawn = phantom_of(seed, name, count, controlled)
+        images = _images(drawn, name, image_size, cache_dir, controlled)
         ids = np.array([f"{name}/{i}" for i in range(count)])
         labels = drawn.labels.astype(np.float32)
         parts[name] = ChestXrays(images, labels, drawn.patients + offset, FINDINGS, ids)
@@ -69,18 +105,35 @@ def load_phantom(
         rng = np.random.default_rng([seed, 1, i])  # one a split: test does not depend on the size of train
         noisy = part.labels.copy()
         if name != "test" and label_noise:
-            # a cycle through the images in random order (neighbours show one patient): none keeps its own
-            rows = rng.permutation(np.flatnonzero(rng.random(len(part)) < label_noise))
-            noisy[rows] = noisy[np.roll(rows, 1)]
+            rows, others = _swapped(len(part), label_noise, rng)
+            noisy[rows] = noisy[others]
+        if name != "test" and controlled is not None:
+            for k, share in enumerate(_design(controlled)["label_noise"]):
+                rows, others = _swapped(len(part), share, rng)
+                noisy[rows, k] = noisy[others, k]
         noisy[rng.random(noisy.shape) < unknown] = np.nan
         parts[name] = replace(part, labels=noisy)
     return Splits(parts["train"], parts["val"], parts["test"], name="phantom", split=split or "patient")
 
 
-def _images(drawn: phantom.Phantom, name: str, size: int, cache_dir: str | Path | None) -> np.ndarray:
+def _swapped(count: int, share: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A share of the images, and for each the one whose labels it gets: a cycle through them in random order (neighbours show
+    one patient), so that none keeps its own."""
+    rows = rng.permutation(np.flatnonzero(rng.random(count) < share))
+    return rows, np.roll(rows, 1)
+
+
+def _images(
+    drawn: phantom.Phantom,
+    name: str,
+    size: int,
+    cache_dir: str | Path | None,
+    controlled: dict[str, dict[str, float]] | None,
+) -> np.ndarray:
     count, block = len(drawn.labels), 1024
     code = source_hash(Path(phantom.__file__).parent)
-    key = cache_key(code=code, seed=drawn.seed, count=count, size=size)
+    more = {} if controlled is None else {"controlled": controlled}
+    key = cache_key(code=code, seed=drawn.seed, count=count, size=size, **more)
 
     def make() -> Iterator[tuple[int, np.ndarray]]:
         for start in tqdm(range(0, count, block), desc=f"drawing phantom {name}", disable=None):

@@ -45,7 +45,7 @@ def find_truth(
     images = data.parts[part]
     size = images.images.shape[-1]
     if config.dataset == "phantom" and data.split == "patient":
-        drawn = phantom_of(config.data_seed, part, len(images))
+        drawn = phantom_of(config.data_seed, part, len(images), config.data_options.get("controlled"))
         rows, tasks = _first_positives(drawn.labels, per_finding)
         masks = np.empty((len(rows), size, size), bool)
         for start in range(0, len(rows), 64):  # all findings' masks of an image come at once: keep one of 14

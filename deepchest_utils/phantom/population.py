@@ -68,19 +68,30 @@ def latent_correlation() -> Float[np.ndarray, "k k"]:
     return nearest
 
 
-def sample_population(num_images: int, rng: np.random.Generator) -> Population:
+def sample_population(
+    num_images: int,
+    rng: np.random.Generator,
+    prevalence: Float[np.ndarray, " k"] | None = None,
+    loading: Float[np.ndarray, " k"] | None = None,
+) -> Population:
     """Draw patients until they have `num_images` images between them.
 
     A patient has 1 + Geometric images (mean 3.2, at most 12; NIH's mean is 3.6), and keeps most findings from
-    one to the next.
+    one to the next. prevalence: (K,) in (0, 1), NIH's by default. loading: (K,) in [0, 1]: the latent correlation of two
+    findings is the product of theirs, one common cause; NIH's correlations by default.
     """
     if num_images < 1:
         raise ValueError(f"num_images should be at least 1. Found {num_images}.")
     images = np.minimum(rng.geometric(0.3, size=num_images), MAX_IMAGES_PER_PATIENT)
     patients = np.repeat(np.arange(num_images), images)[:num_images]
-    factor = np.linalg.cholesky(latent_correlation() + 1e-9 * np.eye(NUM_FINDINGS))
+    if loading is None:
+        correlation = latent_correlation()
+    else:
+        correlation = np.outer(loading, loading)
+        np.fill_diagonal(correlation, 1.0)
+    factor = np.linalg.cholesky(correlation + 1e-9 * np.eye(NUM_FINDINGS))
     patient_latent = rng.standard_normal((patients[-1] + 1, NUM_FINDINGS))[patients]
     visit_latent = rng.standard_normal((num_images, NUM_FINDINGS))
     latent = (np.sqrt(PERSISTENCE) * patient_latent + np.sqrt(1 - PERSISTENCE) * visit_latent) @ factor.T
-    threshold = -ndtri(NIH_COOCCURRENCE.diagonal() / NIH_IMAGES)
+    threshold = -ndtri(NIH_COOCCURRENCE.diagonal() / NIH_IMAGES if prevalence is None else prevalence)
     return Population(labels=latent > threshold, patients=patients)

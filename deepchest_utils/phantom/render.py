@@ -27,7 +27,7 @@ class Phantom:
     """A drawn population: the truth of N images, and `render` and `masks` to look at them.
 
     labels: (N, K) bool, what is in the image. patients: (N,), numbered from 0. parameters: name -> (N,)
-    float32.
+    float32. visibility: (K,), how much of its usual contrast, or change of the anatomy, each sign has.
     """
 
     seed: int
@@ -36,6 +36,7 @@ class Phantom:
     parameters: dict[str, np.ndarray] = field(repr=False)
     sign_uniforms: Float[np.ndarray, "n k 8"] = field(repr=False)
     strengths: Float[np.ndarray, "n k"] = field(repr=False)
+    visibility: Float[np.ndarray, " k"] = field(default_factory=lambda: np.ones(NUM_FINDINGS), repr=False)
 
     def render(
         self, size: int = 64, indices: np.ndarray | None = None
@@ -73,7 +74,7 @@ class Phantom:
         labels, u, strength = (
             torch.from_numpy(a[rows]) for a in (self.labels, self.sign_uniforms, self.strengths)
         )
-        p.update(change_anatomy(labels, u, strength))
+        p.update(change_anatomy(labels * torch.from_numpy(self.visibility), u, strength))
         noise = torch.from_numpy(np.stack(grids))
         return build_scene(p, torch.from_numpy(np.stack(trees)), noise, size), own
 
@@ -94,8 +95,8 @@ class Phantom:
         scene, own = self._scene(rows, size)
         pixels = np.stack([g.standard_normal((size, size), dtype=np.float32) for g in own])
         film = attenuation(scene)
-        for _, having, added, _ in self._signs(scene, rows):
-            film.index_add_(0, having, added)
+        for k, having, added, _ in self._signs(scene, rows):
+            film.index_add_(0, having, added * float(self.visibility[k]))
         p = scene.p
         exposed = 1 - torch.exp(-1.25 * film.clamp(min=0.0) * p["gain"].exp())
         exposed = exposed ** (1.35 * p["gamma"].exp()) * 1.30
@@ -110,15 +111,23 @@ class Phantom:
         return out
 
 
-def make_phantom(num_images: int, seed: int = 0) -> Phantom:
+def make_phantom(
+    num_images: int,
+    seed: int = 0,
+    prevalence: Float[np.ndarray, " k"] | None = None,
+    loading: Float[np.ndarray, " k"] | None = None,
+    visibility: Float[np.ndarray, " k"] | None = None,
+) -> Phantom:
     """Draw who has what, and every parameter of every image; nothing is rendered yet.
 
-    num_images: at least 1. seed: non-negative; the same seed and number give the same bytes.
+    num_images: at least 1. seed: non-negative; the same seed and number give the same bytes. prevalence, loading: (K,), see
+    `sample_population`. visibility: (K,) at least 0, ones by default.
     """
     rng = np.random.default_rng([seed, num_images])
-    population = sample_population(num_images, rng)
+    population = sample_population(num_images, rng, prevalence, loading)
     patients, count = population.patients, int(population.patients[-1]) + 1
     parameters = draw_parameters(patients, count, rng)
     uniforms = rng.random((count, NUM_FINDINGS, 8), dtype=np.float32)[patients]
     strengths = rng.random((num_images, NUM_FINDINGS), dtype=np.float32)
-    return Phantom(seed, population.labels, patients, parameters, uniforms, strengths)
+    seen = np.ones(NUM_FINDINGS) if visibility is None else visibility
+    return Phantom(seed, population.labels, patients, parameters, uniforms, strengths, seen)

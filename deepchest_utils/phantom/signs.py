@@ -22,13 +22,14 @@ Sign = Callable[[Scene, Uniform, Param], Drawn]
 
 
 def change_anatomy(
-    labels: Bool[Tensor, "b k"], u: Float[Tensor, "b k 8"], strength: Float[Tensor, "b k"]
+    present: Float[Tensor, "b k"], u: Float[Tensor, "b k 8"], strength: Float[Tensor, "b k"]
 ) -> dict[str, Param]:
-    """What the findings change of the parameters: (B, 1, 1) each, 0 where nothing changes."""
+    """What the findings change of the parameters: (B, 1, 1) each, 0 where nothing changes. present: 0 for a finding that is
+    not there, 1 for one that is, as visible as usual."""
 
     def amount(name: str, low: float, high: float) -> Float[Tensor, " b"]:
         k = FINDINGS.index(name)
-        return labels[:, k] * (low + (high - low) * strength[:, k])
+        return present[:, k] * (low + (high - low) * strength[:, k])
 
     left = {name: u[:, FINDINGS.index(name), 0] > 0.5 for name in ("Atelectasis", "Fibrosis")}
     collapse, scar = amount("Atelectasis", 0.015, 0.07), amount("Fibrosis", 0.01, 0.04)

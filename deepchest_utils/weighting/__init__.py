@@ -15,11 +15,12 @@ from deepchest_utils.weighting.equal import Equal
 from deepchest_utils.weighting.famo import FAMO
 from deepchest_utils.weighting.gls import GLS
 from deepchest_utils.weighting.gradnorm import GradNorm
+from deepchest_utils.weighting.hedge import Hedge
 from deepchest_utils.weighting.imtl_l import IMTLL
 from deepchest_utils.weighting.initial import PUBLISHED_INITIAL_WEIGHTS, initial_weights
 from deepchest_utils.weighting.prevalence_oracle import PrevalenceOracle
 from deepchest_utils.weighting.rlw import RLW
-from deepchest_utils.weighting.static import Static
+from deepchest_utils.weighting.static import BY_PREVALENCE, Static
 from deepchest_utils.weighting.stch import STCH
 from deepchest_utils.weighting.surgery import CAGrad, ConFIG, DualProj, GradDrop, GradVac, PCGrad, UPGrad
 from deepchest_utils.weighting.uncertainty import Uncertainty
@@ -27,7 +28,7 @@ from deepchest_utils.weighting.uncertainty import Uncertainty
 METHODS: dict[str, Callable[..., Method]] = {
     "equal": Equal,
     "static": Static,
-    "inverse_prevalence": partial(Static, values="inverse_prevalence"),
+    **{name: partial(Static, values=name) for name in BY_PREVALENCE},
     "deepchest": DeepChest,
     **{f"deepchest_{s}": partial(DeepChest, signal=s) for s in SIGNALS if s != "accuracy"},
     "prevalence_oracle": PrevalenceOracle,
@@ -39,6 +40,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "stch": STCH,
     "famo": FAMO,
     "dbmtl_l": DBMTLL,
+    "hedge": Hedge,
     "gradnorm": GradNorm,
     "mgda": MGDA,
     "pcgrad": PCGrad,

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from deepchest_utils.losses import prevalence_entropy
+
 SOURCES = ("train", "val")
 
 
@@ -24,6 +26,13 @@ class EpochReport:
     prevalence: Float[Tensor, " k"]
     train: dict[str, Float[Tensor, " k"]] = field(default_factory=dict)
     val: dict[str, Float[Tensor, " k"]] = field(default_factory=dict)
+
+    def relative_loss(self, source: str = "train") -> Float[Tensor, " k"]:
+        """L_k / H_k, (K,) float64: the loss of "train" or "val" over that of the best constant predictor, the entropy of the
+        training prevalence. About 1 if nothing is learned, 0 if all is; NaN without a loss, or with one class only."""
+        loss = (self.train if source == "train" else self.val)["loss"].double()
+        entropy = prevalence_entropy(self.prevalence.to(loss))
+        return torch.where(entropy > 0, loss / entropy, torch.nan)
 
 
 class Method(nn.Module):

@@ -6,7 +6,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from deepchest_utils.losses import prevalence_entropy
 from deepchest_utils.weighting.base import SOURCES, EpochReport, LossWeighting
 from deepchest_utils.weighting.initial import published
 from deepchest_utils.weighting.static import as_weights
@@ -122,12 +121,9 @@ class DeepChest(LossWeighting):
         source = report.train if self.scores_from == "train" else report.val
         if self.signal not in ("loss_trend", "relative_loss"):
             return source[self.signal]
-        loss = source["loss"].to(self.previous_loss)
         if self.signal == "relative_loss":
-            entropy = prevalence_entropy(report.prevalence.to(loss))
-            return torch.where(
-                entropy > 0, -loss / entropy, torch.nan
-            )  # one class only: nothing to compare with
+            return -report.relative_loss(self.scores_from)
+        loss = source["loss"].to(self.previous_loss)
         trend = torch.where(self.previous_loss > 0, -loss / self.previous_loss, torch.nan)
         # a task without a loss this time keeps its last one to compare with
         self.previous_loss.copy_(torch.where(loss.isnan(), self.previous_loss, loss))
