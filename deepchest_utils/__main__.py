@@ -36,7 +36,7 @@ def _train(args: argparse.Namespace) -> int:
     return 0
 
 
-def _cells(args: argparse.Namespace, tune: bool = False) -> list[Any]:
+def _cells(args: argparse.Namespace, tune: bool = False, history: bool = True) -> list[Any]:
     """The runs that the options of a sweep ask for."""
     from deepchest_utils.sweep import best_lr, make_cells
     from deepchest_utils.training import TrainConfig
@@ -44,13 +44,13 @@ def _cells(args: argparse.Namespace, tune: bool = False) -> list[Any]:
     names = [f.name for f in dataclasses.fields(TrainConfig) if hasattr(args, f.name)]
     base = TrainConfig(data_options=_pairs(args.data_options))
     lists = {name: getattr(args, name) for name in names if name != "data_options"}
-    return make_cells(base, lists, best_lr(args.lr_from) if args.lr_from else None, tune)
+    return make_cells(base, lists, best_lr(args.lr_from) if args.lr_from else None, tune, history)
 
 
 def _sweep(args: argparse.Namespace) -> int:
     from deepchest_utils.sweep import compare_methods, run_sweep, tuning_scores
 
-    cells = _cells(args, args.tune)
+    cells = _cells(args, args.tune, args.history)
     tables = run_sweep(cells, args.out, args.jobs, args.backend, args.scheduler)
     mine = tables.cells[tables.cells.cell.isin([cell.id for cell in cells])]
     for row in mine[mine.status == "failed"].itertuples():

@@ -8,6 +8,7 @@ from deepchest_utils.weighting.spec import parse_method
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY, BLACK = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#7F7F7F", "#000000",
 )  # fmt: skip
+WINE = "#882255"  # of Tol's muted colours: dark enough to stand apart from the eight
 SIGNAL_STYLE = {  # what drives DeepChest's update: (label, colour)
     "accuracy": ("accuracy", VERMILION),
     "loss_trend": ("loss trend", PURPLE),
@@ -19,6 +20,7 @@ FAMILY_STYLE = {  # (label, colour): of figures with all methods, too many for a
     "fixed": ("fixed weights", GREY),
     "deepchest": ("DeepChest's rule", VERMILION),
     "control": ("prevalence oracle", BLACK),
+    "root": ("Root (proposed here)", WINE),
     "loss": ("loss weighting", BLUE),
     "gradient": ("gradient balancing", GREEN),
     "composed": ("DeepChest over another", PURPLE),
@@ -34,9 +36,10 @@ _LABELS = {
         **{f"deepchest_{s}": f"DeepChest ({label})" for s, (label, _) in SIGNAL_STYLE.items() if s != "accuracy"},
     },
     "control": {"prevalence_oracle": "Prevalence oracle"},
+    "root": {"root": "Root"},
     "loss": {
         "uncertainty": "Uncertainty", "dwa": "DWA", "rlw": "RLW", "gls": "GLS", "imtl_l": "IMTL-L", "stch": "STCH",
-        "famo": "FAMO", "dbmtl_l": "DB-MTL (loss)", "hedge": "Hedge (L/H)",
+        "famo": "FAMO", "dbmtl_l": "DB-MTL (loss)", "hedge": "Hedge (L/H)", "val_discount": "Validation discount",
     },
     "gradient": {
         "gradnorm": "GradNorm", "mgda": "MGDA", "pcgrad": "PCGrad", "graddrop": "GradDrop", "gradvac": "GradVac",

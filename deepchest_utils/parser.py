@@ -73,6 +73,9 @@ def build_parser(command: str = "") -> argparse.ArgumentParser:
             action="store_true",
             help="keep the validation score alone, for --lr-from of a later sweep",
         )
+        sweep.add_argument(
+            "--no-history", dest="history", action="store_false", help="keep the test scores alone"
+        )
         sweep.add_argument("--lr-from", **LR_FROM)
 
     localize = commands.add_parser(

@@ -260,6 +260,14 @@ def test_hedges_regret_is_within_its_bound(seed, k, epochs, eta):
     assert theirs.max() - own <= math.log(k) / eta + eta * epochs / 8 + 1e-9
 
 
+def test_validation_discount_is_of_tasks_whose_loss_has_risen():
+    method, p = make_method("val_discount", 3, power=2.0), torch.full((3,), 0.1)
+    for epoch, loss in enumerate(([0.4, 0.3, 0.2], [0.2, 0.3, float("nan")], [0.4, 0.3, 0.1]), start=1):
+        method.end_epoch(EpochReport(epoch, p, val={"loss": torch.tensor(loss)}))
+    raw = torch.tensor([0.25, 1.0, 1.0], dtype=torch.float64)
+    torch.testing.assert_close(method.weights, raw / raw.mean())
+
+
 def test_published_initial_weights_by_name():
     for name, values in PUBLISHED_INITIAL_WEIGHTS.items():
         assert DeepChest(14, initial=name).raw_weights.tolist() == list(values)
@@ -596,6 +604,7 @@ def test_trunk_that_is_frozen_or_missing_is_named(name):
         ("dwa", {"temperature": 0.0}, "temperature.*greater than 0.*0.0"),
         ("hedge", {"eta": 0.0}, "eta.*greater than 0.*0.0"),
         ("hedge", {"floor": 1.5}, "floor.*between 0 and 1.*1.5"),
+        ("val_discount", {"power": 0.0}, "power.*greater than 0.*0.0"),
         ("stch", {"mu": 0.0}, "mu.*greater than 0.*0.0"),
         ("stch", {"warmup": 0}, "warmup.*at least 1.*0"),
         ("famo", {"lr": -1.0}, "lr.*negative.*-1"),

@@ -7,6 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -231,6 +232,23 @@ def test_best_lr_of_nothing_is_an_error(tmp_path):
         best_lr(tmp_path / "failed.csv")
     with pytest.raises(ValueError, match=r"\.csv.*'tuning'"):
         best_lr("tuning")
+
+
+@pytest.mark.filterwarnings("ignore::deepchest_utils.datasets.base.DataWarning")  # too few for every finding
+def test_without_history_the_test_scores_and_the_prevalence_stay():
+    base = dataclasses.replace(BASE, epochs=2, data_options={**BASE.data_options, "num_test": 64})
+    (short,), (full,) = (make_cells(base, {"method": ["deepchest"]}, history=h) for h in (False, True))
+    kept, all_rows = cells.run_cell(short, 1), cells.run_cell(full, 1)
+    assert set(zip(kept.rows.split, kept.rows.metric, strict=True)) >= {
+        ("test", "auroc"),
+        ("train", "prevalence"),
+    }
+    assert set(kept.rows.metric[kept.rows.split != "test"]) == {"prevalence"}
+    more = all_rows.rows[~all_rows.rows.metric.isin(["weight"]) & (all_rows.rows.split != "val")]
+    pd.testing.assert_frame_equal(kept.rows.reset_index(drop=True), more.reset_index(drop=True))
+    np.testing.assert_array_equal(kept.replicates, all_rows.replicates)
+    assert {"weight"} < set(all_rows.rows.metric)
+    assert short.id == full.id
 
 
 @pytest.mark.filterwarnings("ignore::deepchest_utils.datasets.base.DataWarning")  # too few for every finding

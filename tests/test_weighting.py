@@ -27,7 +27,7 @@ CASES = [*METHODS, *(f"{name}(level='features')" for name in GRADIENT)]
 HELD = [
     n
     for n in METHODS
-    if n.split("_")[0] in ("equal", "static", "inverse", "deepchest", "prevalence", "dwa", "hedge")
+    if n.split("_")[0] in ("equal", "static", "inverse", "deepchest", "prevalence", "dwa", "hedge", "val")
 ]
 
 

@@ -3,6 +3,9 @@
 # not run again, so it can be stopped and started. About five hours on two cores.
 #   bash data/results/study.sh tuning main composed rate single_task ablations summary   # phantom
 #   NIH_ROOT=PATH bash data/results/study.sh nih localization                            # a sample of NIH ChestX-ray14
+# and behind notebook 07, about four hours on two cores:
+#   bash data/results/study.sh candidates controlled rule_tuning judge_{4000,1000,16000,noise}
+#   NIH_ROOT=PATH bash data/results/study.sh judge_nih
 # There are more parts, for which the budget had no room: more, architectures, parameters.
 set -euo pipefail
 out=${OUT:-data/results}
@@ -43,6 +46,20 @@ nih=(--dataset nih --data-root "${NIH_ROOT:-}" --split patient --epochs 15)
 grid=(--lr 1e-3 2e-3 4e-3 --seed 100 101)
 seeds=(--seed 0 1 2 3 4)
 tuning=("${phantom[@]}" --data-options num_test 1000 --tune "${grid[@]}" --out "$out/phantom_tuning.csv")
+# Notebook 07: 32 px, so that two cores can afford ten seeds; no augmentation, with which a network learns more in the same
+# time. Candidates are compared on a phantom of their own (data seed 7); the judgement has another that nothing was chosen on.
+small=(--image-size 32 --augment false --batch-size 64 --no-history)
+candidates=(equal hedge val_discount inverse_entropy inverse_sqrt_entropy
+  'deepchest_relative_loss(floor=0.25, normalize=True)' root 'root(relative=True)' 'root(power=0.25)' 'root(power=1.0)' 'root(window=1)')
+judged=(equal deepchest prevalence_oracle inverse_entropy inverse_sqrt_entropy root uncertainty imtl_l 'pcgrad(level="features")')
+read -ra judge_seeds <<<"${SEEDS:-0 1 2 3 4 5 6 7 8 9}"  # a part of them, to begin with
+judge() { # NAME ARGUMENT...: ten seeds of each method
+  sweep --method "${judged[@]}" --seed "${judge_seeds[@]}" "${small[@]}" --lr-from "$out/rule_tuning.csv" \
+    --out "$out/judge_$1.csv" --baseline equal deepchest root "${@:2}"
+}
+on_phantom() { # NAME TRAINING_IMAGES EPOCHS ARGUMENT...
+  judge "$1" --data-seed 1 --epochs "$3" --data-options num_train "$2" --data-options num_val 1000 "${@:4}"
+}
 # baselines of the summary; the composed methods are compared with the same ones alone
 inner=(equal deepchest prevalence_oracle)
 for method in "${composed[@]}"; do inner+=("${method#deepchest+}"); done
@@ -76,6 +93,19 @@ for part in "$@"; do
       localize() { python -m deepchest_utils localize --device cpu --method "${looked_at[@]}" "${seeds[@]}" "$@"; }
       localize "${phantom[@]}" --lr-from "$out/phantom_tuning.csv" --out "$out/localization_phantom.csv"
       localize "${nih[@]}" --lr-from "$out/nih_sample_tuning.csv" --out "$out/localization_nih_sample.csv" ;;
-    *) echo "no part $part: tuning, main, more, composed, rate, single_task, architectures, parameters, ablations, summary, nih or localization" >&2; exit 2 ;;
+    candidates)
+      for size in 4000:16 1000:32; do
+        sweep "${small[@]}" --method "${candidates[@]}" --seed 0 1 2 3 --data-seed 7 --lr 4e-3 --epochs "${size#*:}" \
+          --data-options num_train "${size%:*}" --data-options num_val 1000 --out "$out/candidates_${size%:*}.csv" --baseline equal
+      done ;;
+    rule_tuning)
+      sweep "${small[@]}" --method "${judged[@]}" --data-seed 1 --epochs 10 --tune --lr 2e-3 4e-3 --seed 100 101 \
+        --data-options num_train 4000 --data-options num_val 1000 --data-options num_test 100 --out "$out/rule_tuning.csv" ;;
+    judge_1000) on_phantom 1000 1000 20 ;;
+    judge_4000) on_phantom 4000 4000 10 ;;
+    judge_16000) on_phantom 16000 16000 3 ;;
+    judge_noise) on_phantom noise 4000 10 --data-options label_noise 0.2 ;;
+    judge_nih) judge nih --dataset nih --data-root "${NIH_ROOT:-}" --split patient --epochs 12 ;;
+    *) echo "no part $part: tuning, main, more, composed, rate, single_task, architectures, parameters, ablations, summary, nih, localization, candidates, rule_tuning or judge_*" >&2; exit 2 ;;
   esac
 done

@@ -32,11 +32,13 @@ ONE_AT_A_TIME = Lock()  # in a process: threads, as a Dask worker may have, shar
 @dataclass(frozen=True)
 class Cell:
     """One run. method: as the user wrote it, options included. config: the run. tune: keep its macro AUROC on validation
-    alone, for `best_lr`: what is chosen with must not see the test."""
+    alone, for `best_lr`: what is chosen with must not see the test. history: keep the weights and the validation AUROC of every
+    epoch too, beside the test scores."""
 
     method: str
     config: TrainConfig
     tune: bool = False
+    history: bool = True
 
     @property
     def settings(self) -> dict[str, object]:
@@ -62,13 +64,17 @@ class Outcome:
 
 
 def make_cells(
-    base: TrainConfig, lists: dict[str, Sequence[Any]], lr: dict[str, float] | None = None, tune: bool = False
+    base: TrainConfig,
+    lists: dict[str, Sequence[Any]],
+    lr: dict[str, float] | None = None,
+    tune: bool = False,
+    history: bool = True,
 ) -> list[Cell]:
     """The product of the lists, seed by seed: the first cells are one whole comparison.
 
     lists: field of TrainConfig -> values; those of "method" may carry options and an architecture,
     `deepchest(floor=0.25)` or `equal@single_task`. lr: a learning rate for each method, as `best_lr` finds them, in
-    place of the lists'; another architecture takes the method's unless it has its own. tune: see `Cell`. Raises
+    place of the lists'; another architecture takes the method's unless it has its own. tune, history: see `Cell`. Raises
     ValueError for an unknown field, a value that TrainConfig refuses, or a method without a learning rate.
     """
     known = {field.name for field in dataclasses.fields(TrainConfig)}
@@ -99,7 +105,7 @@ def make_cells(
                     f"lr should have every method's. Found none for {spec!r}, only {', '.join(lr)}."
                 )
             given["lr"] = lr[spec if spec in lr else method]
-        cell = Cell(spec, dataclasses.replace(base, **given), tune)
+        cell = Cell(spec, dataclasses.replace(base, **given), tune, history)
         cells[cell.id] = cell
     return list(cells.values())
 
@@ -133,7 +139,7 @@ def _run_cell(cell: Cell, threads: int, folder: str | None) -> Outcome:
         data = data_of(c)
         record["data"] = data.fingerprint()
         run = train(c, data)
-        rows = _kept_rows(run, data, cell.tune).assign(method=cell.method)
+        rows = _kept_rows(run, data, cell).assign(method=cell.method)
         if not cell.tune:
             replicates = _replicates(run, data)
         if folder:  # its checkpoint has served
@@ -147,18 +153,18 @@ def _run_cell(cell: Cell, threads: int, folder: str | None) -> Outcome:
     return Outcome(cell, record | environment_report(), rows.assign(cell=cell.id), replicates)
 
 
-def _kept_rows(run: Run, data: Splits, tune: bool) -> pd.DataFrame:
-    """The test table, and of the history what the study asks: weights that moved, the validation AUROC, the prevalence."""
+def _kept_rows(run: Run, data: Splits, cell: Cell) -> pd.DataFrame:
+    """The test table, the prevalence, and of the history what the study asks: weights that moved, the validation AUROC."""
     history = run.history
     auroc = history[(history.metric == "auroc") & (history.split == "val")]
-    if tune:
+    if cell.tune:
         return auroc[auroc.task == "macro"]
     weights = history[history.metric == "weight"]
     if weights.groupby("task").value.nunique().max() == 1:
         weights = weights[:0]
     base = {"method": "", "seed": run.config.seed, "epoch": 0, "split": "train"}
     known = to_table(task_rows(base, {"prevalence": data.train.prevalence}, data.findings, summarise=False))
-    return pd.concat([run.test, known, weights, auroc], ignore_index=True)
+    return pd.concat([run.test, known, *([weights, auroc] if cell.history else [])], ignore_index=True)
 
 
 def _replicates(run: Run, data: Splits) -> np.ndarray:

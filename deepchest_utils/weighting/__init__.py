@@ -20,10 +20,12 @@ from deepchest_utils.weighting.imtl_l import IMTLL
 from deepchest_utils.weighting.initial import PUBLISHED_INITIAL_WEIGHTS, initial_weights
 from deepchest_utils.weighting.prevalence_oracle import PrevalenceOracle
 from deepchest_utils.weighting.rlw import RLW
+from deepchest_utils.weighting.root import Root
 from deepchest_utils.weighting.static import BY_PREVALENCE, Static
 from deepchest_utils.weighting.stch import STCH
 from deepchest_utils.weighting.surgery import CAGrad, ConFIG, DualProj, GradDrop, GradVac, PCGrad, UPGrad
 from deepchest_utils.weighting.uncertainty import Uncertainty
+from deepchest_utils.weighting.val_discount import ValDiscount
 
 METHODS: dict[str, Callable[..., Method]] = {
     "equal": Equal,
@@ -32,6 +34,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "deepchest": DeepChest,
     **{f"deepchest_{s}": partial(DeepChest, signal=s) for s in SIGNALS if s != "accuracy"},
     "prevalence_oracle": PrevalenceOracle,
+    "root": Root,
     "uncertainty": Uncertainty,
     "dwa": DWA,
     "rlw": RLW,
@@ -41,6 +44,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "famo": FAMO,
     "dbmtl_l": DBMTLL,
     "hedge": Hedge,
+    "val_discount": ValDiscount,
     "gradnorm": GradNorm,
     "mgda": MGDA,
     "pcgrad": PCGrad,
