@@ -55,6 +55,11 @@ _OWN_COLOR = {  # of figures that draw a few methods as lines
 }
 
 
+def pretty(finding: str) -> str:
+    """The finding's name for a figure."""
+    return finding.replace("_", " ")
+
+
 def method_label(spec: str) -> str:
     """For a figure, of a method as sweeps name it: `deepchest(floor=0.25)+pcgrad(level="features")` is
     "DeepChest (floor 0.25) + PCGrad (features)", `equal@single_task` is "Equal, single-task"."""

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 
 from deepchest_utils.datasets.cache import PROJECT
 from deepchest_utils.interactive import keep_notebooks_small
-from deepchest_utils.labels import FAMILY_STYLE, ORANGE
+from deepchest_utils.labels import FAMILY_STYLE, ORANGE, family_color, method_label, pretty
+from deepchest_utils.statistics import holm
 
 
 def use_style() -> None:
@@ -63,11 +64,6 @@ def save_figure(fig: Figure, name: str, folder: str | Path | None = None) -> lis
     fig.savefig(paths[0], metadata={"Date": None, "Creator": None})
     fig.savefig(paths[1], metadata={"Software": None})
     return paths
-
-
-def pretty(finding: str) -> str:
-    """The finding's name for a figure."""
-    return finding.replace("_", " ")
 
 
 def show_radiograph(
@@ -160,6 +156,20 @@ def forest_plot(
     ax.set_yticks(y, labels, fontsize=8)
     ax.set_ylim(-0.7, len(table) - 0.3)
     ax.grid(axis="y", visible=False)
+
+
+def method_forest(
+    ax: Axes, table: pd.DataFrame, methods: Sequence[str], xlabel: str, title: str = ""
+) -> None:
+    """`forest_plot` of differences to a baseline, a row a method in its family's colour; a full dot is one that Holm's correction
+    over these rows leaves. table: indexed by method, columns mean, low, high and p; a method that it lacks stays empty."""
+    shown = table.reindex(list(methods))
+    names, colors = [method_label(m) for m in methods], [family_color(m) for m in methods]
+    forest_plot(ax, shown, names, colors, [*(holm(shown.p.to_numpy()) < 0.05)])
+    ax.axvline(0, color="black", linewidth=1, linestyle=":")
+    ax.set_title(title)
+    ax.set_xlabel(xlabel, fontsize=8)
+    ax.tick_params(axis="x", labelsize=7)
 
 
 def difference_heatmap(

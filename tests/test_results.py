@@ -16,6 +16,7 @@ from deepchest_utils.weighting.spec import parse_method
 
 RESULTS = PROJECT / "data" / "results"
 STUDIES = ("phantom", "phantom_ablations", "phantom_rate", "nih_sample")
+JUDGED = tuple(f"judge_{name}" for name in ("1000", "4000", "16000", "noise", "nih"))  # of notebook 07
 PROVENANCE = [
     "settings",
     "data",
@@ -32,10 +33,10 @@ PROVENANCE = [
 
 @pytest.fixture(scope="module")
 def studies() -> dict[str, Tables]:
-    return {name: Tables(RESULTS / f"{name}.csv") for name in STUDIES}
+    return {name: Tables(RESULTS / f"{name}.csv") for name in (*STUDIES, *JUDGED)}
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", [*STUDIES, *JUDGED])
 def test_every_run_is_whole_and_says_where_it_came_from(name, studies):
     tables = studies[name]
     cells = tables.cells
@@ -62,9 +63,32 @@ def test_every_finding_of_the_phantom_has_fifty_positives_in_the_test_split(stud
     assert phantom_of(0, "test", json.loads(options)["num_test"]).labels.sum(0).min() >= 50
 
 
-@pytest.mark.parametrize("name", ["phantom", "nih_sample"])
-def test_learning_rates_are_those_that_validation_chose(name, studies):
-    chosen = best_lr(RESULTS / f"{name}_tuning.csv")
+@pytest.mark.parametrize("name", JUDGED)
+def test_the_judged_have_the_same_seeds_and_data_that_nothing_was_chosen_on(name, studies):
+    cells = studies[name].cells
+    seeds = cells.groupby("method").seed.agg(set)
+    assert len(seeds) == 9
+    assert all(found == seeds.iloc[0] for found in seeds)
+    assert cells.data.nunique() == 1
+    looked_at = pd.concat(
+        [
+            pd.read_csv(path, dtype=str).data
+            for path in RESULTS.glob("*_cells.csv")
+            if not path.name.startswith(("judge", "rule", "nih"))
+        ]
+    )
+    assert name == "judge_nih" or not set(cells.data) & set(looked_at)
+
+
+@pytest.mark.parametrize(
+    ("name", "tuning"),
+    [
+        *((name, f"{name}_tuning") for name in ("phantom", "nih_sample")),
+        *((name, "rule_tuning") for name in JUDGED),
+    ],
+)
+def test_learning_rates_are_those_that_validation_chose(name, tuning, studies):
+    chosen = best_lr(RESULTS / f"{tuning}.csv")
     for row in studies[name].cells.itertuples():
         # another architecture takes the method's own, a composition that of the method it is built on
         inner = row.method.partition("@")[0].removeprefix("deepchest+")
@@ -73,12 +97,12 @@ def test_learning_rates_are_those_that_validation_chose(name, studies):
 
 def test_tuning_saw_no_test_image():
     paths = list(RESULTS.glob("*_tuning.csv"))
-    assert len(paths) == 2
+    assert len(paths) == 3
     for path in paths:
         assert set(pd.read_csv(path).split) == {"val"}
 
 
-@pytest.mark.parametrize("name", ["phantom", "phantom_ablations", "nih_sample"])
+@pytest.mark.parametrize("name", ["phantom", "phantom_ablations", "nih_sample", *JUDGED])
 def test_summary_is_made_of_the_tables(name, studies):
     key = ["method", "baseline", "metric", "task"]
     committed = pd.read_csv(RESULTS / f"{name}_summary.csv").set_index(key)

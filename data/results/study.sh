@@ -60,6 +60,13 @@ judge() { # NAME ARGUMENT...: ten seeds of each method
 on_phantom() { # NAME TRAINING_IMAGES EPOCHS ARGUMENT...
   judge "$1" --data-seed 1 --epochs "$3" --data-options num_train "$2" --data-options num_val 1000 "${@:4}"
 }
+half() { # FACTOR VALUE FIRST: a dictionary that gives every second finding that value
+  python -c 'import sys; from deepchest_utils import FINDINGS; f, v, i = sys.argv[1:]; print({f: dict.fromkeys(FINDINGS[int(i) :: 2], float(v))})' "$@"
+}
+controlled() { # DICTIONARY
+  sweep "${small[@]:0:6}" --method equal deepchest hedge root --seed 0 1 --data-seed 7 --lr 4e-3 --epochs 10 --out "$out/controlled.csv" \
+    --data-options num_train 3000 --data-options num_val 500 --data-options num_test 4000 --data-options controlled "$1"
+}
 # baselines of the summary; the composed methods are compared with the same ones alone
 inner=(equal deepchest prevalence_oracle)
 for method in "${composed[@]}"; do inner+=("${method#deepchest+}"); done
@@ -97,6 +104,11 @@ for part in "$@"; do
       for size in 4000:16 1000:32; do
         sweep "${small[@]}" --method "${candidates[@]}" --seed 0 1 2 3 --data-seed 7 --lr 4e-3 --epochs "${size#*:}" \
           --data-options num_train "${size%:*}" --data-options num_val 1000 --out "$out/candidates_${size%:*}.csv" --baseline equal
+      done ;;
+    controlled) # one factor at a time, on one half of the findings and then on the other
+      controlled '{}'
+      for factor in 'prevalence 0.02' 'visibility 0.4' 'label_noise 0.4' 'loading 0.8'; do
+        for first in 0 1; do controlled "$(half $factor $first)"; done
       done ;;
     rule_tuning)
       sweep "${small[@]}" --method "${judged[@]}" --data-seed 1 --epochs 10 --tune --lr 2e-3 4e-3 --seed 100 101 \

@@ -76,7 +76,8 @@ def draw_maps(
 
     from deepchest_utils.explain.cam import heat_maps
     from deepchest_utils.explain.pictures import show_heat_map
-    from deepchest_utils.plotting import pretty, show_radiograph
+    from deepchest_utils.labels import pretty
+    from deepchest_utils.plotting import show_radiograph
 
     tasks = [trained.findings.index(name) for name in findings]
     maps = heat_maps(trained.net, decode(path, trained.image_size)[None], tasks, cam)
