@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
+from deepchest_utils.weighting.anneal import Anneal
 from deepchest_utils.weighting.balance import IMTLG, MGDA, RGW, AlignedMTL, FairGrad, NashMTL
 from deepchest_utils.weighting.base import EpochReport, LossWeighting, Method
 from deepchest_utils.weighting.composed import Composed
@@ -20,7 +21,6 @@ from deepchest_utils.weighting.imtl_l import IMTLL
 from deepchest_utils.weighting.initial import PUBLISHED_INITIAL_WEIGHTS, initial_weights
 from deepchest_utils.weighting.prevalence_oracle import PrevalenceOracle
 from deepchest_utils.weighting.rlw import RLW
-from deepchest_utils.weighting.root import Root
 from deepchest_utils.weighting.static import BY_PREVALENCE, Static
 from deepchest_utils.weighting.stch import STCH
 from deepchest_utils.weighting.surgery import CAGrad, ConFIG, DualProj, GradDrop, GradVac, PCGrad, UPGrad
@@ -34,7 +34,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "deepchest": DeepChest,
     **{f"deepchest_{s}": partial(DeepChest, signal=s) for s in SIGNALS if s != "accuracy"},
     "prevalence_oracle": PrevalenceOracle,
-    "root": Root,
+    "anneal": Anneal,
     "uncertainty": Uncertainty,
     "dwa": DWA,
     "rlw": RLW,
