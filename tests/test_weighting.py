@@ -40,6 +40,10 @@ def make(spec: str, order=range(K)) -> Method:
         given["warmup"] = 2  # so that few epochs see both of its forms
     method = make_method(name, num_tasks=len(order), **given)
     method.begin(PREVALENCE[list(order)])
+    if name == "anneal":
+        method.start.fill_(
+            2.0
+        )  # else these networks, worse than a constant, have learned nothing, which is equal weighting
     return method
 
 

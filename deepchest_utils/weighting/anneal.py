@@ -12,7 +12,8 @@ LEAST = 0.01  # no running loss counts as less than this share of where it start
 
 
 class Anneal(Scalarization):
-    """w_k proportional to m_k^(-power), of mean 1, with m_k the running mean of the task's training loss and
+    """w_k proportional to m_k^(-power), of mean 1, with m_k the running mean of the task's training loss, kept between H_k / 100 and
+    H_k, and
         power = 1 - mean_k min(m_k / H_k, 1),
     the share of what there was to learn that has been learned. H_k is the entropy of the training prevalence, the loss of a network
     that knows nothing else. So it starts as equal weighting (power 0), and goes towards sum_k log L_k (power 1), which lowers all
