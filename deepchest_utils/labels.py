@@ -20,7 +20,7 @@ FAMILY_STYLE = {  # (label, colour): of figures with all methods, too many for a
     "fixed": ("fixed weights", GREY),
     "deepchest": ("DeepChest's rule", VERMILION),
     "control": ("prevalence oracle", BLACK),
-    "anneal": ("Anneal (proposed here)", WINE),
+    "anneal": ("Anneal (a candidate)", WINE),
     "loss": ("loss weighting", BLUE),
     "gradient": ("gradient balancing", GREEN),
     "composed": ("DeepChest over another", PURPLE),
