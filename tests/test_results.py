@@ -70,14 +70,12 @@ def test_the_judged_have_the_same_seeds_and_data_that_nothing_was_chosen_on(name
     assert len(seeds) == 9
     assert all(found == seeds.iloc[0] for found in seeds)
     assert cells.data.nunique() == 1
-    looked_at = pd.concat(
-        [
-            pd.read_csv(path, dtype=str).data
-            for path in RESULTS.glob("*_cells.csv")
-            if not path.name.startswith(("judge", "rule", "nih"))
-        ]
-    )
-    assert name == "judge_nih" or not set(cells.data) & set(looked_at)
+    looked_at = [pd.read_csv(path, dtype=str).data for path in RESULTS.glob("candidates_*_cells.csv")]
+    assert len(looked_at) == 2
+    looked_at += [
+        tables.cells.data for study, tables in studies.items() if study in STUDIES and study != "nih_sample"
+    ]
+    assert name == "judge_nih" or not set(cells.data) & set(pd.concat(looked_at))
 
 
 @pytest.mark.parametrize(
