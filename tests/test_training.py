@@ -495,12 +495,14 @@ def test_tables_are_long_and_whole(tiny, tmp_path):
 
 
 def test_autocast_trains_near_to_full_precision(tiny):
-    full, half = (
-        train(config(epochs=2, amp=amp, augment=False, method="equal"), tiny) for amp in ("off", "bf16")
+    full, half = (  # in small steps: in large ones rounding grows, and how fast depends on the processor
+        train(config(epochs=2, lr=5e-4, amp=amp, augment=False, method="equal"), tiny)
+        for amp in ("off", "bf16")
     )
     a, b = (get(run.history, "loss", "macro", "train") for run in (full, half))
     assert not np.array_equal(a, b)
-    np.testing.assert_allclose(a, b, rtol=0.02)
+    assert b[1] < 0.95 * b[0]
+    np.testing.assert_allclose(a, b, rtol=0.01)
 
 
 def test_half_precision_scales_gradients_behind_the_methods_back(few, monkeypatch):
