@@ -14,14 +14,8 @@ from deepchest_utils.datasets.splits import image_split
 from deepchest_utils.findings import FINDINGS
 
 SIZES = {"train": 6000, "val": 2000, "test": 8000}
-
-
-CONTROLLED = {
-    "prevalence": 0.1,
-    "visibility": 1.0,
-    "loading": 0.0,
-    "label_noise": 0.0,
-}  # where a finding is not named
+# of a finding that `controlled` does not name
+CONTROLLED = {"prevalence": 0.1, "visibility": 1.0, "loading": 0.0, "label_noise": 0.0}
 
 
 def phantom_of(

@@ -21,8 +21,8 @@ class Anneal(Scalarization):
 
     Why: a weight buys progress for its task and pays with gradient noise for all, w_k^2 nu_k. While nothing is learned nu_k is in
     proportion to the prevalence times one minus it, and a rare finding's weight can only grow at the cost of the others. A learned
-    task is quiet, since the variance of sigma - y falls with the loss: then its weight costs little, and without one its
-    gradient would vanish (notebook 07). The logarithms are of running means, not of a batch's losses, as GLS and DB-MTL have them,
+    task is quieter, since the variance of sigma - y falls with the loss: the idea is that its weight costs little then. Measured
+    gradients say that it costs more than that: a learned task has a longer row in the head. The logarithms are of running means, not of a batch's losses, as GLS and DB-MTL have them,
     in which a rare finding is absent more often than not.
 
     m_k starts at H_k (`begin`), or, without a prevalence, at the task's first loss, which then stands for H_k; it follows with m_k
