@@ -1,10 +1,15 @@
 # make run: all notebooks, headless, on the phantom.   make test: all tests but the slow ones, which are
 # make test-slow: kills, fuzzing, several processes.   make lab: JupyterLab.
 # The environment is made when missing, and again when pyproject.toml changes.
+#   make run PYTHON=python3.12      another Python
+#   make run TORCH_INDEX=ADDRESS    PyTorch from another index than pip's own, e.g. the one for CPUs alone
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+LOG    := $(VENV)/install.log
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --log $(LOG) install $$quiet
+CHECK  := deepchest_utils/preflight.py
 
 .PHONY: run test test-slow lab lint clean
 
@@ -31,8 +36,10 @@ clean:
 	find . -name .ipynb_checkpoints -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "Python 3.11 or newer is needed, $(PYTHON) is older: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) $(CHECK) before . $(if $(TORCH_INDEX),cpu)
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@test -t 1 || quiet=--quiet; \
+	{ $(if $(TORCH_INDEX),$(PIP) torch torchvision --index-url $(TORCH_INDEX) &&) $(PIP) --editable '.[dev]'; } \
+	  || $(PYTHON) $(CHECK) cause $(LOG)
+	@$(BIN)/python $(CHECK) device
 	@touch $@

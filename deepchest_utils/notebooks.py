@@ -114,7 +114,7 @@ def run_notebooks(
         environment["DEEPCHEST_FIGURES"] = str(output / "figures")
     before = {name: os.environ.get(name) for name in environment}
     os.environ.update(environment)
-    failed = 0
+    failures = []
     try:
         for path in paths:
             start = time.perf_counter()
@@ -125,8 +125,8 @@ def run_notebooks(
                     str(path), str(target), parameters=parameters, cwd=os.getcwd(), progress_bar=progress
                 )
             except (papermill.PapermillExecutionError, DeadKernelError) as error:
-                failed += 1
-                print(f"{path.stem} failed in {failure(error)}\n  see {target}", flush=True)
+                failures.append(f"{path.stem} failed in {failure(error)}\n  see {target}")
+                print(failures[-1], flush=True)
             else:
                 print(f"{path.stem} done in {time.perf_counter() - start:.0f} s: {target}", flush=True)
                 print(results(target), flush=True)
@@ -136,4 +136,6 @@ def run_notebooks(
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-    return failed
+    if len(paths) > 1 and failures:  # once more, below what the others put out
+        print("\n".join(failures), flush=True)
+    return len(failures)
