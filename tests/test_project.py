@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import tomllib
+import warnings
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 import yaml
 
 from deepchest_utils import METHODS, DeepChest
+from deepchest_utils.datasets import DataWarning
 from deepchest_utils.notebooks import find_notebooks, notebook_parameters, results
 from deepchest_utils.parser import build_parser
 
@@ -167,3 +169,56 @@ def test_no_path_of_a_machine_and_no_secret_in_the_tree(refused):
     assert len(files) > 150
     found = [path for path in files if re.search(refused, path.read_text(encoding="utf-8", errors="replace"))]
     assert found == []
+
+
+def test_readme_method_in_one_file_trains(monkeypatch, capsys):
+    """The block as it stands, on less data and for fewer epochs."""
+    (code,) = [b for b in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "METHODS[" in b]
+    assert len(code.splitlines()) <= 30
+    small = code.replace("epochs=5", "epochs=2").replace(
+        'load_dataset("phantom", seed=0)',
+        'load_dataset("phantom", seed=0, num_train=256, num_val=64, num_test=64)',
+    )
+    assert small.count("num_train") == small.count("epochs=2") == 1
+    names: dict = {}
+    monkeypatch.setitem(METHODS, "left", METHODS["equal"])  # taken back after the test
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)  # so few images lack some finding
+        exec(small, names)
+    weights = names["run"].history.query("metric == 'weight' and epoch == 2").value
+    assert weights.mean() == pytest.approx(1)
+    assert weights.std() > 0.01  # it is this rule that trained
+    assert "auroc" in capsys.readouterr().out
+
+
+def test_readme_counts_the_methods():
+    """Rules that weight losses, variants and controls, and gradient balancing: each method is one of them."""
+    rules, variants = map(
+        int, re.search(r"task's gradient needed \| (\d+), and (\d+) variants", README).groups()
+    )
+    balancing = int(re.search(r"^\| gradient balancing \| (\d+),", README, re.MULTILINE).group(1))
+    listed = re.search(r"^\| gradient balancing \| (`.*)\|$", README, re.MULTILINE).group(1)
+    assert balancing == listed.count(",") + 1
+    assert rules + variants + balancing == len(METHODS)
+
+
+def test_readme_lesson_names_sections_that_exist():
+    table = README.split("## A lesson of 90 minutes")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (\d+)–(\d+) \| (?:\[)?(\d\d)(?:\]\(\S+\))? ([\d, ]+) \|", table, re.MULTILINE)
+    assert [int(start) for start, *_ in rows] == [0, *(int(end) for _, end, *_ in rows[:-1])]
+    assert rows[-1][1] == "90"
+    for *_, name, sections in rows:
+        (path,) = find_notebooks([name])
+        for section in sections.split(","):
+            assert f"## {section.strip()}. " in path.read_text(), (name, section)
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["device should be auto, cpu, cuda or cuda:N", "has no parameter", "is at work in", "install.log"],
+)
+def test_readme_quotes_messages_that_exist(message):
+    table = README.split("## When something goes wrong")[1].split("\n## ")[0]
+    assert message in table
+    sources = [ROOT / "Makefile", *(ROOT / "deepchest_utils").rglob("*.py")]
+    assert any(message in path.read_text() for path in sources)
