@@ -49,14 +49,15 @@ tuning=("${phantom[@]}" --data-options num_test 1000 --tune "${grid[@]}" --out "
 # Notebook 07: 32 px, so that two cores can afford ten seeds; no augmentation, with which a network learns more in the same
 # time. Candidates are compared on a phantom of their own (data seed 7); the judgement has another that nothing was chosen on.
 small=(--image-size 32 --augment false --batch-size 64)
-candidates=(equal hedge val_discount inverse_entropy inverse_sqrt_entropy
-  'deepchest_relative_loss(floor=0.25, normalize=True)' anneal 'anneal(relative=True)' 'anneal(power=0.5)' 'anneal(power=1.0)' 'anneal(window=1)')
-judged=(equal deepchest prevalence_oracle inverse_entropy inverse_sqrt_entropy anneal uncertainty imtl_l 'pcgrad(level="features")')
+candidates=(equal hedge val_discount val_discount+hedge anneal inverse_entropy inverse_sqrt_entropy
+  'deepchest(floor=0.25, normalize=True)' 'deepchest_relative_loss(floor=0.25, normalize=True)'
+  'hedge(floor=0.0)' 'hedge(eta=0.125)' 'hedge(eta=2.0)' 'anneal(power=0.5)' 'anneal(power=1.0)' 'anneal(relative=True)' 'anneal(window=1)')
+judged=(equal deepchest prevalence_oracle inverse_entropy inverse_sqrt_entropy hedge uncertainty imtl_l 'pcgrad(level="features")')
 read -ra ten <<<"${SEEDS:-0 1 2 3 4 5 6 7 8 9}"  # SEEDS=0 does a part of them, to begin with
 read -ra few <<<"${SEEDS:-0 1 2}"
 judge() { # NAME ARGUMENT...: ten seeds of each method
   sweep --method "${judged[@]}" --seed "${ten[@]}" "${small[@]}" --no-history --lr-from "$out/rule_tuning.csv" \
-    --out "$out/judge_$1.csv" --baseline equal deepchest anneal "${@:2}"
+    --out "$out/judge_$1.csv" --baseline equal deepchest hedge "${@:2}"
 }
 on_phantom() { # NAME TRAINING_IMAGES EPOCHS ARGUMENT...
   judge "$1" --data-seed 1 --epochs "$3" --data-options num_train "$2" --data-options num_val 1000 "${@:4}"
@@ -65,7 +66,7 @@ half() { # FACTOR VALUE FIRST: a dictionary that gives every second finding that
   python -c 'import sys; from deepchest_utils import FINDINGS; f, v, i = sys.argv[1:]; print({f: dict.fromkeys(FINDINGS[int(i) :: 2], float(v))})' "$@"
 }
 controlled() { # DICTIONARY
-  sweep "${small[@]}" --method equal deepchest hedge anneal --seed "${few[@]}" --data-seed 7 --lr 4e-3 --epochs 10 --out "$out/controlled.csv" \
+  sweep "${small[@]}" --method equal deepchest hedge --seed "${few[@]}" --data-seed 7 --lr 4e-3 --epochs 10 --out "$out/controlled.csv" \
     --data-options num_train 3000 --data-options num_val 500 --data-options num_test 4000 --data-options controlled "$1"
 }
 # baselines of the summary; the composed methods are compared with the same ones alone
@@ -119,6 +120,6 @@ for part in "$@"; do
     judge_16000) on_phantom 16000 16000 3 ;;
     judge_noise) on_phantom noise 4000 10 --data-options label_noise 0.2 ;;
     judge_nih) judge nih --dataset nih --data-root "${NIH_ROOT:-}" --split patient --epochs 12 ;;
-    *) echo "no part $part: tuning, main, more, composed, rate, single_task, architectures, parameters, ablations, summary, nih, localization, candidates, rule_tuning or judge_*" >&2; exit 2 ;;
+    *) echo "no part $part: tuning, main, more, composed, rate, single_task, architectures, parameters, ablations, summary, nih, localization, candidates, controlled, rule_tuning or judge_*" >&2; exit 2 ;;
   esac
 done
