@@ -3,6 +3,7 @@
 import io
 import os
 from collections.abc import Callable
+from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -17,53 +18,70 @@ def in_jupyterlab() -> bool:
 
 
 Number = float | int
-Control = tuple[Number, Number, Number, Number] | list[str]
+Slider = tuple[Number, Number, Number, Number]
+Control = Slider | list[str] | dict[str, bool]
 
 
 def explore(draw: Callable[..., Figure], **controls: Control) -> Figure | None:
     """Show `draw(name=value, ...)`, with a control a name in JupyterLab, at the default values elsewhere.
 
-    controls: name -> (lowest, highest, step, default), a slider, or a list of texts, a choice whose default is the
-    first. Returns the static figure, or None where controls are shown (so that no widget state is saved by a headless
-    run).
+    controls: name -> (lowest, highest, step, default), a slider; or a list of texts, a choice whose default is the
+    first; or texts with whether each is chosen at first, a list to choose several from, of which `draw` gets those that
+    are. Returns the static figure, or None where controls are shown (so that no widget state is saved by a headless run).
     """
     if not in_jupyterlab():
-        return draw(
-            **{name: what[0] if isinstance(what, list) else what[-1] for name, what in controls.items()}
-        )
+        return draw(**{name: _default(what) for name, what in controls.items()})
     import ipywidgets as widgets
+    from IPython import display
 
-    def control(name: str, what: Control) -> widgets.Widget:
-        title = name.replace("_", " ")
-        if isinstance(what, list):
-            return widgets.Dropdown(options=what, description=title)
-        low, high, step, default = what
-        kind = widgets.FloatSlider if isinstance(step, float) else widgets.IntSlider
-        return kind(
-            value=default, min=low, max=high, step=step, description=title, continuous_update=False
-        )  # fmt: skip
+    shown = {name: _widget(name.replace("_", " "), what) for name, what in controls.items()}
 
-    shown = {name: control(name, what) for name, what in controls.items()}
+    def redraw(**values: Number | str | tuple[str, ...]) -> None:
+        if empty := [name for name, value in values.items() if value == ()]:
+            print(f"Choose at least one of the {' and of the '.join(empty)}.")
+            return
+        given = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        fig = draw(**given)
+        display.display(display.Image(_png(fig), format="png"))
+        plt.close(fig)
 
-    def redraw(**values: Number | str) -> None:
-        draw(**values)
-        plt.show()
-
-    output = widgets.interactive_output(redraw, shown)
-    from IPython.display import display
-
-    row = list(shown.values())
-    display(widgets.VBox([widgets.HBox(row[:2]), widgets.HBox(row[2:]), output]))
+    layout = {"flex_flow": "row wrap", "align_items": "flex-start", "grid_gap": "4px 24px"}
+    row = widgets.HBox([*shown.values()], layout=layout)
+    display.display(widgets.VBox([row, widgets.interactive_output(redraw, shown)]))
     return None
 
 
-def _small_png(fig: Figure) -> bytes:
-    """The figure as PNG with a palette of 128 colours: a third of the bytes, and no difference to the eye."""
-    buffer, small = io.BytesIO(), io.BytesIO()
+def _default(what: Control) -> Number | str | list[str]:
+    if isinstance(what, dict):
+        return [text for text, chosen in what.items() if chosen]
+    return what[0] if isinstance(what, list) else what[-1]
+
+
+def _widget(title: str, what: Control) -> Any:  # ipywidgets has no types
+    import ipywidgets as widgets
+
+    given = {"description": title, "value": _default(what), "style": {"description_width": "initial"}}
+    if isinstance(what, dict):
+        return widgets.SelectMultiple(options=[*what], rows=min(len(what), 8), **given)
+    if isinstance(what, list):
+        return widgets.Dropdown(options=what, **given)
+    low, high, step, _ = what
+    kind = widgets.FloatSlider if isinstance(step, float) else widgets.IntSlider
+    return kind(min=low, max=high, step=step, continuous_update=False, **given)
+
+
+def _png(fig: Figure) -> bytes:
+    buffer = io.BytesIO()
     fig.savefig(buffer, format="png", dpi=fig.dpi)
-    Image.open(buffer).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(
-        small, "png", optimize=True
-    )
+    return buffer.getvalue()
+
+
+def _small_png(fig: Figure) -> bytes:
+    """The figure as PNG with a palette of 128 colours: a third of the bytes, and no difference to the eye, unless the
+    figure is of radiographs."""
+    small = io.BytesIO()
+    image = Image.open(io.BytesIO(_png(fig))).convert("RGB")
+    image.quantize(128, dither=Image.Dither.NONE).save(small, "png", optimize=True)
     return small.getvalue()
 
 

@@ -44,18 +44,24 @@ def test_headless_draws_once_at_the_defaults_of_the_sliders(monkeypatch, shown):
     assert shown == []  # no widget, and so no widget state in a saved notebook
 
 
+def controls_of(shown: list) -> list:
+    """The controls of the box that was displayed last, around the figure."""
+    box = shown[-1]
+    return list(box.children[0].children)
+
+
 def test_in_jupyterlab_sliders_redraw(monkeypatch, shown):
     monkeypatch.setenv("JPY_SESSION_NAME", "notebook.ipynb")
     calls = []
     assert interactive.explore(draw_into(calls), **SLIDERS) is None
-    (box,) = shown
-    sliders = [slider for row in box.children[:2] for slider in row.children]
+    sliders = controls_of(shown)
     assert [(s.description, s.min, s.max, s.value) for s in sliders] == [
         ("step", 1.0, 2.0, 1.1),
         ("cap", 1.0, 5.0, 1.5),
     ]
     sliders[0].value = 1.4
     assert calls == [(1.1, 1.5), (1.4, 1.5)]
+    assert plt.get_fignums() == []  # a figure a move would be thousands
 
 
 def test_choices_are_drop_downs_and_whole_numbers_stay_whole(monkeypatch, shown):
@@ -70,12 +76,31 @@ def test_choices_are_drop_downs_and_whole_numbers_stay_whole(monkeypatch, shown)
     interactive.explore(draw, **controls)
     monkeypatch.setenv("JPY_SESSION_NAME", "notebook.ipynb")
     interactive.explore(draw, **controls)
-    (box,) = shown
-    image, finding = box.children[0].children
+    image, finding = controls_of(shown)
     assert finding.options == ("Mass", "Nodule")
     finding.value, image.value = "Nodule", 7
     assert calls == [(4, "Mass"), (4, "Mass"), (4, "Nodule"), (7, "Nodule")]
     assert isinstance(calls[-1][0], int)
+
+
+def test_several_are_chosen_from_a_list_and_none_draws_nothing(monkeypatch, shown, capsys):
+    calls = []
+
+    def draw(findings):
+        calls.append(findings)
+        return plt.figure()
+
+    choice = {"Mass": False, "Nodule": True, "Hernia": True}
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    interactive.explore(draw, findings=choice)
+    monkeypatch.setenv("JPY_SESSION_NAME", "notebook.ipynb")
+    interactive.explore(draw, findings=choice)
+    (findings,) = controls_of(shown)
+    assert findings.options == ("Mass", "Nodule", "Hernia")
+    findings.value = ("Mass",)
+    findings.value = ()
+    assert calls == [["Nodule", "Hernia"], ["Nodule", "Hernia"], ["Mass"]]
+    assert "Choose at least one of the findings." in capsys.readouterr().out
 
 
 def noisy_figure():
@@ -84,17 +109,11 @@ def noisy_figure():
     return fig
 
 
-def plain_png(fig) -> bytes:
-    buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", dpi=fig.dpi)
-    return buffer.getvalue()
-
-
 def test_small_png_is_smaller_and_looks_the_same():
     fig, ax = plt.subplots(figsize=(5, 3))
     ax.plot(np.arange(10), label="a line")
     ax.legend()
-    small, plain = interactive._small_png(fig), plain_png(fig)
+    small, plain = interactive._small_png(fig), interactive._png(fig)
     assert len(small) < len(plain) / 2
     a, b = (np.asarray(Image.open(io.BytesIO(d)).convert("RGB"), float) for d in (small, plain))
     assert np.abs(a - b).mean() < 1.0  # of 255
@@ -105,7 +124,7 @@ def test_a_figure_of_radiographs_is_shown_as_jpeg_and_closed(shown):
     interactive.show_as_jpeg(fig, dpi=80)
     (image,) = shown
     assert image.data[:3] == b"\xff\xd8\xff"
-    assert len(image.data) < len(plain_png(fig))
+    assert len(image.data) < len(interactive._png(fig))
     assert not plt.fignum_exists(fig.number)
 
 
