@@ -1,6 +1,5 @@
 """Figures: one style, one `save_figure`."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from matplotlib.figure import Figure
 from deepchest_utils.datasets.cache import PROJECT
 from deepchest_utils.interactive import keep_notebooks_small
 from deepchest_utils.labels import FAMILY_STYLE, ORANGE, family_color, method_label, pretty
+from deepchest_utils.places import figure_folder as figure_folder  # with all else that notebooks draw with
 from deepchest_utils.statistics import holm
 
 
@@ -42,17 +42,6 @@ def use_style() -> None:
             "image.cmap": "gray",
         }
     )
-
-
-def figure_folder(dataset: str, smoke: bool) -> Path:
-    """Where a notebook's figures go: `figures/` for a full run on the phantom, else `runs/figures/<dataset>`,
-    so that no picture of a patient and no smoke test lands among the committed ones. `DEEPCHEST_FIGURES`
-    overrides it."""
-    if folder := os.environ.get("DEEPCHEST_FIGURES"):
-        return Path(folder)
-    if dataset == "phantom" and not smoke:
-        return PROJECT / "figures"
-    return PROJECT / "runs" / "figures" / (dataset + ("-smoke" if smoke else ""))
 
 
 def save_figure(fig: Figure, name: str, folder: str | Path | None = None) -> list[Path]:
