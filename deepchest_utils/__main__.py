@@ -1,4 +1,4 @@
-"""`python -m deepchest_utils train | sweep | localize | predict | bench | notebooks | data`: what the notebooks do, from a shell."""
+"""`python -m deepchest_utils train | sweep | report | localize | predict | bench | notebooks | data`: what the notebooks do, from a shell."""
 
 import argparse
 import dataclasses
@@ -69,6 +69,21 @@ def _sweep(args: argparse.Namespace) -> int:
     return 1 if (mine.status == "failed").any() else 0
 
 
+def _report(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from deepchest_utils.report import describe, report
+
+    out = Path(args.out or Path(args.folder, "report.csv"))
+    found = report(args.folder, out)
+    print(
+        f"{len(found.runs)} tested runs below {args.folder}, means over seeds [95%]\n\n{describe(found.summary)}\n"
+    )
+    print(f"table in {out}, picture in {out.with_suffix('.png')}")
+    print("\n".join(found.remarks), file=sys.stderr, end="\n" if found.remarks else "")
+    return 1 if any(line.startswith("damaged") for line in found.remarks) else 0
+
+
 def _localize(args: argparse.Namespace) -> int:
     from deepchest_utils.explain.scores import SCORES
     from deepchest_utils.explain.study import localize_runs
@@ -135,8 +150,8 @@ def _data(args: argparse.Namespace) -> int:
 
 
 COMMANDS = {
-    "train": _train, "sweep": _sweep, "localize": _localize, "predict": _predict, "bench": _bench,
-    "notebooks": _notebooks, "data": _data,
+    "train": _train, "sweep": _sweep, "report": _report, "localize": _localize, "predict": _predict,
+    "bench": _bench, "notebooks": _notebooks, "data": _data,
 }  # fmt: skip
 
 

@@ -102,6 +102,10 @@ def build_parser(command: str = "") -> argparse.ArgumentParser:
     predict.add_argument("--cam", default="layercam", help="method of the maps (default: layercam)")
     predict.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
 
+    report = commands.add_parser("report", help="the runs below a folder in one table and picture")
+    report.add_argument("folder", nargs="?", default="runs", help="holds runs, however deep (default: runs)")
+    report.add_argument("--out", help="the table, the picture beside it (default: report.csv in the folder)")
+
     books = commands.add_parser("notebooks", help="run notebooks headless through papermill")
     books.add_argument("names", nargs="*", metavar="NN", help="which ones, e.g. 01 03 (default: all)")
     books.add_argument("-p", "--parameter", **PAIRS, help="set a parameter")

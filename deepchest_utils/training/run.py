@@ -105,7 +105,7 @@ def _finish(loop: Loop) -> Run:
     if config.run_dir and rank() == 0:
         folder = Path(config.run_dir)
         write_json(folder / "config.json", dataclasses.asdict(config))
-        write_json(folder / "environment.json", environment_report())
+        write_json(folder / "environment.json", {"data": data.fingerprint(), **environment_report()})
         clock = history.metric == "seconds"  # apart: all else is the same to the byte when a run is repeated
         write_table(folder / "history.csv", history[~clock])
         write_table(folder / "seconds.csv", history[clock])

@@ -1,6 +1,7 @@
 """A method with its options in one word, as tables and the command line name it."""
 
 import ast
+import json
 from typing import Any, cast
 
 
@@ -20,6 +21,17 @@ def parse_method(spec: str) -> tuple[str, dict[str, Any]]:
     for _, own in reversed(terms):  # each term's options hold those of the terms after it
         options = {**own, **({"inner_options": options} if options else {})}
     return "+".join(name for name, _ in terms), options
+
+
+def format_method(name: str, options: dict[str, Any]) -> str:
+    """The word that `parse_method` reads as this name and these options."""
+    terms = []
+    for part in name.split("+"):
+        own = {key: value for key, value in options.items() if key != "inner_options"}
+        options = options.get("inner_options", {})
+        texts = [f"{key}={json.dumps(v) if isinstance(v, str) else repr(v)}" for key, v in own.items()]
+        terms.append(part + (f"({', '.join(texts)})" if texts else ""))
+    return "+".join(terms)
 
 
 def _terms(tree: ast.expr) -> list[ast.expr]:
