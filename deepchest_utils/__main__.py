@@ -132,11 +132,12 @@ def _notebooks(args: argparse.Namespace) -> int:
 
     from deepchest_utils import notebooks
 
-    paths = notebooks.find_notebooks(args.names)
+    paths = notebooks.find_notebooks(args.names, args.solutions)
     if args.list:
         print("\n\n".join(map(notebooks.describe_parameters, paths)))
         return 0
-    output = Path(args.output).resolve() if args.output else notebooks.OUTPUT
+    usual = notebooks.OUTPUT / "solutions" if args.solutions else notebooks.OUTPUT  # they share their names
+    output = Path(args.output).resolve() if args.output else usual
     return 1 if notebooks.run_notebooks(paths, _pairs(args.parameter), output) else 0
 
 

@@ -18,11 +18,13 @@ class NotebookError(ValueError):
     """A notebook or a parameter that is not there; the message lists those that are."""
 
 
-def find_notebooks(names: Sequence[str] = ()) -> list[Path]:
-    """The numbered notebooks, all of them or those whose name starts with one of `names` ("03")."""
-    every = sorted(FOLDER.glob("[0-9][0-9]_*.ipynb"))
+def find_notebooks(names: Sequence[str] = (), solutions: bool = False) -> list[Path]:
+    """The numbered notebooks, or the solutions to their exercises: all of them, or those whose name starts with
+    one of `names` ("03")."""
+    folder = FOLDER / "solutions" if solutions else FOLDER
+    every = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
     if not every:
-        raise NotebookError(f"no notebooks in {FOLDER}: run from a checkout of the repository.")
+        raise NotebookError(f"no notebooks in {folder}: run from a checkout of the repository.")
     if not names:
         return every
     chosen = []

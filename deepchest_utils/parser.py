@@ -112,7 +112,10 @@ def build_parser(command: str = "") -> argparse.ArgumentParser:
     books.add_argument(
         "-l", "--list", action="store_true", help="list the parameters with their help, run nothing"
     )
-    books.add_argument("-o", "--output", help="folder of the executed copies (default: runs/notebooks)")
+    books.add_argument("--solutions", action="store_true", help="the solutions to their exercises instead")
+    books.add_argument(
+        "-o", "--output", help="folder of the executed copies (default: runs/notebooks[/solutions])"
+    )
 
     bench = commands.add_parser("bench", help="what weighting costs on this machine: time, memory, input")
     bench.add_argument("--quick", action="store_true", help="the default network alone, in under a minute")

@@ -63,6 +63,18 @@ def test_unknown_notebook_is_refused_with_those_there_are(folder, capsys):
     assert capsys.readouterr().err.startswith("error: no notebook '07'")
 
 
+def test_solutions_are_found_beside_the_notebooks_and_land_in_a_folder_of_their_own(folder, tmp_path, capfd):
+    with pytest.raises(NotebookError, match=r"no notebooks in .*solutions"):
+        find_notebooks(solutions=True)
+    (folder / "solutions").mkdir()
+    write(folder / "solutions", "01_first", "print('solved')")
+    assert [p.parent.name for p in find_notebooks(["01"], solutions=True)] == ["solutions"]
+    assert [p.stem for p in find_notebooks()] == ["01_first", "02_second", "03_third"]
+    assert main(["notebooks", "--solutions"]) == 0
+    copy = tmp_path / "runs" / "solutions" / "01_first.ipynb"  # not over that of the notebook
+    assert printed(copy) == "solved\n"
+
+
 # parameters
 
 
