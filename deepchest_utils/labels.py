@@ -20,7 +20,7 @@ FAMILY_STYLE = {  # (label, colour): of figures with all methods, too many for a
     "fixed": ("fixed weights", GREY),
     "deepchest": ("DeepChest's rule", VERMILION),
     "control": ("prevalence oracle", BLACK),
-    "anneal": ("Anneal (a candidate)", WINE),
+    "candidate": ("candidates of notebook 07", WINE),
     "loss": ("loss weighting", BLUE),
     "gradient": ("gradient balancing", GREEN),
     "composed": ("DeepChest over another", PURPLE),
@@ -36,10 +36,10 @@ _LABELS = {
         **{f"deepchest_{s}": f"DeepChest ({label})" for s, (label, _) in SIGNAL_STYLE.items() if s != "accuracy"},
     },
     "control": {"prevalence_oracle": "Prevalence oracle"},
-    "anneal": {"anneal": "Anneal"},
+    "candidate": {"hedge": "Hedge (L/H)", "val_discount": "Validation discount", "anneal": "Anneal"},
     "loss": {
         "uncertainty": "Uncertainty", "dwa": "DWA", "rlw": "RLW", "gls": "GLS", "imtl_l": "IMTL-L", "stch": "STCH",
-        "famo": "FAMO", "dbmtl_l": "DB-MTL (loss)", "hedge": "Hedge (L/H)", "val_discount": "Validation discount",
+        "famo": "FAMO", "dbmtl_l": "DB-MTL (loss)",
     },
     "gradient": {
         "gradnorm": "GradNorm", "mgda": "MGDA", "pcgrad": "PCGrad", "graddrop": "GradDrop", "gradvac": "GradVac",
