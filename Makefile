@@ -1,5 +1,6 @@
 # make run: all notebooks, headless, on the phantom.   make test: all tests but the slow ones, which are
-# make test-slow: kills, fuzzing, several processes.   make lab: JupyterLab.
+# make test-slow: kills, fuzzing, several processes, and make test-browser: sliders moved in JupyterLab, for which
+# Chromium is needed.   make lab: JupyterLab.
 # The environment is made when missing, and again when pyproject.toml changes.
 #   make run PYTHON=python3.12      another Python
 #   make run TORCH_INDEX=ADDRESS    PyTorch from another index than pip's own, e.g. the one for CPUs alone
@@ -11,7 +12,7 @@ LOG    := $(VENV)/install.log
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --log $(LOG) install $$quiet
 CHECK  := deepchest_utils/preflight.py
 
-.PHONY: run test test-slow lab lint clean
+.PHONY: run test test-slow test-browser lab lint clean
 
 run: $(STAMP)
 	$(BIN)/python -m deepchest_utils notebooks
@@ -24,6 +25,13 @@ lab: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+test-browser: $(STAMP)
+	@{ command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null || \
+	  { echo "Chromium is missing: on Debian, apt-get install chromium"; exit 1; }
+	@command -v chromedriver >/dev/null || \
+	  { echo "chromedriver is missing: on Debian, apt-get install chromium-driver"; exit 1; }
+	$(BIN)/python -m pytest -m browser
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
