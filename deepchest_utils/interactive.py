@@ -45,9 +45,13 @@ def explore(draw: Callable[..., Figure], **controls: Control) -> Figure | None:
         display.display(display.Image(_png(fig), format="png"))
         plt.close(fig)
 
-    layout = {"flex_flow": "row wrap", "align_items": "flex-start", "grid_gap": "4px 24px"}
-    row = widgets.HBox([*shown.values()], layout=layout)
-    display.display(widgets.VBox([row, widgets.interactive_output(redraw, shown)]))
+    layout = {"flex_flow": "row wrap", "grid_gap": "4px 12px"}
+    lists = [
+        shown[name] for name, what in controls.items() if isinstance(what, dict)
+    ]  # tall ones have their own row
+    rows = [[w for w in shown.values() if w not in lists], lists]
+    boxes = [widgets.HBox(row, layout=layout) for row in rows if row]
+    display.display(widgets.VBox([*boxes, widgets.interactive_output(redraw, shown)]))
     return None
 
 
@@ -62,7 +66,9 @@ def _widget(title: str, what: Control) -> Any:  # ipywidgets has no types
 
     given = {"description": title, "value": _default(what), "style": {"description_width": "initial"}}
     if isinstance(what, dict):
-        return widgets.SelectMultiple(options=[*what], rows=min(len(what), 8), **given)
+        return widgets.SelectMultiple(
+            options=[*what], rows=min(len(what), 8), layout={"width": "max-content"}, **given
+        )
     if isinstance(what, list):
         return widgets.Dropdown(options=what, **given)
     low, high, step, _ = what

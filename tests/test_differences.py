@@ -113,7 +113,8 @@ def test_every_choice_of_the_controls_can_be_drawn(summary, monkeypatch):
     drawn = []
     monkeypatch.setattr(plt, "close", drawn.append)
     assert explore_differences(summary, TASKS[:4], ["Hernia"]) is None
-    metric, baseline, findings, methods = shown[-1].children[0].children
+    choices, lists, _ = shown[-1].children
+    (metric, baseline), (findings, methods) = choices.children, lists.children
     assert findings.value == ("Hernia",)
     assert methods.value == tuple(method_label(m) for m in METHODS)
     for control in (metric, baseline):

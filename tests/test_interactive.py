@@ -45,9 +45,8 @@ def test_headless_draws_once_at_the_defaults_of_the_sliders(monkeypatch, shown):
 
 
 def controls_of(shown: list) -> list:
-    """The controls of the box that was displayed last, around the figure."""
-    box = shown[-1]
-    return list(box.children[0].children)
+    """The controls of the box that was displayed last, in rows above the figure."""
+    return [control for row in shown[-1].children[:-1] for control in row.children]
 
 
 def test_in_jupyterlab_sliders_redraw(monkeypatch, shown):
@@ -81,6 +80,14 @@ def test_choices_are_drop_downs_and_whole_numbers_stay_whole(monkeypatch, shown)
     finding.value, image.value = "Nodule", 7
     assert calls == [(4, "Mass"), (4, "Mass"), (4, "Nodule"), (7, "Nodule")]
     assert isinstance(calls[-1][0], int)
+
+
+def test_lists_of_several_have_their_own_row(monkeypatch, shown):
+    monkeypatch.setenv("JPY_SESSION_NAME", "notebook.ipynb")
+    interactive.explore(lambda **_: plt.figure(), several={"Mass": True}, **SLIDERS, one=["Mass"])
+    first, second, _ = shown[-1].children
+    assert [control.description for control in first.children] == ["step", "cap", "one"]
+    assert [control.description for control in second.children] == ["several"]
 
 
 def test_several_are_chosen_from_a_list_and_none_draws_nothing(monkeypatch, shown, capsys):
