@@ -14,7 +14,11 @@ from deepchest_utils.plotting import forest_plot
 from deepchest_utils.sweep.compare import ITSELF
 
 METRICS = {"AUROC": "auroc", "average precision": "average_precision"}
-MEANS = {"mean of all findings": "macro", "mean of the common half": "common", "mean of the rare half": "rare"}
+MEANS = {
+    "mean of all findings": "macro",
+    "mean of the common half": "common",
+    "mean of the rare half": "rare",
+}
 
 
 def difference_panels(
