@@ -12,7 +12,12 @@ import pytest
 from deepchest_utils.notebooks import FOLDER, find_notebooks, notebook_parameters, run_notebooks
 
 NOTEBOOKS = find_notebooks()
+SOLUTIONS = find_notebooks(solutions=True)
 BY_NAME = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+SOLVED = pytest.mark.parametrize("path", SOLUTIONS, ids=lambda path: path.stem)
+ALL = pytest.mark.parametrize(
+    "path", NOTEBOOKS + SOLUTIONS, ids=lambda path: f"{path.parent.name}-{path.stem}"
+)
 COMMON = {"dataset", "data_root", "image_size", "epochs", "seed", "device", "smoke"}
 SECTIONS = ("What was claimed, checked", "Summary", "Exercises", "References")
 
@@ -36,17 +41,18 @@ def test_the_notebooks_are_there():
     ]
 
 
-@BY_NAME
+@ALL
 def test_committed_as_run(path):
     cells = code_cells(path)
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     outputs = [output for cell in cells for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "error"]
     assert not [output for output in outputs if output.get("name") == "stderr"]
-    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 4
+    pictures = sum("image/png" in output.get("data", {}) for output in outputs)
+    assert pictures >= (1 if path in SOLUTIONS else 4)
 
 
-@BY_NAME
+@ALL
 def test_file_is_fit_to_publish(path):
     text = path.read_text()
     assert path.stat().st_size <= 300_000
@@ -74,7 +80,7 @@ def test_skeleton(path):
     assert asserting, "a cell asserts the claims"
 
 
-@BY_NAME
+@ALL
 def test_words_and_code_are_in_proportion(path):
     cells = read(path).cells
     words = sum(len(cell.source.split()) for cell in cells if cell.cell_type == "markdown")
@@ -87,13 +93,49 @@ def test_words_and_code_are_in_proportion(path):
     assert max(map(len, lines)) <= 30
 
 
-@BY_NAME
+@ALL
 def test_parameters_are_typed_literals_with_help(path):
     parameters = notebook_parameters(path)
-    assert set(parameters) >= COMMON
+    assert set(parameters) >= ({"dataset", "smoke"} if path in SOLUTIONS else COMMON)
     for name, entry in parameters.items():
         assert entry["help"], f"{name} has no help"
         assert entry["inferred_type_name"] in ("str", "int", "float", "bool"), name
+
+
+def exercises(path: Path) -> list[tuple[str, str, str]]:
+    """Number, grade and text of each exercise of a notebook."""
+    text = "\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
+    section = text.partition("## Exercises\n")[2].partition("\n## ")[0]
+    return re.findall(r"^(\d)\. \*\((easy|medium|hard|clinical)\)\* (.+)$", section, re.MULTILINE)
+
+
+@BY_NAME
+def test_three_to_five_graded_exercises_with_solutions(path):
+    numbers = [int(number) for number, _, _ in exercises(path)]
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert 3 <= len(numbers) <= 5
+    assert f"(solutions/{path.name})" in read(path).cells[-1].source
+    assert (FOLDER / "solutions" / path.name).exists()
+
+
+@SOLVED
+def test_solutions_answer_each_exercise_of_their_notebook(path):
+    cells = read(path).cells
+    assert cells[0].source.startswith(f"# {path.stem[:2]} Solutions: ")
+    assert f"(../{path.name})" in cells[0].source
+    asked = exercises(FOLDER / path.name)
+    sections: list[list] = []
+    for cell in cells:
+        if re.match(r"## Exercise \d", cell.source):
+            sections.append([])
+        if sections:
+            sections[-1].append(cell)
+    assert len(sections) == len(asked)
+    for (number, grade, question), section in zip(asked, sections, strict=True):
+        assert section[0].source.startswith(f"## Exercise {number} ({grade}): ")
+        assert f"*{question}*" in section[0].source  # as it is asked there
+        code = "\n".join(cell.source for cell in section if cell.cell_type == "code")
+        assert re.search(r"^\s*assert ", code, re.MULTILINE), f"exercise {number} asserts its claim"
 
 
 @pytest.fixture(scope="module")
@@ -162,3 +204,9 @@ def test_runs_on_real_radiographs(name, tmp_path, capsys, nih_sample):
     execute(
         FOLDER / f"{name}.ipynb", tmp_path, capsys, dataset="nih", data_root=str(nih_sample), split="patient"
     )
+
+
+@pytest.mark.notebooks
+@SOLVED
+def test_solutions_run(path, tmp_path, capsys):
+    execute(path, tmp_path, capsys)
