@@ -108,14 +108,15 @@ def run_notebooks(
 
     check_parameters(paths, parameters)
     output.mkdir(parents=True, exist_ok=True)
-    environment = {
+    environment: dict[str, str | None] = {
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        "JPY_SESSION_NAME": None,  # of a notebook that calls this: in the runs there is nobody to move sliders
     }
     if parameters and "DEEPCHEST_FIGURES" not in os.environ:
         environment["DEEPCHEST_FIGURES"] = str(output / "figures")
     before = {name: os.environ.get(name) for name in environment}
-    os.environ.update(environment)
+    _update_environment(environment)
     failures = []
     try:
         for path in paths:
@@ -133,11 +134,16 @@ def run_notebooks(
                 print(f"{path.stem} done in {time.perf_counter() - start:.0f} s: {target}", flush=True)
                 print(results(target), flush=True)
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        _update_environment(before)
     if len(paths) > 1 and failures:  # once more, below what the others put out
         print("\n".join(failures), flush=True)
     return len(failures)
+
+
+def _update_environment(values: dict[str, str | None]) -> None:
+    """Set the variables; those that are None are taken out."""
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value

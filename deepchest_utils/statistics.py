@@ -60,7 +60,8 @@ def interval(
     tail = 100 * (1 - level) / 2
     defined = ~np.isnan(replicates).all(axis=0)
     low, high = np.full(defined.shape, np.nan), np.full(defined.shape, np.nan)
-    low[defined], high[defined] = np.nanpercentile(replicates[:, defined], [tail, 100 - tail], axis=0)
+    if defined.any():  # NumPy's percentile of no columns cannot be unpacked
+        low[defined], high[defined] = np.nanpercentile(replicates[:, defined], [tail, 100 - tail], axis=0)
     return low, high
 
 

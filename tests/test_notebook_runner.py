@@ -107,7 +107,8 @@ def test_parameters_reach_the_notebook_and_a_failing_cell_is_named(folder, tmp_p
     assert main(command) == 1  # the first fails, the second runs all the same
     shown = capfd.readouterr().out
     # papermill puts a cell of its own after the parameters: [4] is the number that the executed copy shows
-    assert "02_second failed in cell [4]: RuntimeError: no more than 20 epochs" in shown
+    said = "02_second failed in cell [4]: RuntimeError: no more than 20 epochs"
+    assert shown.count(said) == 2  # where it happens, and below what the others put out
     assert "01_first done in" in shown
     assert printed(out / "01_first.ipynb") == f"42 nih {out / 'figures'}\n"  # not among the committed figures
     assert (out / "02_second.ipynb").exists()
@@ -128,9 +129,11 @@ def test_environment_is_put_back_whatever_happens(folder, tmp_path, monkeypatch)
 
     def breaks(*args, **kwargs):
         assert os.environ["DEEPCHEST_FIGURES"] == "mine"  # what the user set stays
+        assert "JPY_SESSION_NAME" not in os.environ  # headless, whoever calls
         raise KeyboardInterrupt
 
     monkeypatch.setenv("DEEPCHEST_FIGURES", "mine")
+    monkeypatch.setenv("JPY_SESSION_NAME", "caller.ipynb")
     monkeypatch.setenv("MPLBACKEND", "agg")  # what is replaced for the run comes back
     monkeypatch.setattr(papermill, "execute_notebook", breaks)
     before = dict(os.environ)

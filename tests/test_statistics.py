@@ -108,6 +108,8 @@ def test_interval_is_a_pair_of_percentiles_without_the_undefined():
     assert low == pytest.approx([5, NAN, np.percentile(np.arange(100), 5)], nan_ok=True)
     assert high == pytest.approx([95, NAN, np.percentile(np.arange(100), 95)], nan_ok=True)
     assert [float(v) for v in interval(np.arange(101.0), level=0.9)] == pytest.approx([5, 95])
+    for nothing in (np.full((5, 2), NAN), np.full(5, NAN)):
+        assert np.isnan(interval(nothing)).all()
 
 
 @pytest.mark.parametrize("level", [0.0, 1.0, 95.0, -0.5])
