@@ -39,6 +39,7 @@ FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1400,1000",
 )  # fmt: skip
+RUN_ALL = "notebook:run-all-cells"
 ERROR = "[data-mime-type='application/vnd.jupyter.error']"
 
 
@@ -74,7 +75,7 @@ def lab(tmp_path_factory, cache_dir) -> Iterator[tuple[str, str, Path]]:
     options = ("--no-browser", "--allow-root", "--ip=127.0.0.1", "--port=0", f"--ServerApp.root_dir={served}")
     with (folder / "log").open("w") as log:
         server = subprocess.Popen(
-            [sys.executable, "-m", "jupyterlab", *options, "--LabApp.extension_manager=readonly"],
+            [sys.executable, "-m", "jupyterlab", *options, "--expose-app-in-browser", "--LabApp.extension_manager=readonly"],
             env=os.environ | own, stdout=log, stderr=subprocess.STDOUT,
         )  # fmt: skip
     try:
@@ -115,13 +116,6 @@ def texts(browser: WebDriver, selector: str) -> list[str]:
     )
 
 
-def click(browser: WebDriver, selector: str, text: str) -> None:
-    def found() -> list[WebElement]:
-        return [e for e in browser.find_elements(By.CSS_SELECTOR, selector) if e.text == text]
-
-    until(found, text)[0].click()
-
-
 def run_all(browser: WebDriver, lab: tuple[str, str, Path], source: Path) -> list[WebElement]:
     """Open a smoke version of the notebook, run all its cells; the boxes that hold controls and a figure."""
     address, token, served = lab
@@ -134,8 +128,12 @@ def run_all(browser: WebDriver, lab: tuple[str, str, Path], source: Path) -> lis
 
     browser.get(f"{address}lab/workspaces/{source.stem}/tree/{source.name}?token={token}")
     until(lambda: "| Idle" in "".join(texts(browser, "#jp-main-statusbar")), "kernel")
-    click(browser, ".lm-MenuBar-itemLabel", "Run")
-    click(browser, ".lm-Menu-itemLabel", "Run All Cells")
+    # by the command behind the menu's entry: a click on a page that is still at work may be lost
+    until(
+        lambda: browser.execute_script(f"return window.jupyterapp.commands.isEnabled('{RUN_ALL}')"),
+        "notebook",
+    )
+    browser.execute_script(f"window.jupyterapp.commands.execute('{RUN_ALL}')")
 
     def all_ran() -> bool:
         assert texts(browser, ERROR) == []
