@@ -114,5 +114,6 @@ class Scalarization(LossWeighting):
 
 
 def in_batch(losses: Float[Tensor, " k"]) -> Bool[Tensor, " k"]:
-    """Which tasks have a known label in the batch: the loss of one that has not is exactly 0."""
+    """Which tasks have a known label in the batch: the loss of one that has not is exactly 0. So is, in float32, that of a rare
+    finding whose logit has been driven below -17 in a batch without it, as GLS does: it counts as absent too."""
     return losses.detach() > 0
