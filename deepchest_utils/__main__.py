@@ -116,7 +116,7 @@ def _predict(args: argparse.Namespace) -> int:
 def _bench(args: argparse.Namespace) -> int:
     from deepchest_utils.bench import full_bench, quick_bench
 
-    table = quick_bench(args.device) if args.quick else full_bench(args.out, args.device)
+    table = quick_bench(args.device) if args.quick else full_bench(args.out, args.device, only=args.part)
     columns = [c for c in BENCH_COLUMNS if c in table]
     for part, rows in table.groupby("part", sort=False):
         print(

@@ -121,6 +121,7 @@ def build_parser(command: str = "") -> argparse.ArgumentParser:
     bench.add_argument("--quick", action="store_true", help="the default network alone, in under a minute")
     bench.add_argument("--out", default="runs/bench.csv", help="table of the whole (default: runs/bench.csv)")
     bench.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    bench.add_argument("--part", nargs="+", metavar="NAME", help="only these parts of it (default: all)")
 
     data = commands.add_parser(
         "data", help="load a data set, print its splits, keep the decoded images for later runs"

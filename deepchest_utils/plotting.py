@@ -148,17 +148,24 @@ def forest_plot(
 
 
 def method_forest(
-    ax: Axes, table: pd.DataFrame, methods: Sequence[str], xlabel: str, title: str = ""
+    ax: Axes,
+    table: pd.DataFrame,
+    methods: Sequence[str],
+    xlabel: str,
+    title: str = "",
+    fontsize: float | None = None,
 ) -> None:
     """`forest_plot` of differences to a baseline, a row a method in its family's colour; a full dot is one that Holm's correction
-    over these rows leaves. table: indexed by method, columns mean, low, high and p; a method that it lacks stays empty."""
+    over these rows leaves. table: indexed by method, columns mean, low, high and p; a method that it lacks stays empty. fontsize:
+    of the x axis, in points, default that of the style."""
     shown = table.reindex(list(methods))
     names, colors = [method_label(m) for m in methods], [family_color(m) for m in methods]
     forest_plot(ax, shown, names, colors, [*(holm(shown.p.to_numpy()) < 0.05)])
     ax.axvline(0, color="black", linewidth=1, linestyle=":")
     ax.set_title(title)
-    ax.set_xlabel(xlabel, fontsize=8)
-    ax.tick_params(axis="x", labelsize=7)
+    ax.set_xlabel(xlabel, fontsize=fontsize)
+    if fontsize is not None:
+        ax.tick_params(axis="x", labelsize=fontsize)
 
 
 def difference_heatmap(

@@ -205,6 +205,21 @@ def test_whole_benchmark_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert {"processor", "cores", "torch", "commit"} <= set(table)
 
 
+def test_named_parts_alone_are_measured(tmp_path, monkeypatch, capsys):
+    def measure(problem, methods, rounds, *rest):
+        return pd.DataFrame({"part": "step", "method": list(methods), "ratio": 1.0})
+
+    monkeypatch.setattr(run, "bench_steps", measure)
+    out = tmp_path / "bench.csv"
+    assert main(["bench", "--part", "close candidates", "--out", str(out)]) == 0
+    table = pd.read_csv(out)
+    assert table.method.tolist() == ["equal", "deepchest", "hedge"]
+    assert set(table.measured) == {"close candidates"}
+    assert main(["bench", "--part", "close candidate", "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert "part should be among" in error and "Found 'close candidate'" in error
+
+
 def test_quick_benchmark_prints_ratios(capsys, monkeypatch):
     monkeypatch.setattr(run, "Problem", lambda device: SMALL)
     monkeypatch.setattr(run, "QUICK", ("equal", "deepchest"))

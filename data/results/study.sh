@@ -9,7 +9,7 @@
 # There are more parts, for which the budget had no room: more, architectures, parameters.
 set -euo pipefail
 out=${OUT:-data/results}
-sweep() { python -m deepchest_utils sweep --device cpu --jobs "${JOBS:-2}" "$@"; }
+sweep() { python -m deepchest_utils sweep --device "${DEVICE:-cpu}" --jobs "${JOBS:-2}" "$@"; }
 at_rate_of() { # METHOD ARGUMENT...: a sweep at the learning rate that was chosen for METHOD
   local lr
   lr=$(python -c 'import sys; from deepchest_utils.sweep import best_lr; print(best_lr(sys.argv[1])[sys.argv[2]])' \
@@ -53,9 +53,9 @@ candidates=(equal hedge val_discount val_discount+hedge anneal inverse_entropy i
   'deepchest(floor=0.25, normalize=True)' 'deepchest_relative_loss(floor=0.25, normalize=True)'
   'hedge(floor=0.0)' 'hedge(eta=0.125)' 'hedge(eta=2.0)' 'anneal(power=0.5)' 'anneal(power=1.0)' 'anneal(relative=True)' 'anneal(window=1)')
 judged=(equal deepchest prevalence_oracle inverse_entropy inverse_sqrt_entropy hedge uncertainty imtl_l 'pcgrad(level="features")')
-read -ra ten <<<"${SEEDS:-0 1 2 3 4 5 6 7 8 9}"  # SEEDS=0 does a part of them, to begin with
+read -ra ten <<<"${SEEDS:-$(seq -s " " 0 19)}"  # SEEDS=0 does a part of them, to begin with
 read -ra few <<<"${SEEDS:-0 1 2}"
-judge() { # NAME ARGUMENT...: ten seeds of each method
+judge() { # NAME ARGUMENT...: twenty seeds of each method
   sweep --method "${judged[@]}" --seed "${ten[@]}" "${small[@]}" --no-history --lr-from "$out/rule_tuning.csv" \
     --out "$out/judge_$1.csv" --baseline equal deepchest hedge "${@:2}"
 }
@@ -66,7 +66,7 @@ half() { # FACTOR VALUE FIRST: a dictionary that gives every second finding that
   python -c 'import sys; from deepchest_utils import FINDINGS; f, v, i = sys.argv[1:]; print({f: dict.fromkeys(FINDINGS[int(i) :: 2], float(v))})' "$@"
 }
 controlled() { # DICTIONARY
-  sweep "${small[@]}" --method equal deepchest hedge --seed "${few[@]}" --data-seed 7 --lr 4e-3 --epochs 10 --out "$out/controlled.csv" \
+  sweep "${small[@]}" --method equal deepchest hedge imtl_l --seed "${few[@]}" --data-seed 7 --lr 4e-3 --epochs 10 --out "$out/controlled.csv" \
     --data-options num_train 3000 --data-options num_val 500 --data-options num_test 4000 --data-options controlled "$1"
 }
 # baselines of the summary; the composed methods are compared with the same ones alone

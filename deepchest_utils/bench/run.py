@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -35,6 +35,7 @@ QUICK = ("equal", "deepchest", "gradnorm", 'pcgrad(level="features")', "pcgrad")
 AT_FEATURES = tuple(f'{name}(level="features")' for name in ("pcgrad", "upgrad"))
 CHEAP = ("equal", "deepchest", "uncertainty", "famo", "gradnorm", *AT_FEATURES)
 COSTLY = ("pcgrad", "upgrad")
+CANDIDATES = ("deepchest", "hedge")  # of notebook 07
 EVERY = tuple(
     m for m in METHOD_LABELS if method_family(m) in ("loss", "gradient") or m in ("equal", "deepchest")
 )
@@ -81,6 +82,7 @@ def all_parts(device: str, rng: np.random.Generator) -> dict[str, Callable[[], p
         parts[f"setting {backbone}"] = partial(bench_settings, problem, 100, rng, 45.0)
         parts[f"close memory {backbone}"] = partial(bench_memory, problem, ("equal", "deepchest"), 5)
     default = problems["resnet18_thin", 14]
+    parts["close candidates"] = partial(bench_steps, default, ("equal", *CANDIDATES), 800, rng)
     parts["flat"] = partial(bench_flat, default, (2, 56), "deepchest", 800, rng)
     parts["start"] = partial(bench_starts, 30, rng)
     parts["input"] = partial(bench_inputs, 25, rng, 256)
@@ -104,9 +106,16 @@ def all_parts(device: str, rng: np.random.Generator) -> dict[str, Callable[[], p
     return parts
 
 
-def full_bench(out: str | Path, device: str = "auto", seed: int = 0) -> pd.DataFrame:
-    """All parts, in the table `out`, which grows with each; a part that it has is not measured again."""
+def full_bench(
+    out: str | Path, device: str = "auto", seed: int = 0, only: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """All parts, or only those named, in the table `out`, which grows with each; a part that it has is not measured again.
+    Raises ValueError for a part that there is not."""
     out, parts = Path(out), all_parts(device, np.random.default_rng(seed))
+    if only is not None:
+        if unknown := set(only) - set(parts):
+            raise ValueError(f"part should be among {', '.join(parts)}. Found {min(unknown)!r}.")
+        parts = {name: parts[name] for name in only}
     table = read_results(out, ["measured"], "benchmark")
     for name, measure in tqdm(parts.items(), desc="bench", disable=None):
         if name not in set(table.measured):
