@@ -38,6 +38,7 @@ def test_the_notebooks_are_there():
         "04_baseline_comparison",
         "05_grad_cam",
         "06_cost_and_scaling",
+        "07_a_better_rule",
     ]
 
 

@@ -15,6 +15,7 @@ from deepchest_utils.weighting import check_names
 from deepchest_utils.weighting.spec import parse_method
 
 RESULTS = PROJECT / "data" / "results"
+RATES = tuple(f"rate_{name}" for name in ("1000", "4000", "noise"))  # of notebook 07, and the next
 STUDIES = ("phantom", "phantom_ablations", "phantom_rate", "nih_sample")
 JUDGED = tuple(f"judge_{name}" for name in ("1000", "4000", "16000", "noise", "nih"))  # of notebook 07
 PROVENANCE = [
@@ -33,10 +34,10 @@ PROVENANCE = [
 
 @pytest.fixture(scope="module")
 def studies() -> dict[str, Tables]:
-    return {name: Tables(RESULTS / f"{name}.csv") for name in (*STUDIES, *JUDGED)}
+    return {name: Tables(RESULTS / f"{name}.csv") for name in (*STUDIES, *JUDGED, *RATES)}
 
 
-@pytest.mark.parametrize("name", [*STUDIES, *JUDGED])
+@pytest.mark.parametrize("name", [*STUDIES, *JUDGED, *RATES])
 def test_every_run_is_whole_and_says_where_it_came_from(name, studies):
     tables = studies[name]
     cells = tables.cells
@@ -69,6 +70,7 @@ def test_the_judged_have_the_same_seeds_and_data_that_nothing_was_chosen_on(name
     seeds = cells.groupby("method").seed.agg(set)
     assert len(seeds) == 9
     assert all(found == seeds.iloc[0] for found in seeds)
+    assert len(seeds.iloc[0]) >= 10
     assert cells.data.nunique() == 1
     looked_at = [pd.read_csv(path, dtype=str).data for path in RESULTS.glob("candidates_*_cells.csv")]
     assert len(looked_at) == 2
@@ -76,6 +78,18 @@ def test_the_judged_have_the_same_seeds_and_data_that_nothing_was_chosen_on(name
         tables.cells.data for study, tables in studies.items() if study in STUDIES and study != "nih_sample"
     ]
     assert name == "judge_nih" or not set(cells.data) & set(pd.concat(looked_at))
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_another_rate_is_all_that_differs(name, studies):
+    here, judged = studies[name].cells, studies[name.replace("rate", "judge")].cells
+    equal = judged[judged.method == "equal"].set_index("seed")
+    for row in here.itertuples():
+        assert row.data == equal.data[row.seed]
+        other, own = json.loads(equal.settings[row.seed]), json.loads(row.settings)
+        assert own.pop("lr") != other.pop("lr")
+        assert own == other
+    assert set(here.seed) == set(equal.index)
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@
 # not run again, so it can be stopped and started. About five hours on two cores.
 #   bash data/results/study.sh tuning main composed rate single_task ablations summary   # phantom
 #   NIH_ROOT=PATH bash data/results/study.sh nih localization                            # a sample of NIH ChestX-ray14
-# and behind notebook 07, about four hours on two cores:
-#   bash data/results/study.sh candidates controlled rule_tuning judge_{4000,1000,16000,noise}
+# and behind notebook 07, about eight hours on two cores; DEVICE=cuda JOBS=4 trains on a GPU, four networks at a time:
+#   bash data/results/study.sh candidates controlled rule_tuning judge_{4000,1000,16000,noise,rate}
 #   NIH_ROOT=PATH bash data/results/study.sh judge_nih
 # There are more parts, for which the budget had no room: more, architectures, parameters.
 set -euo pipefail
@@ -46,21 +46,25 @@ nih=(--dataset nih --data-root "${NIH_ROOT:-}" --split patient --epochs 15)
 grid=(--lr 1e-3 2e-3 4e-3 --seed 100 101)
 seeds=(--seed 0 1 2 3 4)
 tuning=("${phantom[@]}" --data-options num_test 1000 --tune "${grid[@]}" --out "$out/phantom_tuning.csv")
-# Notebook 07: 32 px, so that two cores can afford ten seeds; no augmentation, with which a network learns more in the same
+# Notebook 07: 32 px, so that two cores can afford many seeds; no augmentation, with which a network learns more in the same
 # time. Candidates are compared on a phantom of their own (data seed 7); the judgement has another that nothing was chosen on.
 small=(--image-size 32 --augment false --batch-size 64)
 candidates=(equal hedge val_discount val_discount+hedge anneal inverse_entropy inverse_sqrt_entropy
   'deepchest(floor=0.25, normalize=True)' 'deepchest_relative_loss(floor=0.25, normalize=True)'
   'hedge(floor=0.0)' 'hedge(eta=0.125)' 'hedge(eta=2.0)' 'anneal(power=0.5)' 'anneal(power=1.0)' 'anneal(relative=True)' 'anneal(window=1)')
 judged=(equal deepchest prevalence_oracle inverse_entropy inverse_sqrt_entropy hedge uncertainty imtl_l 'pcgrad(level="features")')
-read -ra ten <<<"${SEEDS:-$(seq -s " " 0 19)}"  # SEEDS=0 does a part of them, to begin with
+read -ra many <<<"${SEEDS:-$(seq -s " " 0 19)}"  # SEEDS=0 does a part of them, to begin with
 read -ra few <<<"${SEEDS:-0 1 2}"
 judge() { # NAME ARGUMENT...: twenty seeds of each method
-  sweep --method "${judged[@]}" --seed "${ten[@]}" "${small[@]}" --no-history --lr-from "$out/rule_tuning.csv" \
+  sweep --method "${judged[@]}" --seed "${many[@]}" "${small[@]}" --no-history --lr-from "$out/rule_tuning.csv" \
     --out "$out/judge_$1.csv" --baseline equal deepchest hedge "${@:2}"
 }
 on_phantom() { # NAME TRAINING_IMAGES EPOCHS ARGUMENT...
   judge "$1" --data-seed 1 --epochs "$3" --data-options num_train "$2" --data-options num_val 1000 "${@:4}"
+}
+faster() { # NAME TRAINING_IMAGES EPOCHS ARGUMENT...: Equal with steps longer by a third, as IMTL-L's growing weights make them
+  sweep --method equal --seed "${many[@]}" "${small[@]}" --no-history --lr 5.3e-3 --out "$out/rate_$1.csv" \
+    --data-seed 1 --epochs "$3" --data-options num_train "$2" --data-options num_val 1000 "${@:4}"
 }
 half() { # FACTOR VALUE FIRST: a dictionary that gives every second finding that value
   python -c 'import sys; from deepchest_utils import FINDINGS; f, v, i = sys.argv[1:]; print({f: dict.fromkeys(FINDINGS[int(i) :: 2], float(v))})' "$@"
@@ -119,7 +123,13 @@ for part in "$@"; do
     judge_4000) on_phantom 4000 4000 10 ;;
     judge_16000) on_phantom 16000 16000 3 ;;
     judge_noise) on_phantom noise 4000 10 --data-options label_noise 0.2 ;;
-    judge_nih) judge nih --dataset nih --data-root "${NIH_ROOT:-}" --split patient --epochs 12 ;;
+    judge_rate)
+      faster 1000 1000 20
+      faster 4000 4000 10
+      faster noise 4000 10 --data-options label_noise 0.2 ;;
+    judge_nih)
+      many=("${many[@]:0:10}")
+      judge nih --dataset nih --data-root "${NIH_ROOT:-}" --split patient --epochs 12 ;;
     *) echo "no part $part: tuning, main, more, composed, rate, single_task, architectures, parameters, ablations, summary, nih, localization, candidates, controlled, rule_tuning or judge_*" >&2; exit 2 ;;
   esac
 done
