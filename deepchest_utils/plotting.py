@@ -72,21 +72,24 @@ def show_radiograph(
 def label_ends(
     ax: Axes, x: float, ends: dict[str, float], colors: dict[str, str], gap: float | None = None
 ) -> None:
-    """Write each line's name at its end, pushed apart by at least `gap` (default: 5.5% of the axis)."""
+    """Write each finding's name at its line's end, pushed apart by at least `gap` (default: 5.5% of the axis); of several that end at
+    one value (to three digits), how many they are."""
     low, high = ax.get_ylim()
     gap = gap if gap is not None else 0.055 * (high - low)
-    names = sorted((n for n in ends if np.isfinite(ends[n])), key=lambda n: ends[n])
+    together: dict[float, list[str]] = {}
+    for name in sorted((n for n in ends if np.isfinite(ends[n])), key=lambda n: ends[n]):
+        together.setdefault(round(ends[name], 3), []).append(name)
     places: list[float] = []
-    for name in names:
-        places.append(max(ends[name], places[-1] + gap) if places else ends[name])
+    for end in together:
+        places.append(max(end, places[-1] + gap) if places else end)
     if places:  # pushed up as little as can be: the group keeps its centre
-        shift = float(np.mean(places) - np.mean([ends[n] for n in names]))
+        shift = float(np.mean(places) - np.mean([*together]))
         places = [p - min(shift, places[0] - low) for p in places]
-    for name, place in zip(names, places, strict=True):
-        ax.annotate(
-            pretty(name), (x, ends[name]), (x, place), color=colors[name], fontsize=8, va="center",
-            annotation_clip=False,
-        )  # fmt: skip
+    for (end, names), place in zip(together.items(), places, strict=True):
+        label, color = (
+            (pretty(names[0]), colors[names[0]]) if len(names) == 1 else (f"{len(names)} findings", "black")
+        )
+        ax.annotate(label, (x, end), (x, place), color=color, fontsize=8, va="center", annotation_clip=False)
 
 
 def interval_plot(
