@@ -24,6 +24,10 @@ settings.load_profile("deepchest")
 # that is busy otherwise. Read once, by torch
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
+# tests that run side by side share the cores; a notebook's kernel takes this over
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
+
 NIH_HEADERS = {  # the releases differ in how they write the columns that hold a comma
     "unquoted": "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]",
     "quoted": '"OriginalImage[Width,Height]","OriginalImagePixelSpacing[x,y]"',
