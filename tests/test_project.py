@@ -72,9 +72,12 @@ def test_readme_quotes_the_committed_notebook():
     assert quoted in results(ROOT / "notebooks" / "04_baseline_comparison.ipynb")
 
 
-def test_readme_intervals_are_printed_by_the_notebook():
-    cells = json.loads((ROOT / "notebooks" / "04_baseline_comparison.ipynb").read_text())["cells"]
-    printed = "".join("".join(o.get("text", [])) for c in cells for o in c.get("outputs", []))
+def test_readme_intervals_are_printed_by_the_notebooks():
+    printed = ""
+    for name in ("04_baseline_comparison", "07_a_better_rule"):
+        for cell in json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())["cells"]:
+            for output in cell.get("outputs", []):
+                printed += "".join(output.get("text") or output.get("data", {}).get("text/plain", []))
     quoted = re.findall(r"[+-]0\.\d+ \[[+-]0\.\d+, [+-]0\.\d+\]", README)
     assert len(quoted) >= 4
     assert not [interval for interval in quoted if interval not in printed]
