@@ -18,7 +18,7 @@ run: $(STAMP)
 	$(BIN)/python -m deepchest_utils notebooks
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --dist loadfile $(TEST_OPTIONS)
+	$(BIN)/python -m pytest -n logical --dist loadfile $(TEST_OPTIONS)
 
 lab: $(STAMP)
 	$(BIN)/jupyter lab --ip=127.0.0.1 notebooks
