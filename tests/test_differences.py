@@ -16,9 +16,8 @@ TASKS = ("Mass", "Hernia", "Nodule", "Edema", "macro", "common", "rare")
 @pytest.fixture(autouse=True)
 def close_figures(monkeypatch):
     monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
-    with plt.rc_context(
-        {"axes.titlelocation": "center"}
-    ):  # where `get_title` looks, whatever style a test before has set
+    # where `get_title` looks, whatever style a test before has set
+    with plt.rc_context({"axes.titlelocation": "center"}):
         yield
     plt.close("all")
 

@@ -59,12 +59,11 @@ judge() { # NAME ARGUMENT...: twenty seeds of each method
   sweep --method "${judged[@]}" --seed "${many[@]}" "${small[@]}" --no-history --lr-from "$out/rule_tuning.csv" \
     --out "$out/judge_$1.csv" --baseline equal deepchest hedge "${@:2}"
 }
-on_phantom() { # NAME TRAINING_IMAGES EPOCHS ARGUMENT...
-  judge "$1" --data-seed 1 --epochs "$3" --data-options num_train "$2" --data-options num_val 1000 "${@:4}"
+faster() { # NAME ARGUMENT...: Equal with steps longer by a third, as IMTL-L's growing weights make them
+  sweep --method equal --seed "${many[@]}" "${small[@]}" --no-history --lr 5.3e-3 --out "$out/rate_$1.csv" "${@:2}"
 }
-faster() { # NAME TRAINING_IMAGES EPOCHS ARGUMENT...: Equal with steps longer by a third, as IMTL-L's growing weights make them
-  sweep --method equal --seed "${many[@]}" "${small[@]}" --no-history --lr 5.3e-3 --out "$out/rate_$1.csv" \
-    --data-seed 1 --epochs "$3" --data-options num_train "$2" --data-options num_val 1000 "${@:4}"
+on_phantom() { # judge or faster, NAME TRAINING_IMAGES EPOCHS ARGUMENT...
+  "$1" "$2" --data-seed 1 --epochs "$4" --data-options num_train "$3" --data-options num_val 1000 "${@:5}"
 }
 half() { # FACTOR VALUE FIRST: a dictionary that gives every second finding that value
   python -c 'import sys; from deepchest_utils import FINDINGS; f, v, i = sys.argv[1:]; print({f: dict.fromkeys(FINDINGS[int(i) :: 2], float(v))})' "$@"
@@ -119,17 +118,17 @@ for part in "$@"; do
     rule_tuning)
       sweep "${small[@]}" --method "${judged[@]}" --data-seed 1 --epochs 10 --tune --lr 2e-3 4e-3 --seed 100 101 \
         --data-options num_train 4000 --data-options num_val 1000 --data-options num_test 100 --out "$out/rule_tuning.csv" ;;
-    judge_1000) on_phantom 1000 1000 20 ;;
-    judge_4000) on_phantom 4000 4000 10 ;;
-    judge_16000) on_phantom 16000 16000 3 ;;
-    judge_noise) on_phantom noise 4000 10 --data-options label_noise 0.2 ;;
+    judge_1000) on_phantom judge 1000 1000 20 ;;
+    judge_4000) on_phantom judge 4000 4000 10 ;;
+    judge_16000) on_phantom judge 16000 16000 3 ;;
+    judge_noise) on_phantom judge noise 4000 10 --data-options label_noise 0.2 ;;
     judge_rate)
-      faster 1000 1000 20
-      faster 4000 4000 10
-      faster noise 4000 10 --data-options label_noise 0.2 ;;
+      on_phantom faster 1000 1000 20
+      on_phantom faster 4000 4000 10
+      on_phantom faster noise 4000 10 --data-options label_noise 0.2 ;;
     judge_nih)
-      many=("${many[@]:0:10}")
-      judge nih --dataset nih --data-root "${NIH_ROOT:-}" --split patient --epochs 12 ;;
+      # in a shell of its own: the parts after it have all seeds
+      (many=("${many[@]:0:10}") && judge nih --dataset nih --data-root "${NIH_ROOT:-}" --split patient --epochs 12) ;;
     *) echo "no part $part: tuning, main, more, composed, rate, single_task, architectures, parameters, ablations, summary, nih, localization, candidates, controlled, rule_tuning or judge_*" >&2; exit 2 ;;
   esac
 done

@@ -35,7 +35,6 @@ QUICK = ("equal", "deepchest", "gradnorm", 'pcgrad(level="features")', "pcgrad")
 AT_FEATURES = tuple(f'{name}(level="features")' for name in ("pcgrad", "upgrad"))
 CHEAP = ("equal", "deepchest", "uncertainty", "famo", "gradnorm", *AT_FEATURES)
 COSTLY = ("pcgrad", "upgrad")
-CANDIDATES = ("deepchest", "hedge")  # of notebook 07
 EVERY = tuple(
     m for m in METHOD_LABELS if method_family(m) in ("loss", "gradient") or m in ("equal", "deepchest")
 )
@@ -82,7 +81,7 @@ def all_parts(device: str, rng: np.random.Generator) -> dict[str, Callable[[], p
         parts[f"setting {backbone}"] = partial(bench_settings, problem, 100, rng, 45.0)
         parts[f"close memory {backbone}"] = partial(bench_memory, problem, ("equal", "deepchest"), 5)
     default = problems["resnet18_thin", 14]
-    parts["close candidates"] = partial(bench_steps, default, ("equal", *CANDIDATES), 800, rng)
+    parts["close candidates"] = partial(bench_steps, default, ("equal", "deepchest", "hedge"), 800, rng)
     parts["flat"] = partial(bench_flat, default, (2, 56), "deepchest", 800, rng)
     parts["start"] = partial(bench_starts, 30, rng)
     parts["input"] = partial(bench_inputs, 25, rng, 256)
