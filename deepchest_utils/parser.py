@@ -118,10 +118,13 @@ def build_parser(command: str = "") -> argparse.ArgumentParser:
     )
 
     bench = commands.add_parser("bench", help="what weighting costs on this machine: time, memory, input")
-    bench.add_argument("--quick", action="store_true", help="the default network alone, in under a minute")
+    extent = bench.add_mutually_exclusive_group()
+    extent.add_argument("--quick", action="store_true", help="the default network alone, in under a minute")
+    extent.add_argument(
+        "--part", nargs="+", metavar="NAME", help="only these parts of the whole (default: all)"
+    )
     bench.add_argument("--out", default="runs/bench.csv", help="table of the whole (default: runs/bench.csv)")
     bench.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
-    bench.add_argument("--part", nargs="+", metavar="NAME", help="only these parts of it (default: all)")
 
     data = commands.add_parser(
         "data", help="load a data set, print its splits, keep the decoded images for later runs"

@@ -219,6 +219,9 @@ def test_named_parts_alone_are_measured(tmp_path, monkeypatch, capsys):
     error = capsys.readouterr().err
     assert "part should be among" in error
     assert "Found 'close candidate'" in error
+    with pytest.raises(SystemExit, match="2"):  # the quick one has no parts to choose from
+        main(["bench", "--quick", "--part", "close candidates"])
+    assert "not allowed with argument --quick" in capsys.readouterr().err
 
 
 def test_quick_benchmark_prints_ratios(capsys, monkeypatch):
