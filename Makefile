@@ -44,6 +44,8 @@ clean:
 	find . -name .ipynb_checkpoints -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml
+	@command -v $(PYTHON) >/dev/null || \
+	  { echo "$(PYTHON) is missing: install Python 3.11 or newer, or name another: make PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) $(CHECK) before . $(if $(TORCH_INDEX),cpu)
 	$(PYTHON) -m venv --clear $(VENV)
 	@test -t 1 || quiet=--quiet; \

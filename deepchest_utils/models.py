@@ -21,9 +21,10 @@ def list_backbones() -> list[str]:
     return [THIN, *torchvision.models.list_models(module=torchvision.models)]
 
 
-def thin_resnet18(width: int = 16) -> nn.Sequential:
-    """ResNet-18 (He et al. 2016, arXiv 1512.03385) with `width` channels in its first stage instead of 64;
-    features: 8 x width."""
+def thin_resnet18() -> nn.Sequential:
+    """ResNet-18 (He et al. 2016, arXiv 1512.03385) with 16 channels in its first stage instead of 64;
+    128 features."""
+    width = 16
 
     def stage(inside: int, outside: int, stride: int) -> nn.Sequential:
         shortcut = None

@@ -56,10 +56,7 @@ def save_figure(fig: Figure, name: str, folder: str | Path | None = None) -> lis
 
 
 def show_radiograph(
-    ax: Axes,
-    image: UInt8[np.ndarray, "h w"],
-    mask: Bool[np.ndarray, "h w"] | None = None,
-    title: str = "",
+    ax: Axes, image: UInt8[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"] | None = None, title: str = ""
 ) -> None:
     """One image with the outline of a mask, 0 black and 255 white, no axes."""
     ax.imshow(image, vmin=0, vmax=255, interpolation="bilinear")
@@ -69,13 +66,11 @@ def show_radiograph(
     ax.axis("off")
 
 
-def label_ends(
-    ax: Axes, x: float, ends: dict[str, float], colors: dict[str, str], gap: float | None = None
-) -> None:
-    """Write each finding's name at its line's end, pushed apart by at least `gap` (default: 5.5% of the axis); of several that end at
+def label_ends(ax: Axes, x: float, ends: dict[str, float], colors: dict[str, str]) -> None:
+    """Write each finding's name at its line's end, pushed apart by at least 5.5% of the axis; of several that end at
     one value (to three digits), how many they are."""
     low, high = ax.get_ylim()
-    gap = gap if gap is not None else 0.055 * (high - low)
+    gap = 0.055 * (high - low)
     together: dict[float, list[str]] = {}
     for name in sorted((n for n in ends if np.isfinite(ends[n])), key=lambda n: ends[n]):
         together.setdefault(round(ends[name], 3), []).append(name)
@@ -86,9 +81,8 @@ def label_ends(
         shift = float(np.mean(places) - np.mean([*together]))
         places = [p - min(shift, places[0] - low) for p in places]
     for (end, names), place in zip(together.items(), places, strict=True):
-        label, color = (
-            (pretty(names[0]), colors[names[0]]) if len(names) == 1 else (f"{len(names)} findings", "black")
-        )
+        one = len(names) == 1
+        label, color = (pretty(names[0]), colors[names[0]]) if one else (f"{len(names)} findings", "black")
         ax.annotate(label, (x, end), (x, place), color=color, fontsize=8, va="center", annotation_clip=False)
 
 

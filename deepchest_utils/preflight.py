@@ -41,7 +41,7 @@ def before(folder: str, cpu_only: bool = False) -> "list[str]":
     if free < needed:
         less = "" if cpu_only else "; with TORCH_INDEX, see README, less is enough"
         found.append(
-            f"{needed:.0f} GB of disk are needed in {os.path.abspath(folder)}, {free:.1f} are free{less}"
+            f"{needed:g} GB of disk are needed in {os.path.abspath(folder)}, {free:.1f} are free{less}"
         )
     return found
 

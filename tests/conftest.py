@@ -51,6 +51,31 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.write_line(", ".join(f"{number} {what}" for what, number in counts.items()))
 
 
+@pytest.fixture(scope="module")
+def one_core() -> Iterator[None]:
+    """One thread a process, wherever it is and however many jobs: with the same threads, numbers are the same."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "cpu_count", lambda: 1)
+        yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def printed() -> Callable[[Path], str]:
+    """printed(path): what the cells of an executed notebook printed."""
+    import nbformat
+
+    def text(path: Path) -> str:
+        cells = nbformat.read(path, as_version=4).cells
+        return "".join(o.get("text", "") for c in cells if c.cell_type == "code" for o in c.outputs)
+
+    return text
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache_dir(tmp_path_factory) -> Iterator[Path]:
     """The cache of this test session, so that no test reads or writes the user's."""

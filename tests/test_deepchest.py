@@ -300,8 +300,8 @@ def test_relative_loss_is_the_loss_over_the_entropy_of_the_training_prevalence(s
     assert w.scores(report(*sources, prevalence=prevalence)).tolist() == pytest.approx(expected, nan_ok=True)
 
 
-def test_accuracy_follows_prevalence_where_relative_loss_follows_what_was_learnt():
-    """Of a rare finding nothing was learnt, of a common one something: the two signals disagree on which is
+def test_accuracy_follows_prevalence_where_relative_loss_follows_what_was_learned():
+    """Of a rare finding nothing was learned, of a common one something: the two signals disagree on which is
     behind."""
     given_report = report(
         {"accuracy": [0.99, 0.70], "loss": [0.056, 0.55]},  # entropies 0.056 and 0.611

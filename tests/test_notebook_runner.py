@@ -42,11 +42,6 @@ def folder(tmp_path, monkeypatch):
     return books
 
 
-def printed(path) -> str:
-    cells = nbformat.read(path, as_version=4).cells
-    return "".join(o.get("text", "") for c in cells if c.cell_type == "code" for o in c.outputs)
-
-
 # finding them
 
 
@@ -63,7 +58,9 @@ def test_unknown_notebook_is_refused_with_those_there_are(folder, capsys):
     assert capsys.readouterr().err.startswith("error: no notebook '07'")
 
 
-def test_solutions_are_found_beside_the_notebooks_and_land_in_a_folder_of_their_own(folder, tmp_path, capfd):
+def test_solutions_are_found_beside_the_notebooks_and_land_in_a_folder_of_their_own(
+    folder, tmp_path, capfd, printed
+):
     with pytest.raises(NotebookError, match=r"no notebooks in .*solutions"):
         find_notebooks(solutions=True)
     (folder / "solutions").mkdir()
@@ -99,7 +96,9 @@ def test_parameters_are_listed_with_default_and_help(folder, capsys):
 # running
 
 
-def test_parameters_reach_the_notebook_and_a_failing_cell_is_named(folder, tmp_path, monkeypatch, capfd):
+def test_parameters_reach_the_notebook_and_a_failing_cell_is_named(
+    folder, tmp_path, monkeypatch, capfd, printed
+):
     before, here = dict(os.environ), os.getcwd()
     originals = {p.name: p.read_bytes() for p in folder.iterdir()}
     out = tmp_path / "out"
@@ -117,7 +116,7 @@ def test_parameters_reach_the_notebook_and_a_failing_cell_is_named(folder, tmp_p
     assert os.getcwd() == here
 
 
-def test_without_parameters_figures_go_where_the_notebook_says(folder, tmp_path, capfd):
+def test_without_parameters_figures_go_where_the_notebook_says(folder, tmp_path, capfd, printed):
     before = dict(os.environ)
     assert run_notebooks(find_notebooks(["01"]), {}, tmp_path / "out", progress=False) == 0
     assert printed(tmp_path / "out" / "01_first.ipynb") == "6 phantom None\n"

@@ -81,6 +81,26 @@ def test_skeleton(path):
     assert asserting, "a cell asserts the claims"
 
 
+@BY_NAME
+def test_symbols_are_those_of_one_table(path):
+    if path.stem[:2] not in ("01", "02"):  # before it, and the table itself
+        text = "\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
+        assert re.search(r"[Ss]ymbols.*\[02\]\(02_loss_trend_weighting\.ipynb\)", text)
+
+
+@ALL
+def test_links_lead_somewhere(path):
+    text = "\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
+    local = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if not link.startswith("http")]
+    assert local
+    for link in local:
+        file, _, anchor = link.partition("#")
+        target = (path.parent / file).read_text().lower()
+        headings = re.findall(r"## (.*?)(?:\\n|\n|\")", target)
+        slugs = {re.sub(r"[^\w -]", "", heading).strip().replace(" ", "-") for heading in headings}
+        assert not anchor or anchor.lower() in slugs, link
+
+
 @ALL
 def test_words_and_code_are_in_proportion(path):
     cells = read(path).cells

@@ -19,7 +19,7 @@ from deepchest_utils import (
     make_method,
     train,
 )
-from deepchest_utils.datasets import ChestXrays, DataWarning
+from deepchest_utils.datasets import DataWarning
 from deepchest_utils.losses import masked_bce
 from deepchest_utils.training import loop as loop_module
 
@@ -64,7 +64,7 @@ LITTLE = {
 
 @pytest.mark.parametrize("case", LITTLE)
 @pytest.mark.parametrize("name", METHODS)
-def test_little_to_learn_from_is_learnt_from(name, case):
+def test_little_to_learn_from_is_learned_from(name, case):
     step = Step(name, LITTLE[case])
     assert step.gradients.isfinite().all()
     assert step.gradients.any()
@@ -173,7 +173,6 @@ def test_images_that_are_no_bytes():
         [sys.executable, "-c", OUTSIDE_THE_CHECKS], capture_output=True, text=True, check=True
     )
     assert done.stdout == "images should be uint8. Found float64.\n"
-    assert ChestXrays.__doc__
 
 
 @pytest.mark.parametrize("wrong", [INF, -INF])

@@ -70,14 +70,9 @@ def places(tmp_path, monkeypatch) -> Path:
     return tmp_path / "places.ipynb"
 
 
-def printed(path: Path) -> str:
-    cells = nbformat.read(path, as_version=4).cells
-    return "".join(o.get("text", "") for c in cells if c.cell_type == "code" for o in c.outputs)
-
-
 @pytest.mark.parametrize("folder", ["root", "notebooks", "elsewhere"])
 def test_a_rerun_spares_the_committed_figures_and_says_where_things_are(
-    folder, places, tmp_path, cache_dir, monkeypatch
+    folder, places, tmp_path, cache_dir, monkeypatch, printed
 ):
     here = {"root": PROJECT, "notebooks": PROJECT / "notebooks", "elsewhere": tmp_path}[folder]
     out = tmp_path / "out.ipynb"
@@ -95,7 +90,9 @@ def test_a_rerun_spares_the_committed_figures_and_says_where_things_are(
         assert printed(out).startswith(f"figures: {here / 'mine'}\n")
 
 
-def test_without_other_parameters_a_notebook_says_nothing_and_draws_the_committed_figures(places, tmp_path):
+def test_without_other_parameters_a_notebook_says_nothing_and_draws_the_committed_figures(
+    places, tmp_path, printed
+):
     papermill.execute_notebook(places, tmp_path / "out.ipynb", cwd=PROJECT, progress_bar=False)
     assert printed(tmp_path / "out.ipynb") == f"-> {PROJECT / 'figures'}\n"
 
@@ -126,7 +123,7 @@ def run(arguments: list[str], folder: Path) -> str:
 
 
 @pytest.mark.notebooks
-def test_readme_loops_run_and_are_reported(tmp_path, monkeypatch):
+def test_readme_loops_run_and_are_reported(tmp_path, monkeypatch, printed):
     """The shell loop, the Python loop and the file of parameters, from a folder that is not the repository."""
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     monkeypatch.setenv("DEEPCHEST_FIGURES", str(tmp_path / "figures"))

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 
-from deepchest_utils import METHODS, DeepChest
+from deepchest_utils import METHODS, DeepChest, load_dataset
+from deepchest_utils.__main__ import main
 from deepchest_utils.datasets import DataWarning
 from deepchest_utils.notebooks import find_notebooks, notebook_parameters, results
 from deepchest_utils.parser import build_parser
@@ -57,7 +59,7 @@ def test_conda_environment_installs_the_project_and_nothing_else():
 
 def test_modules_stay_small():
     for path in (ROOT / "deepchest_utils").rglob("*.py"):
-        assert len(path.read_text().splitlines()) <= 210, path.name
+        assert len(path.read_text().splitlines()) <= 200, path.name
 
 
 def test_readme_indexes_every_notebook_with_its_question():
@@ -109,6 +111,48 @@ def test_readme_commands_parse(words):
     parsed = build_parser(arguments[0]).parse_args(arguments)
     for name, _ in getattr(parsed, "parameter", []):
         assert all(name in notebook_parameters(path) for path in find_notebooks(parsed.names))
+
+
+SMALL = [word for split in ("train", "val", "test") for word in ("--data-options", f"num_{split}", "96")]
+SMALL += ["--image-size", "32", "--epochs", "1", "--device", "cpu"]
+SHORTER = {
+    "train": SMALL,
+    "sweep": [*SMALL, "--jobs", "1"],
+    "localize": [*SMALL, "--per-finding", "2"],
+}
+ELSEWHERE = (
+    "notebooks",
+    "bench",
+    "torchrun",
+    "dask",
+)  # in tests of their own, smaller or with what they need
+
+
+@pytest.mark.filterwarnings("ignore::deepchest_utils.datasets.base.DataWarning")  # images this few
+def test_readme_commands_run(tmp_path, monkeypatch, capsys, nih_folder):
+    """One after the other, in one folder, as they stand but for small data and one epoch."""
+    monkeypatch.chdir(tmp_path)
+    data = load_dataset("phantom", image_size=32, num_train=96, num_val=96, num_test=96)
+    Image.fromarray(data.test.images[0]).save(tmp_path / "image.png")
+    (tmp_path / "PATH").symlink_to(nih_folder())
+    ran = [words for words in commands() if "deepchest_utils" in words and not {*ELSEWHERE} & {*words}]
+    order = ("train", "sweep", "localize", "report", "predict", "data")  # a checkpoint comes before its use
+    ran = [words[words.index("deepchest_utils") + 1 :] for words in ran]
+    assert {arguments[0] for arguments in ran} == {*order}
+    for arguments in sorted(ran, key=lambda arguments: order.index(arguments[0])):
+        arguments = [
+            word.replace("runs/loop", "runs") for word in arguments
+        ]  # the notebooks' loop is not run here
+        assert main([*arguments, *SHORTER.get(arguments[0], [])]) == 0, (arguments, capsys.readouterr().err)
+    for made in (
+        "runs/deepchest-0/checkpoint.pt",
+        "runs/mine.csv",
+        "runs/pair_summary.csv",
+        "runs/report.png",
+    ):
+        assert (tmp_path / made).exists(), made
+    assert (tmp_path / "map.png").exists()
+    assert "Hernia" in capsys.readouterr().out
 
 
 def test_readme_names_every_method_once():
@@ -207,13 +251,18 @@ def test_readme_counts_the_methods():
 
 def test_readme_lesson_names_sections_that_exist():
     table = README.split("## A lesson of 90 minutes")[1].split("\n## ")[0]
-    rows = re.findall(r"^\| (\d+)–(\d+) \| (?:\[)?(\d\d)(?:\]\(\S+\))? ([\d, ]+) \|", table, re.MULTILINE)
+    rows = re.findall(
+        r"^\| (\d+)–(\d+) \| (?:\[)?(\d\d)(?:\]\(\S+\))? ([\d, ]+) \| (.*?) \|", table, re.MULTILINE
+    )
     assert [int(start) for start, *_ in rows] == [0, *(int(end) for _, end, *_ in rows[:-1])]
     assert rows[-1][1] == "90"
-    for *_, name, sections in rows:
+    for *_, name, sections, live in rows:
         (path,) = find_notebooks([name])
-        for section in sections.split(","):
-            assert f"## {section.strip()}. " in path.read_text(), (name, section)
+        parts = re.split(r"(?=## \d+\. )", path.read_text())
+        named = [part for s in sections.split(",") for part in parts if part.startswith(f"## {s.strip()}. ")]
+        assert len(named) == len(sections.split(",")), (name, sections)
+        if re.search("slider|chooser|explorer", live):
+            assert any("explore(" in part for part in named), (name, live)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from deepchest_utils import TrainConfig, load_dataset, train
 from deepchest_utils.datasets import DataWarning
@@ -24,7 +23,10 @@ from deepchest_utils.sweep.cells import PATIENTS_SEED, Outcome
 from deepchest_utils.training.loop import Loop
 
 # images this few have too few positives of the rare findings: that is what the warning says
-pytestmark = pytest.mark.filterwarnings("ignore::deepchest_utils.datasets.base.DataWarning")
+pytestmark = [
+    pytest.mark.usefixtures("one_core"),
+    pytest.mark.filterwarnings("ignore::deepchest_utils.datasets.base.DataWarning"),
+]
 
 SIZES = {"num_train": 128, "num_val": 64, "num_test": 200}
 BASE = TrainConfig(image_size=32, epochs=2, device="cpu", data_options=SIZES)
@@ -33,17 +35,6 @@ UNEQUAL = f"static(values={[1.0, 2.0] * 7})"  # weights that differ, and do not 
 REFUSED = "deepchest(floor=2.0)"  # above the cap: the method says so when it is made
 CELLS = make_cells(BASE, {"method": ["equal", AUROC], "seed": [0, 1]})
 STATIC, FAILING = make_cells(BASE, {"method": [UNEQUAL, REFUSED]})
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_core():
-    """One thread a process, however many jobs: with the same threads, numbers are the same."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "cpu_count", lambda: 1)
-        yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ from collections import Counter
 
 import numpy as np
 import pytest
-import torch
 
 from deepchest_utils import TrainConfig
 from deepchest_utils.__main__ import main
@@ -17,22 +16,14 @@ from deepchest_utils.datasets import DataWarning
 from deepchest_utils.sweep import Tables, make_cells, run_sweep
 
 # images this few have too few positives of the rare findings: that is what the warning says
-pytestmark = pytest.mark.filterwarnings("ignore::deepchest_utils.datasets.base.DataWarning")
+pytestmark = [
+    pytest.mark.usefixtures("one_core"),
+    pytest.mark.filterwarnings("ignore::deepchest_utils.datasets.base.DataWarning"),
+]
 
 SIZES = {"num_train": 128, "num_val": 64, "num_test": 200}
 BASE = TrainConfig(image_size=32, epochs=1, device="cpu", data_options=SIZES)
 CELLS = make_cells(BASE, {"method": ["equal", "deepchest"], "seed": [0, 1, 2]})
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_core():
-    """One thread a process, wherever it is: with the same threads, numbers are the same."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "cpu_count", lambda: 1)
-        yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

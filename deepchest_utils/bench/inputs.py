@@ -10,18 +10,19 @@ from PIL import Image
 
 from deepchest_utils.augment import draw_views
 from deepchest_utils.datasets.decode import decode, decode_all
+from deepchest_utils.findings import NUM_FINDINGS
 from deepchest_utils.metrics import choose_thresholds, score_tasks
 from deepchest_utils.training.batches import inputs, training_order
 
 CPU = torch.device("cpu")
 
 
-def input_epoch(images: np.ndarray, augmented: bool = False, batch_size: int = 64) -> Callable[[], None]:
-    """A function that prepares the network's input for one epoch, from memory or from a memory map."""
+def input_epoch(images: np.ndarray, augmented: bool = False) -> Callable[[], None]:
+    """A function that prepares the network's input for one epoch in batches of 64, from memory or from a memory map."""
     rng = torch.Generator().manual_seed(0)
 
     def epoch() -> None:
-        order = training_order(len(images), batch_size, rng).numpy()
+        order = training_order(len(images), 64, rng).numpy()
         views = draw_views(order.size, rng).view(*order.shape, -1) if augmented else None
         for _ in inputs(images, order, CPU, torch.channels_last, views):
             pass
@@ -51,11 +52,9 @@ def decoding_steps(paths: list[Path], size: int) -> dict[str, Callable[[], objec
     return {"one thread": lambda: [decode(path, size) for path in paths], "all cores": fill}
 
 
-def metrics_of_test_split(
-    rng: np.random.Generator, count: int = 22_000, tasks: int = 14
-) -> Callable[[], object]:
-    """A function that scores a test split: thresholds on another split of the same size, then every metric."""
-    labels = (rng.random((count, tasks)) < 0.1).astype(np.float32)
-    logits = rng.normal(size=(count, tasks)).astype(np.float32) + labels
+def metrics_of_test_split(rng: np.random.Generator, count: int) -> Callable[[], object]:
+    """A function that scores a test split of `count` images: thresholds on another split of the same size, then every metric."""
+    labels = (rng.random((count, NUM_FINDINGS)) < 0.1).astype(np.float32)
+    logits = rng.normal(size=labels.shape).astype(np.float32) + labels
     probabilities = 1 / (1 + np.exp(-logits.astype(float)))
     return lambda: score_tasks(labels, logits, choose_thresholds(labels, probabilities))

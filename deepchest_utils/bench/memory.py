@@ -14,8 +14,8 @@ from deepchest_utils.training.setup import resolve_device
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def peak_memory(problem: Problem, method: str, steps: int = 2) -> float:
-    """MiB at the peak of `steps` training steps (the first makes the optimiser's moments), over what the process had
+def peak_memory(problem: Problem, method: str) -> float:
+    """MiB at the peak of two training steps (the first makes the optimiser's moments), over what the process had
     before the network was there: weights, gradients, moments, activations, and what the method holds.
 
     On the CPU it is the resident memory that the kernel counts (Linux only: raises OSError elsewhere), on a GPU what
@@ -23,10 +23,10 @@ def peak_memory(problem: Problem, method: str, steps: int = 2) -> float:
     """
     context = multiprocessing.get_context("spawn")  # a fork would start with the parent's memory
     with context.Pool(1) as pool:
-        return pool.apply(_peak, (problem, method, steps))
+        return pool.apply(_peak, (problem, method))
 
 
-def _peak(problem: Problem, method: str, steps: int) -> float:
+def _peak(problem: Problem, method: str) -> float:
     on_gpu = resolve_device(problem.device).type == "cuda"
     torch.set_num_threads(1)  # a thread more is an arena more
     small = Problem(num_tasks=2, image_size=32, batch_size=2, device=problem.device)
@@ -39,7 +39,7 @@ def _peak(problem: Problem, method: str, steps: int) -> float:
         _CLEAR.write_text("5")  # the kernel forgets the peak so far
         before = _resident("VmRSS")
     step = Step(problem, method)
-    for _ in range(steps):
+    for _ in range(2):
         step()
     return torch.cuda.max_memory_allocated() / 2**20 if on_gpu else _resident("VmHWM") - before
 

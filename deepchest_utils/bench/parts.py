@@ -100,7 +100,7 @@ def bench_inputs(rounds: int, rng: np.random.Generator, large: int) -> pd.DataFr
             (len(images), rounds, {"augmented": input_epoch(images, augmented=True)}),
             (len(images), rounds, kept),
             (large, max(3, rounds // 5), decoding_steps(paths, 64)),
-            (22_000, rounds, {"metrics of a test split": metrics_of_test_split(rng)}),
+            (22_000, rounds, {"metrics of a test split": metrics_of_test_split(rng, 22_000)}),
         ]
         tables = []
         for count, times, steps in groups:

@@ -53,9 +53,9 @@ def take_turns(
     return pd.DataFrame(seconds, columns=names)
 
 
-def ratios(seconds: pd.DataFrame, baseline: str | int, level: float = 0.95) -> pd.DataFrame:
+def ratios(seconds: pd.DataFrame, baseline: str | int) -> pd.DataFrame:
     """A row a step: `seconds`, its median; `ratio`, the median over rounds of the ratio to the baseline in the same
-    round; `low` and `high`, an interval for that median from order statistics, which supposes nothing of the noise
+    round; `low` and `high`, a 95% interval for that median from order statistics, which supposes nothing of the noise
     (NaN with too few rounds); `spread`, the distance between the quartiles of the ratio.
     """
     if baseline not in seconds:
@@ -63,7 +63,7 @@ def ratios(seconds: pd.DataFrame, baseline: str | int, level: float = 0.95) -> p
     paired = seconds.div(seconds[baseline], axis=0)
     rows = {}
     for name, values in paired.items():
-        found = quantile_test(values, q=1, p=0.5).confidence_interval(level)
+        found = quantile_test(values, q=1, p=0.5).confidence_interval(0.95)
         quartiles = np.percentile(values, [25, 75])
         rows[name] = {
             "seconds": seconds[name].median(),

@@ -91,19 +91,18 @@ def _names(data: ChestXrays, truth: Truth) -> pd.DataFrame:
     return pd.DataFrame({"image": data.ids[truth.rows], "finding": findings, "patient": truth.patients})
 
 
-def centre_prior(size: int, width: float = 0.25) -> Float[np.ndarray, "{size} {size}"]:
-    """The map of one who looks at no image: a Gaussian in the middle, `width` its standard deviation as a share of the
-    side."""
+def centre_prior(size: int) -> Float[np.ndarray, "{size} {size}"]:
+    """The map of one who looks at no image: a Gaussian in the middle, its standard deviation a quarter of the side."""
     x = (np.arange(size) + 0.5) / size - 0.5
-    bell = np.exp(-0.5 * (x / width) ** 2).astype(np.float32)
+    bell = np.exp(-0.5 * (x / 0.25) ** 2).astype(np.float32)
     return np.outer(bell, bell)
 
 
 def random_maps(
-    count: int, size: int, rng: np.random.Generator, cells: int = 8
+    count: int, size: int, rng: np.random.Generator
 ) -> Float[np.ndarray, "{count} {size} {size}"]:
-    """Uniform noise of cells x cells, as smooth as a network's map."""
-    noise = torch.from_numpy(rng.random((count, 1, cells, cells), dtype=np.float32))
+    """Uniform noise of 8 x 8 cells, as smooth as a network's map."""
+    noise = torch.from_numpy(rng.random((count, 1, 8, 8), dtype=np.float32))
     scaled = torch.nn.functional.interpolate(noise, (size, size), mode="bilinear", align_corners=False)
     return scaled[:, 0].numpy()
 

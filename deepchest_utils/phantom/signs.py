@@ -50,9 +50,8 @@ def _unpack(u: Uniform, bias_right: float = 0.5) -> tuple[Param, ...]:
 
 def _air_bronchograms(s: Scene, sx: Field, patch: Field) -> Field:
     """Dark branching lines where air is left in filled lung."""
-    tree = texture(
-        s.noise, torch.atan2(s.y + 0.05, sx - 0.12) / torch.pi, torch.hypot(sx - 0.12, s.y + 0.05) / 2
-    )
+    angle, radius = torch.atan2(s.y + 0.05, sx - 0.12), torch.hypot(sx - 0.12, s.y + 0.05)
+    tree = texture(s.noise, angle / torch.pi, radius / 2)
     return -0.25 * patch * torch.exp(-((tree / 0.12) ** 2))
 
 
@@ -67,14 +66,12 @@ def atelectasis(s: Scene, u: Uniform, strength: Param) -> Drawn:
 
 
 def cardiomegaly(s: Scene, u: Uniform, strength: Param) -> Drawn:
-    """The heart is wide, in most films wider than half the chest (`change_anatomy`); the mask is the
-    heart."""
+    """The heart is wide, in most films wider than half the chest (`change_anatomy`); the mask is the heart."""
     return torch.zeros_like(s.x), s.heart > 0.5
 
 
 def effusion(s: Scene, u: Uniform, strength: Param) -> Drawn:
-    """Fluid blunts the costophrenic angle: dense, its upper edge a meniscus that rises towards the chest
-    wall."""
+    """Fluid blunts the costophrenic angle: dense, its upper edge a meniscus rising to the chest wall."""
     side, a, *_ = _unpack(u)
     level = s.p["dome"] + s.p["inspiration"] + 0.13 - 0.30 * strength * (0.3 + 0.7 * a)
     meniscus = 0.16 * torch.exp(-s.side_distance.clamp(min=0.0) / 0.09)

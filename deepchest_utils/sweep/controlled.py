@@ -40,8 +40,8 @@ def controlled_runs(tables: Tables) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def controlled_effects(runs: pd.DataFrame, baseline: str = "equal") -> pd.DataFrame:
-    """A row a factor, method and changed (bool): mean, low, high and p of the AUROC minus the baseline's, a mean over the
+def controlled_effects(runs: pd.DataFrame) -> pd.DataFrame:
+    """A row a factor, method and changed (bool): mean, low, high and p of the AUROC minus Equal's, a mean over the
     findings that were changed, or the others; over halves and seeds."""
     means = (
         runs[runs.factor != ""]
@@ -49,7 +49,7 @@ def controlled_effects(runs: pd.DataFrame, baseline: str = "equal") -> pd.DataFr
         .auroc.mean()
         .unstack()
     )
-    gaps = means.drop(columns=baseline).sub(means[baseline], axis=0).stack().dropna()
+    gaps = means.drop(columns="equal").sub(means["equal"], axis=0).stack().dropna()
     rows = [
         {
             "factor": factor,

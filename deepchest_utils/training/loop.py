@@ -145,11 +145,8 @@ class Loop:
                 bar.close()
                 raise Left
         self.under_way = None
-        return (
-            labels.reshape(-1, labels.shape[-1]),
-            gathered(logits, dim=1).flatten(0, 1).cpu().numpy(),
-            losses.cpu().numpy(),
-        )
+        everywhere = gathered(logits, dim=1).flatten(0, 1)
+        return labels.reshape(-1, labels.shape[-1]), everywhere.cpu().numpy(), losses.cpu().numpy()
 
     def stop_asked(self) -> int:
         """The signal that asked for a stop, in any of the processes; 0 if none did."""
@@ -177,9 +174,8 @@ class Loop:
             losses = ScaleGradient.apply(losses, scale)
         self.method.backward(losses, features)
         sum_gradients(self.net.parameters())
-        if (
-            self.scaler.is_enabled()
-        ):  # the scaler will divide the gradients of the method's own parameters too
+        if self.scaler.is_enabled():
+            # the scaler will divide the gradients of the method's own parameters too
             for parameter in self.method.parameters():
                 cast(Tensor, parameter.grad).mul_(scale)
         self.scaler.step(self.optimizer)
