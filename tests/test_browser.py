@@ -166,7 +166,7 @@ def change(box: WebElement, title: str) -> None:
 
 
 CONTROLS = {  # notebook -> of each of its boxes, those that are moved
-    "02_loss_trend_weighting": [("step up", "cap"), ("signal", "step down")],
+    "02_loss_trend_weighting": [("step up", "cap", "floor"), ("signal", "step down")],
     "04_baseline_comparison": [("metric", "baseline", "findings", "methods")],
     "05_grad_cam": [("image", "finding", "map method")],
 }

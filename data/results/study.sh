@@ -62,7 +62,10 @@ judge() { # NAME ARGUMENT...: twenty seeds of each method
 faster() { # NAME ARGUMENT...: Equal with steps longer by a third, as IMTL-L's growing weights make them
   sweep --method equal --seed "${many[@]}" "${small[@]}" --no-history --lr 5.3e-3 --out "$out/rate_$1.csv" "${@:2}"
 }
-on_phantom() { # judge or faster, NAME TRAINING_IMAGES EPOCHS ARGUMENT...
+common() { # NAME ARGUMENT...: Equal once more, on the machine of `faster`; the oracle at the rate that the others have
+  sweep --method equal prevalence_oracle --seed "${many[@]}" "${small[@]}" --no-history --lr 4e-3 --out "$out/common_$1.csv" "${@:2}"
+}
+on_phantom() { # judge, faster or common, NAME TRAINING_IMAGES EPOCHS ARGUMENT...
   "$1" "$2" --data-seed 1 --epochs "$4" --data-options num_train "$3" --data-options num_val 1000 "${@:5}"
 }
 half() { # FACTOR VALUE FIRST: a dictionary that gives every second finding that value
@@ -123,9 +126,12 @@ for part in "$@"; do
     judge_16000) on_phantom judge 16000 16000 3 ;;
     judge_noise) on_phantom judge noise 4000 10 --data-options label_noise 0.2 ;;
     judge_rate)
-      on_phantom faster 1000 1000 20
-      on_phantom faster 4000 4000 10
-      on_phantom faster noise 4000 10 --data-options label_noise 0.2 ;;
+      for control in faster common; do
+        on_phantom $control 1000 1000 20
+        on_phantom $control 4000 4000 10
+        on_phantom $control 16000 16000 3
+        on_phantom $control noise 4000 10 --data-options label_noise 0.2
+      done ;;
     judge_nih)
       # in a shell of its own: the parts after it have all seeds
       (many=("${many[@]:0:10}") && judge nih --dataset nih --data-root "${NIH_ROOT:-}" --split patient --epochs 12) ;;
