@@ -12,6 +12,7 @@ from deepchest_utils.metrics import rank_tasks
 
 BOOTSTRAP_METRICS = ("auroc", "average_precision")
 _BLOCK = 100  # replicates at a time, to bound memory
+_NO_REPLICATES = np.empty(0)
 
 
 def patient_weights(
@@ -107,13 +108,13 @@ def compare_runs(
 
 
 def mean_interval(
-    values: Float[np.ndarray, " s"], replicates: Float[np.ndarray, " r"], level: float = 0.95
+    values: Float[np.ndarray, " s"], replicates: Float[np.ndarray, " r"] = _NO_REPLICATES, level: float = 0.95
 ) -> dict[str, float]:
     """The mean over S training seeds of a score, or of a paired difference, with an interval for other seeds and
     other patients.
 
     values: one a seed, all on the same test patients. replicates: of their mean, under a bootstrap over patients;
-    empty: patients are left out. The squared standard error is var(values) / S + var(replicates), and the interval
+    empty, as by default: patients are left out. The squared standard error is var(values) / S + var(replicates), and the interval
     Student's with Welch and Satterthwaite's degrees of freedom, S - 1 if seeds are all there is. With S = 1 it holds
     for that one network. The two parts share what a seed makes of single patients, which errs on the wide side.
     Returns mean, low, high, p (two-sided, of a mean of 0), seed_sd (of one value), patient_sd (of the mean); a NaN

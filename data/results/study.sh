@@ -59,12 +59,13 @@ judge() { # NAME ARGUMENT...: twenty seeds of each method
   sweep --method "${judged[@]}" --seed "${many[@]}" "${small[@]}" --no-history --lr-from "$out/rule_tuning.csv" \
     --out "$out/judge_$1.csv" --baseline equal deepchest hedge "${@:2}"
 }
-faster() { # NAME ARGUMENT...: Equal with steps longer by a third, as IMTL-L's growing weights make them
-  sweep --method equal --seed "${many[@]}" "${small[@]}" --no-history --lr 5.3e-3 --out "$out/rate_$1.csv" "${@:2}"
+control() { # PREFIX RATE NAME ARGUMENT...: as in the judgement, at one learning rate
+  sweep --seed "${many[@]}" "${small[@]}" --no-history --lr "$2" --out "$out/$1_$3.csv" "${@:4}"
 }
-common() { # NAME ARGUMENT...: Equal once more, on the machine of `faster`; the oracle at the rate that the others have
-  sweep --method equal prevalence_oracle --seed "${many[@]}" "${small[@]}" --no-history --lr 4e-3 --out "$out/common_$1.csv" "${@:2}"
-}
+# steps longer by a third, which is a bit more than IMTL-L's growing weights make of them
+faster() { control rate 5.3e-3 "$@" --method equal; }
+# on the machine of `faster`: Equal once more, and the oracle at the rate that the others have
+common() { control common 4e-3 "$@" --method equal prevalence_oracle; }
 on_phantom() { # judge, faster or common, NAME TRAINING_IMAGES EPOCHS ARGUMENT...
   "$1" "$2" --data-seed 1 --epochs "$4" --data-options num_train "$3" --data-options num_val 1000 "${@:5}"
 }

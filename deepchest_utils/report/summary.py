@@ -88,7 +88,7 @@ def summarise(reruns: Reruns) -> pd.DataFrame:
 
 
 def _over_seeds(name: str, values: Float[np.ndarray, " s"]) -> dict[str, float]:
-    found = mean_interval(values, np.array([]))
+    found = mean_interval(values)
     return {name: found["mean"], **{f"{name}_{part}": found[part] for part in ("low", "high", "p")}}
 
 

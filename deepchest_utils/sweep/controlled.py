@@ -55,7 +55,7 @@ def controlled_effects(runs: pd.DataFrame) -> pd.DataFrame:
             "factor": factor,
             "method": method,
             "changed": changed,
-            **mean_interval(values.to_numpy(), np.array([])),
+            **mean_interval(values.to_numpy()),
         }
         for (factor, method, changed), values in gaps.groupby(["factor", "method", "changed"], sort=False)
     ]
