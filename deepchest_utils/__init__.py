@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
-    "FINDINGS": "findings",
+    "FINDINGS": "datasets.findings",
     "ChestXrays": "datasets",
     "DataError": "datasets",
     "Splits": "datasets",
@@ -20,7 +20,7 @@ _HOME = {
     "METHODS": "weighting",
     "make_method": "weighting",
     "Run": "training",
-    "TrainConfig": "training",
+    "TrainConfig": "config",
     "train": "training",
 }
 __all__ = sorted(_HOME)

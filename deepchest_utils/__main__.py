@@ -17,13 +17,14 @@ BENCH_COLUMNS = (
 
 
 def _pairs(pairs: list[list[str]]) -> dict[str, Any]:
-    from deepchest_utils.notebooks import parse_value
+    from deepchest_utils.notebook.runner import parse_value
 
     return {name: parse_value(value) for name, value in pairs}
 
 
 def _train(args: argparse.Namespace) -> int:
-    from deepchest_utils.training import TrainConfig, train
+    from deepchest_utils.config import TrainConfig
+    from deepchest_utils.training import train
 
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(TrainConfig)}
     given = {name: _pairs(value) if name.endswith("_options") else value for name, value in given.items()}
@@ -38,17 +39,18 @@ def _train(args: argparse.Namespace) -> int:
 
 def _cells(args: argparse.Namespace, tune: bool = False, history: bool = True) -> list[Any]:
     """The runs that the options of a sweep ask for."""
-    from deepchest_utils.sweep import best_lr, make_cells
-    from deepchest_utils.training import TrainConfig
+    from deepchest_utils.config import TrainConfig
+    from deepchest_utils.sweep import best_lr, make_trials
 
     names = [f.name for f in dataclasses.fields(TrainConfig) if hasattr(args, f.name)]
     base = TrainConfig(data_options=_pairs(args.data_options))
     lists = {name: getattr(args, name) for name in names if name != "data_options"}
-    return make_cells(base, lists, best_lr(args.lr_from) if args.lr_from else None, tune, history)
+    return make_trials(base, lists, best_lr(args.lr_from) if args.lr_from else None, tune, history)
 
 
 def _sweep(args: argparse.Namespace) -> int:
-    from deepchest_utils.sweep import compare_methods, run_sweep, tuning_scores
+    from deepchest_utils.results.statistics import compare_methods
+    from deepchest_utils.sweep import run_sweep, tuning_scores
 
     cells = _cells(args, args.tune, args.history)
     tables = run_sweep(cells, args.out, args.jobs, args.backend, args.scheduler)
@@ -72,12 +74,12 @@ def _sweep(args: argparse.Namespace) -> int:
 def _report(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from deepchest_utils.report import describe, report
+    from deepchest_utils.results.report import format_summary, report
 
     out = Path(args.out or Path(args.folder, "report.csv"))
     found = report(args.folder, out)
     print(
-        f"{len(found.runs)} tested runs below {args.folder}, means over seeds [95%]\n\n{describe(found.summary)}\n"
+        f"{len(found.runs)} tested runs below {args.folder}, means over seeds [95%]\n\n{format_summary(found.summary)}\n"
     )
     print(f"table in {out}, picture in {out.with_suffix('.png')}")
     print("\n".join(found.remarks), file=sys.stderr, end="\n" if found.remarks else "")
@@ -86,7 +88,7 @@ def _report(args: argparse.Namespace) -> int:
 
 def _localize(args: argparse.Namespace) -> int:
     from deepchest_utils.explain.scores import SCORES
-    from deepchest_utils.explain.study import localize_runs
+    from deepchest_utils.studies.localization import localize_runs
 
     cells = _cells(args)
     rows = localize_runs(cells, args.out, args.cam, args.per_finding)
@@ -98,7 +100,7 @@ def _localize(args: argparse.Namespace) -> int:
 def _predict(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from deepchest_utils.datasets.decode import decode
+    from deepchest_utils.datasets.cache import decode
     from deepchest_utils.explain.predict import NOTE, draw_maps, load_trained, predict_image
 
     path, trained = Path(args.image), load_trained(args.checkpoint, args.device)
@@ -114,14 +116,12 @@ def _predict(args: argparse.Namespace) -> int:
 
 
 def _bench(args: argparse.Namespace) -> int:
-    from deepchest_utils.bench import full_bench, quick_bench
+    from deepchest_utils.studies.bench import full_bench, quick_bench
 
     table = quick_bench(args.device) if args.quick else full_bench(args.out, args.device, only=args.part)
     columns = [c for c in BENCH_COLUMNS if c in table]
     for part, rows in table.groupby("part", sort=False):
-        print(
-            f"\n{part}\n{rows[columns].dropna(axis=1, how='all').to_string(index=False, float_format='%.4g')}"
-        )
+        print(f"\n{part}\n{rows[columns].dropna(axis=1, how='all').to_string(index=False, float_format='%.4g')}")
     if not args.quick:
         print(f"\n{len(table)} measurements in {args.out}")
     return 0
@@ -130,7 +130,7 @@ def _bench(args: argparse.Namespace) -> int:
 def _notebooks(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from deepchest_utils import notebooks
+    from deepchest_utils.notebook import runner as notebooks
 
     paths = notebooks.find_notebooks(args.names, args.solutions)
     if args.list:

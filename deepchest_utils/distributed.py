@@ -19,21 +19,21 @@ from torch.autograd.function import FunctionCtx
 
 Net = TypeVar("Net", bound=nn.Module)
 # the first process may have a data set to decode; a job whose process died is ended by torchrun
-PATIENCE = timedelta(hours=6)
+TIMEOUT = timedelta(hours=6)
 
 
-def ranks() -> int:
+def world_size() -> int:
     """How many processes train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
     """The number of this one, from 0; the first alone writes and prints."""
-    return dist.get_rank() if ranks() > 1 else 0
+    return dist.get_rank() if world_size() > 1 else 0
 
 
 @contextmanager
-def joined(device: str) -> Iterator[None]:
+def process_group(device: str) -> Iterator[None]:
     """Join the other processes of torchrun, if it has started this one: gloo on the CPU, NCCL on GPUs."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
@@ -41,7 +41,7 @@ def joined(device: str) -> Iterator[None]:
     cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     if cuda:  # NCCL talks through the current one
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT)
     try:
         yield
     finally:
@@ -49,89 +49,89 @@ def joined(device: str) -> Iterator[None]:
 
 
 @contextmanager
-def first_one_first() -> Iterator[None]:
+def rank_zero_first() -> Iterator[None]:
     """The first process runs the block alone, then the others: they find what it has put on disk."""
     if rank() > 0:
         dist.barrier()
     yield
-    if ranks() > 1 and rank() == 0:
+    if world_size() > 1 and rank() == 0:
         dist.barrier()
 
 
-def total(tensor: Tensor) -> Tensor:
+def all_reduce_sum(tensor: Tensor) -> Tensor:
     """The sum over the processes, in place, without gradient."""
-    if ranks() > 1:
+    if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
-def highest(number: int) -> int:
+def all_reduce_max(number: int) -> int:
     """The highest over the processes."""
-    if ranks() == 1:
+    if world_size() == 1:
         return number
     found = torch.tensor(number, device="cuda" if dist.get_backend() == "nccl" else "cpu")
     dist.all_reduce(found, dist.ReduceOp.MAX)
     return int(found)
 
 
-def share(tensor: Tensor, dim: int = 0) -> Tensor:
+def shard(tensor: Tensor, dim: int = 0) -> Tensor:
     """This process' part of what all have, as long as the others' along `dim`."""
-    return tensor.chunk(ranks(), dim)[rank()]
+    return tensor.chunk(world_size(), dim)[rank()]
 
 
-def gathered(tensor: Tensor, dim: int = 0) -> Tensor:
+def all_gather(tensor: Tensor, dim: int = 0) -> Tensor:
     """The parts of all processes, equally long, in order."""
-    if ranks() == 1:
+    if world_size() == 1:
         return tensor
-    parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(ranks())]
+    parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(world_size())]
     dist.all_gather(parts, tensor.contiguous())
     return torch.cat(parts, dim)
 
 
-def from_first(tensor: Tensor) -> Tensor:
+def only_on_rank_zero(tensor: Tensor) -> Tensor:
     """What every process has in full counts once in a sum over them: zeros in all but the first."""
     return tensor if rank() == 0 else torch.zeros_like(tensor)
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """`.grad` of each, summed over the processes in one go. A parameter has a gradient in all or in none."""
-    if ranks() == 1:
+    if world_size() == 1:
         return
     gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = total(torch.cat([g.flatten() for g in gradients]))
+    flat = all_reduce_sum(torch.cat([g.flatten() for g in gradients]))
     for gradient, summed in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(summed.view_as(gradient))
 
 
-class _Whole(torch.autograd.Function):
+class _SumOverRanks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, part: Tensor) -> Tensor:
-        return total(part.clone())
+        return all_reduce_sum(part.clone())
 
     @staticmethod
     def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
         return gradient
 
 
-def whole(part: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
+def sum_over_ranks(part: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
     """The sum over the processes of their parts of the losses. Its gradient by the network's parameters is this process'
     part of the whole gradient: the parts are to be summed, see `sum_gradients`."""
-    return _Whole.apply(part) if ranks() > 1 else part
+    return _SumOverRanks.apply(part) if world_size() > 1 else part
 
 
-class _Everywhere(torch.autograd.Function):
+class _AllReduceWithGrad(torch.autograd.Function):
     """The sum over the processes, of values and of gradients: each process' part enters the output of all."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, part: Tensor) -> Tensor:
-        return total(part.clone())
+        return all_reduce_sum(part.clone())
 
     @staticmethod
     def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
-        return total(gradient.clone())
+        return all_reduce_sum(gradient.clone())
 
 
-class WholeBatchNorm2d(nn.BatchNorm2d):
+class SyncBatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation over the batch of all processes; they have equal shares of it."""
 
     running_mean: Tensor  # kept, as by default
@@ -139,12 +139,12 @@ class WholeBatchNorm2d(nn.BatchNorm2d):
     num_batches_tracked: Tensor
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        if not self.training or ranks() == 1:
+        if not self.training or world_size() == 1:
             return super().forward(x)
-        count = x.numel() // x.shape[1] * ranks()
-        mean: Tensor = _Everywhere.apply(x.float().mean((0, 2, 3))) / ranks()
+        count = x.numel() // x.shape[1] * world_size()
+        mean: Tensor = _AllReduceWithGrad.apply(x.float().mean((0, 2, 3))) / world_size()
         centred = x.float() - mean[:, None, None]
-        variance: Tensor = _Everywhere.apply((centred**2).mean((0, 2, 3))) / ranks()
+        variance: Tensor = _AllReduceWithGrad.apply((centred**2).mean((0, 2, 3))) / world_size()
         with torch.no_grad():
             self.num_batches_tracked += 1
             pace = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
@@ -154,10 +154,10 @@ class WholeBatchNorm2d(nn.BatchNorm2d):
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
-def over_whole_batch(net: Net) -> Net:
+def convert_sync_batchnorm(net: Net) -> Net:
     """The same network, its batch normalisation over all processes' batches; nothing changes in one process."""
-    if ranks() > 1:
+    if world_size() > 1:
         for module in net.modules():
             if type(module) is nn.BatchNorm2d:
-                module.__class__ = WholeBatchNorm2d
+                module.__class__ = SyncBatchNorm2d
     return net

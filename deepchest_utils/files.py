@@ -11,24 +11,24 @@ from pathlib import Path
 import pandas as pd
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-LONGEST = 2000  # characters of a message: what was found may be the whole of a file
+MAX_MESSAGE = 2000  # characters of a message: what was found may be the whole of a file
 
 
 class FileError(ValueError):
     """A file that cannot be read or written as it should be; the message names it, what was found and what to do."""
 
     def __init__(self, message: str):
-        super().__init__(message if len(message) <= LONGEST else f"{message[:LONGEST]}...")
+        super().__init__(message if len(message) <= MAX_MESSAGE else f"{message[:MAX_MESSAGE]}...")
 
 
-def brief(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """What went wrong inside a library, on one line."""
     words = " ".join(str(error).split())
     return f"{type(error).__name__}: {words[:200]}{'...' if len(words) > 200 else ''}"
 
 
 @contextmanager
-def new_file(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path) -> Iterator[Path]:
     """A path next to `path` to write to; when the block ends it is flushed to disk and takes the place of `path`, which is
     at any moment the old file or the new one, never half of it.
 
@@ -56,9 +56,7 @@ def new_file(path: str | Path) -> Iterator[Path]:
 
 def _cannot_write(path: Path, error: OSError) -> FileError:
     what = "Free some space" if error.errno in _FULL else "Choose a folder that can be written to"
-    return FileError(
-        f"{path}: cannot be written ({error.strerror or error}). {what}; what was there before is kept."
-    )
+    return FileError(f"{path}: cannot be written ({error.strerror or error}). {what}; what was there before is kept.")
 
 
 def _runs(pid: str) -> bool:
@@ -72,9 +70,9 @@ def _runs(pid: str) -> bool:
     return True
 
 
-def write_atomic(path: str | Path, data: str | bytes) -> None:
+def write_file(path: str | Path, data: str | bytes) -> None:
     """The whole of a file at once, see `new_file`."""
-    with new_file(path) as part:
+    with atomic_write(path) as part:
         part.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
@@ -89,14 +87,14 @@ def read_results(
     try:
         table = pd.read_csv(path, dtype=types)
     except (ValueError, OSError) as error:  # pandas' own errors are of the first type
-        raise FileError(f"{path}: not a readable table ({brief(error)}). Choose another out.") from None
+        raise FileError(f"{path}: not a readable table ({one_line(error)}). Choose another out.") from None
     if missing := set(columns) - set(table.columns):
         raise FileError(f"{path} has no column {min(missing)!r}: no table of a {what}. Choose another out.")
     return table
 
 
 @contextmanager
-def alone(folder: str | Path, what: str) -> Iterator[None]:
+def exclusive_lock(folder: str | Path, what: str) -> Iterator[None]:
     """Refuse a second process at work in `folder`; what: "run" or "sweep", for the message. Raises FileError.
 
     The lock goes with the process, however it ends.
@@ -111,7 +109,5 @@ def alone(folder: str | Path, what: str) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise FileError(
-                f"another {what} is at work in {folder}. Wait for it, or choose another folder."
-            ) from None
+            raise FileError(f"another {what} is at work in {folder}. Wait for it, or choose another folder.") from None
         yield

@@ -14,7 +14,7 @@ PAIRS: dict[str, Any] = {"nargs": 2, "action": "append", "default": [], "metavar
 def _config_arguments(parser: argparse.ArgumentParser, several: bool = False) -> None:
     """An option a field of TrainConfig, its help the comment beside the field. several: takes a list of values, and
     methods with options of their own."""
-    from deepchest_utils.training.config import TrainConfig
+    from deepchest_utils.config import TrainConfig
 
     comments = dict(re.findall(r"^    (\w+): [^#\n]*  # (.*)$", inspect.getsource(TrainConfig), re.MULTILINE))
     for field in dataclasses.fields(TrainConfig):
@@ -29,9 +29,7 @@ def _config_arguments(parser: argparse.ArgumentParser, several: bool = False) ->
             kind = _truth if kind is bool else kind
             parser.add_argument(name, type=kind, nargs="+", default=[field.default], help=words)
         elif kind is bool:
-            parser.add_argument(
-                name, action=argparse.BooleanOptionalAction, default=field.default, help=words
-            )
+            parser.add_argument(name, action=argparse.BooleanOptionalAction, default=field.default, help=words)
         else:
             parser.add_argument(name, type=kind, default=field.default, help=words)
 
@@ -63,19 +61,12 @@ def build_parser(command: str = "") -> argparse.ArgumentParser:
         sweep.add_argument("--backend", default="joblib", help="joblib, or dask for a cluster")
         sweep.add_argument("--scheduler", help="address of the Dask cluster, e.g. tcp://host:8786")
         sweep.add_argument(
-            "--baseline",
-            nargs="+",
-            default=[],
-            help="methods that the others are compared with, in <out>_summary.csv",
+            "--baseline", nargs="+", default=[], help="methods that the others are compared with, in <out>_summary.csv"
         )
         sweep.add_argument(
-            "--tune",
-            action="store_true",
-            help="keep the validation score alone, for --lr-from of a later sweep",
+            "--tune", action="store_true", help="keep the validation score alone, for --lr-from of a later sweep"
         )
-        sweep.add_argument(
-            "--no-history", dest="history", action="store_false", help="keep the test scores alone"
-        )
+        sweep.add_argument("--no-history", dest="history", action="store_false", help="keep the test scores alone")
         sweep.add_argument("--lr-from", **LR_FROM)
 
     localize = commands.add_parser(
@@ -88,15 +79,11 @@ def build_parser(command: str = "") -> argparse.ArgumentParser:
         )
         localize.add_argument("--lr-from", **LR_FROM)
         localize.add_argument("--cam", default="layercam", help="method of the maps (default: layercam)")
-        localize.add_argument(
-            "--per-finding", type=int, default=60, help="images of each finding (default: 60)"
-        )
+        localize.add_argument("--per-finding", type=int, default=60, help="images of each finding (default: 60)")
 
     predict = commands.add_parser("predict", help="what a trained network says of an image file")
     predict.add_argument("image", help="a chest radiograph, frontal: PNG, JPEG, ...")
-    predict.add_argument(
-        "--checkpoint", required=True, help="checkpoint.pt of a run with --run-dir, or its folder"
-    )
+    predict.add_argument("--checkpoint", required=True, help="checkpoint.pt of a run with --run-dir, or its folder")
     predict.add_argument("--out", help="draw the heat maps into this file, .png or .svg")
     predict.add_argument("--findings", nargs="+", help="of the maps (default: the three most probable)")
     predict.add_argument("--cam", default="layercam", help="method of the maps (default: layercam)")
@@ -109,26 +96,18 @@ def build_parser(command: str = "") -> argparse.ArgumentParser:
     books = commands.add_parser("notebooks", help="run notebooks headless through papermill")
     books.add_argument("names", nargs="*", metavar="NN", help="which ones, e.g. 01 03 (default: all)")
     books.add_argument("-p", "--parameter", **PAIRS, help="set a parameter")
-    books.add_argument(
-        "-l", "--list", action="store_true", help="list the parameters with their help, run nothing"
-    )
+    books.add_argument("-l", "--list", action="store_true", help="list the parameters with their help, run nothing")
     books.add_argument("--solutions", action="store_true", help="the solutions to their exercises instead")
-    books.add_argument(
-        "-o", "--output", help="folder of the executed copies (default: runs/notebooks[/solutions])"
-    )
+    books.add_argument("-o", "--output", help="folder of the executed copies (default: runs/notebooks[/solutions])")
 
     bench = commands.add_parser("bench", help="what weighting costs on this machine: time, memory, input")
     extent = bench.add_mutually_exclusive_group()
     extent.add_argument("--quick", action="store_true", help="the default network alone, in under a minute")
-    extent.add_argument(
-        "--part", nargs="+", metavar="NAME", help="only these parts of the whole (default: all)"
-    )
+    extent.add_argument("--part", nargs="+", metavar="NAME", help="only these parts of the whole (default: all)")
     bench.add_argument("--out", default="runs/bench.csv", help="table of the whole (default: runs/bench.csv)")
     bench.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
 
-    data = commands.add_parser(
-        "data", help="load a data set, print its splits, keep the decoded images for later runs"
-    )
+    data = commands.add_parser("data", help="load a data set, print its splits, keep the decoded images for later runs")
     data.add_argument(
         "dataset", nargs="?", default="phantom", help="phantom, nih, chestmnist or csv (default: phantom)"
     )

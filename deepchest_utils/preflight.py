@@ -40,9 +40,7 @@ def before(folder: str, cpu_only: bool = False) -> "list[str]":
     free, needed = shutil.disk_usage(folder).free / 1e9, DISK_CPU if cpu_only else DISK
     if free < needed:
         less = "" if cpu_only else "; with TORCH_INDEX, see README, less is enough"
-        found.append(
-            f"{needed:g} GB of disk are needed in {os.path.abspath(folder)}, {free:.1f} are free{less}"
-        )
+        found.append(f"{needed:g} GB of disk are needed in {os.path.abspath(folder)}, {free:.1f} are free{less}")
     return found
 
 

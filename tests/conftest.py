@@ -158,9 +158,7 @@ def nih_folder(tmp_path) -> Callable[..., Path]:
             (root / folder).mkdir(parents=True)
         first = "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position"
         lines = [f"{first},{NIH_HEADERS[header]}"]
-        lines += [
-            f"{image},{labels},0,{patient},58,M,PA,2682,2749,0.143,0.143" for image, labels, patient in rows
-        ]
+        lines += [f"{image},{labels},0,{patient},58,M,PA,2682,2749,0.143,0.143" for image, labels, patient in rows]
         (root / "Data_Entry_2017_v2020.csv").write_text("\n".join(lines) + "\n")
         for number, (image, _, _) in enumerate(rows):
             if image not in absent:
@@ -196,7 +194,7 @@ def known_network():
     import torch
     from torch import nn
 
-    from deepchest_utils.models import MultiTaskNet
+    from deepchest_utils.models.trunks import MultiTaskNet
 
     class Halves(nn.Module):
         def forward(self, x):

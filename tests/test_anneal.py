@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepchest_utils import make_method
-from deepchest_utils.losses import masked_bce
+from deepchest_utils.models.losses import masked_bce
 from deepchest_utils.weighting.anneal import LEAST, Anneal
 
 PREVALENCE = torch.tensor([0.02, 0.3, 0.1], dtype=torch.float64)
@@ -43,9 +43,7 @@ def by_hand(batches, power, window, relative):
         now = 1 - sum(left) / len(left) if power is None else power
         raw = [(r if relative else r * h) ** -now for r, h in zip(left, H, strict=True)]
         out.append([w * len(raw) / sum(raw) for w in raw])
-        running = [
-            m if loss == 0 else m + (loss - m) / window for m, loss in zip(running, batch, strict=True)
-        ]
+        running = [m if loss == 0 else m + (loss - m) / window for m, loss in zip(running, batch, strict=True)]
     return out
 
 

@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import affine_grid
 
-from deepchest_utils.augment import (
+from deepchest_utils.models.augment import (
     MEAN,
     STD,
-    draw_views,
-    of_pixels,
+    apply_augmentation,
+    fold_normalization,
+    sample_augmentation,
     sampling_grid,
-    see,
     to_input,
 )
 
@@ -22,7 +22,7 @@ STILL = {"degrees": 0.0, "shift": 0.0, "zoom": 0.0, "contrast": 0.0, "brightness
 
 
 def augment(x, rng, **widths):
-    return see(x, draw_views(len(x), rng, **widths))
+    return apply_augmentation(x, sample_augmentation(len(x), rng, **widths))
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -41,9 +41,7 @@ def centroid(x):
     """Of each image, (across, down) in px."""
     line = torch.arange(x.shape[-1], dtype=x.dtype)
     mass = x.sum((1, 2, 3))
-    return (
-        torch.stack([(x.sum((1, 2)) * line).sum(-1), (x.sum((1, 3)) * line).sum(-1)], dim=1) / mass[:, None]
-    )
+    return torch.stack([(x.sum((1, 2)) * line).sum(-1), (x.sum((1, 3)) * line).sum(-1)], dim=1) / mass[:, None]
 
 
 def test_to_input_standardises():
@@ -61,15 +59,15 @@ def test_grid_is_torchs(batch, height, width):
 
 def test_views_of_pixels_standardise_too():
     pixels = torch.randint(0, 256, (9, 20, 30), dtype=torch.uint8, generator=generator())
-    views = draw_views(9, generator(1))
-    at_once = see(pixels[:, None].float(), of_pixels(views))
-    torch.testing.assert_close(at_once, see(to_input(pixels), views), rtol=1e-5, atol=1e-5)
+    views = sample_augmentation(9, generator(1))
+    at_once = apply_augmentation(pixels[:, None].float(), fold_normalization(views))
+    torch.testing.assert_close(at_once, apply_augmentation(to_input(pixels), views), rtol=1e-5, atol=1e-5)
 
 
 def test_views_drawn_at_once_are_those_drawn_batch_by_batch():
     rng = generator(3)
-    in_turn = torch.cat([draw_views(16, rng) for _ in range(5)])
-    assert torch.equal(draw_views(80, generator(3)), in_turn)
+    in_turn = torch.cat([sample_augmentation(16, rng) for _ in range(5)])
+    assert torch.equal(sample_augmentation(80, generator(3)), in_turn)
 
 
 def test_identity():
@@ -77,18 +75,10 @@ def test_identity():
     torch.testing.assert_close(augment(x, generator(), **STILL), x, atol=1e-5, rtol=0)
 
 
-@given(
-    st.integers(1, 9),
-    st.sampled_from([2, 17, 64]),
-    st.integers(0, 1000),
-    st.floats(0, 180),
-    st.floats(0, 0.9),
-)
+@given(st.integers(1, 9), st.sampled_from([2, 17, 64]), st.integers(0, 1000), st.floats(0, 180), st.floats(0, 0.9))
 def test_shape_kept_and_all_finite(batch, size, seed, degrees, width):
     x = torch.randn(batch, 1, size, size, generator=generator(seed))
-    y = augment(
-        x, generator(seed), degrees=degrees, shift=width, zoom=width, contrast=width, brightness=width
-    )
+    y = augment(x, generator(seed), degrees=degrees, shift=width, zoom=width, contrast=width, brightness=width)
     assert y.shape == x.shape
     assert torch.isfinite(y).all()
     # interpolation stays between the values; contrast and brightness widen the range by their half-widths
@@ -144,9 +134,7 @@ def test_rotation_turns_by_its_degrees(blob):
 
 def test_exposure_is_a_line(blob):
     """Contrast multiplies and brightness adds, each image by its own amount, within the half-widths."""
-    y = augment(
-        blob.repeat(50, 1, 1, 1), generator(), **STILL | {"contrast": 0.2, "brightness": 0.3}
-    ).flatten(1)
+    y = augment(blob.repeat(50, 1, 1, 1), generator(), **STILL | {"contrast": 0.2, "brightness": 0.3}).flatten(1)
     dark, bright = y.min(1).values, y.max(1).values
     gain = (bright - dark).numpy()
     assert 0.8 - 1e-5 <= gain.min() < 0.82

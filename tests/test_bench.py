@@ -12,16 +12,16 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from deepchest_utils import TrainConfig
 from deepchest_utils.__main__ import main
-from deepchest_utils.bench import BARE, Problem, full_bench, ratios, run, take_turns
-from deepchest_utils.bench.inputs import write_pngs
-from deepchest_utils.bench.loops import bare_loop, whole_loop
-from deepchest_utils.bench.memory import peak_memory
-from deepchest_utils.bench.parts import bench_recipes, bench_starts, phantom_splits
-from deepchest_utils.bench.recipes import RECIPES
-from deepchest_utils.bench.steps import Step, passes_through_trunk
-from deepchest_utils.datasets.decode import decode
+from deepchest_utils.datasets.cache import decode
+from deepchest_utils.studies.bench import PLAIN_STEP, BenchmarkSetup, full_bench, ratios, run, time_interleaved
+from deepchest_utils.studies.bench.inputs import write_pngs
+from deepchest_utils.studies.bench.loops import bare_loop, whole_loop
+from deepchest_utils.studies.bench.memory import peak_memory
+from deepchest_utils.studies.bench.parts import bench_recipes, bench_starts, phantom_splits
+from deepchest_utils.studies.bench.recipes import RECIPES
+from deepchest_utils.studies.bench.steps import Step, passes_through_trunk
 
-SMALL = Problem(num_tasks=3, image_size=32, batch_size=4, device="cpu")
+SMALL = BenchmarkSetup(num_tasks=3, image_size=32, batch_size=4, device="cpu")
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def rng():
 def test_all_take_their_turn_in_every_round_in_changing_order(rng):
     calls = []
     steps = {name: lambda name=name: calls.append(name) for name in "abc"}
-    seconds = take_turns(steps, rounds=20, rng=rng, warmup=1)
+    seconds = time_interleaved(steps, rounds=20, rng=rng, warmup=1)
     assert seconds.shape == (20, 3)
     assert (seconds >= 0).all(axis=None)
     turns = [tuple(calls[i : i + 3]) for i in range(0, len(calls), 3)]
@@ -42,9 +42,9 @@ def test_all_take_their_turn_in_every_round_in_changing_order(rng):
 
 
 def test_a_budget_ends_the_rounds_but_not_before_five(rng):
-    seconds = take_turns({"a": lambda: time.sleep(0.01)}, rounds=1000, rng=rng, budget=0.0)
+    seconds = time_interleaved({"a": lambda: time.sleep(0.01)}, rounds=1000, rng=rng, budget=0.0)
     assert seconds.shape == (5, 1)
-    seconds = take_turns({"a": lambda: time.sleep(0.01)}, rounds=1000, rng=rng, budget=0.2)
+    seconds = time_interleaved({"a": lambda: time.sleep(0.01)}, rounds=1000, rng=rng, budget=0.2)
     assert 5 <= len(seconds) <= 20
 
 
@@ -74,7 +74,7 @@ def test_too_few_rounds_have_no_interval():
 
 def test_no_step_and_no_baseline_are_refused(rng):
     with pytest.raises(ValueError, match=r"steps and rounds.*0 and 3"):
-        take_turns({}, 3, rng)
+        time_interleaved({}, 3, rng)
     with pytest.raises(ValueError, match=r"baseline should be one of a\. Found 'bare'"):
         ratios(pd.DataFrame({"a": [1.0]}), "bare")
 
@@ -82,7 +82,7 @@ def test_no_step_and_no_baseline_are_refused(rng):
 @pytest.mark.parametrize(
     ("method", "passes"),
     [
-        (BARE, 1),
+        (PLAIN_STEP, 1),
         ("equal", 1),
         ("deepchest", 1),
         ("famo", 1),
@@ -97,7 +97,7 @@ def test_passes_through_the_trunk(method, passes):
 
 def test_steps_train_alike():
     """The bare step has the mean of the losses, equal weighting their sum: gradients K times as large."""
-    steps = [Step(SMALL, method) for method in (BARE, "equal")]
+    steps = [Step(SMALL, method) for method in (PLAIN_STEP, "equal")]
     before = [p.detach().clone() for p in steps[0].net.parameters()]
     for step in steps:
         step()
@@ -118,10 +118,7 @@ def test_layouts_give_the_same_gradients():
 
 @pytest.mark.parametrize(
     ("problem", "method"),
-    [
-        (dataclasses.replace(SMALL, amp="bf16"), "deepchest"),
-        (dataclasses.replace(SMALL, channels_last=False), "famo"),
-    ],
+    [(dataclasses.replace(SMALL, amp="bf16"), "deepchest"), (dataclasses.replace(SMALL, channels_last=False), "famo")],
 )
 def test_settings_are_used(problem, method):
     step, seen = Step(problem, method), []
@@ -133,8 +130,8 @@ def test_settings_are_used(problem, method):
 
 def test_memory_sees_what_a_method_holds():
     """A batch sixteen times as large has activations sixteen times as large."""
-    small = peak_memory(Problem(image_size=64, batch_size=32, device="cpu"), BARE)
-    large = peak_memory(Problem(image_size=64, batch_size=512, device="cpu"), BARE)
+    small = peak_memory(BenchmarkSetup(image_size=64, batch_size=32, device="cpu"), PLAIN_STEP)
+    large = peak_memory(BenchmarkSetup(image_size=64, batch_size=512, device="cpu"), PLAIN_STEP)
     assert large > 5 * small > 0
 
 

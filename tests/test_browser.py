@@ -29,7 +29,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.select import Select
 from selenium.webdriver.support.ui import WebDriverWait
 
-from deepchest_utils.notebooks import find_notebooks
+from deepchest_utils.notebook.runner import find_notebooks
 
 pytestmark = pytest.mark.browser
 
@@ -129,18 +129,13 @@ def run_all(browser: WebDriver, lab: tuple[str, str, Path], source: Path) -> lis
     browser.get(f"{address}lab/workspaces/{source.stem}/tree/{source.name}?token={token}")
     until(lambda: "| Idle" in "".join(texts(browser, "#jp-main-statusbar")), "kernel")
     # by the command behind the menu's entry: a click on a page that is still at work may be lost
-    until(
-        lambda: browser.execute_script(f"return window.jupyterapp.commands.isEnabled('{RUN_ALL}')"),
-        "notebook",
-    )
+    until(lambda: browser.execute_script(f"return window.jupyterapp.commands.isEnabled('{RUN_ALL}')"), "notebook")
     browser.execute_script(f"window.jupyterapp.commands.execute('{RUN_ALL}')")
 
     def all_ran() -> bool:
         assert texts(browser, ERROR) == []
         prompts = texts(browser, ".jp-Notebook .jp-CodeCell .jp-InputPrompt")
-        return [p for p in prompts if re.fullmatch(r"\[\d+\]:", p)] == [
-            f"[{n}]:" for n in range(1, len(cells) + 1)
-        ]
+        return [p for p in prompts if re.fullmatch(r"\[\d+\]:", p)] == [f"[{n}]:" for n in range(1, len(cells) + 1)]
 
     until(all_ran, "end of the run")
     return browser.find_elements(By.CSS_SELECTOR, ".jp-OutputArea-output .widget-vbox")
@@ -183,9 +178,7 @@ def test_a_figure_changes_with_its_controls(name, browser, lab):
         for title in titles:
             change(box, title)
             before = shown
-            shown = until(
-                lambda box=box, before=before: (now := pictures(box)) != before and now, f"change by {title}"
-            )
+            shown = until(lambda box=box, before=before: (now := pictures(box)) != before and now, f"change by {title}")
             assert len(shown) == 1
             assert shown[0].startswith("data:image/png;base64,")
     assert texts(browser, ERROR) == []

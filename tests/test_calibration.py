@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from deepchest_utils.calibration import calibrate, fit_calibration
-from deepchest_utils.metrics import calibration_error
+from deepchest_utils.results.metrics import calibrate, calibration_error, fit_calibration
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 
 from deepchest_utils import FINDINGS
 from deepchest_utils.__main__ import main
-from deepchest_utils.notebooks import parse_value
+from deepchest_utils.notebook.runner import parse_value
 from deepchest_utils.parser import build_parser
 
 SMALL = ["--data-options", "num_train", "96", "--data-options", "num_val", "48"]
@@ -233,7 +233,7 @@ def in_tmp(tmp_path, monkeypatch):
 
     import torch
 
-    monkeypatch.setattr("deepchest_utils.sweep.run.PROJECT", tmp_path)
+    monkeypatch.setattr("deepchest_utils.sweep.PROJECT", tmp_path)
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     before = torch.get_num_threads()
     yield tmp_path

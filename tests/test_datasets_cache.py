@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deepchest_utils.datasets import DataError, cache, decode
+from deepchest_utils.datasets import DataError, cache
+from deepchest_utils.datasets import cache as decode
 
 
 @pytest.fixture
@@ -48,9 +49,7 @@ def test_second_load_is_a_memmap_and_decodes_nothing(files, decoded, tmp_path):
     assert isinstance(second, np.memmap)
     assert not second.flags.writeable  # what is cached stays as it was made
     np.testing.assert_array_equal(first, second)
-    np.testing.assert_array_equal(
-        second, np.arange(70, dtype=np.uint8)[:, None, None].repeat(16, 1).repeat(16, 2)
-    )
+    np.testing.assert_array_equal(second, np.arange(70, dtype=np.uint8)[:, None, None].repeat(16, 1).repeat(16, 2))
 
 
 def touch(files):
@@ -65,13 +64,7 @@ def rewrite(files):
 
 @pytest.mark.parametrize(
     ("change", "size"),
-    [
-        (touch, 16),
-        (rewrite, 16),
-        (lambda files: files.reverse(), 16),
-        (lambda files: files.pop(), 16),
-        (None, 17),
-    ],
+    [(touch, 16), (rewrite, 16), (lambda files: files.reverse(), 16), (lambda files: files.pop(), 16), (None, 17)],
     ids=["time", "bytes", "order", "fewer", "size"],
 )
 def test_a_change_of_the_source_decodes_again(files, decoded, tmp_path, change, size):
@@ -223,10 +216,10 @@ LARGER_THAN_MEMORY = """
 import resource, sys
 import numpy as np, torch
 from torch import nn
-from deepchest_utils.augment import draw_views
+from deepchest_utils.models.augment import draw_views
 from deepchest_utils.datasets import ChestXrays
 from deepchest_utils.datasets.cache import cached_images
-from deepchest_utils.training.batches import inputs, predict, training_order
+from deepchest_utils.training.setup import inputs, predict, training_order
 
 SIDE, COUNT = 512, 2048  # half a gigabyte of pixels
 torch.set_num_threads(1)

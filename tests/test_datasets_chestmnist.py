@@ -106,18 +106,14 @@ def page(path):
     path.write_text("<html>Too many requests</html>")
 
 
-@pytest.mark.filterwarnings(
-    "ignore:unclosed file:ResourceWarning"
-)  # numpy's, where the archive has no directory
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # numpy's, where the archive has no directory
 @pytest.mark.parametrize("damage", [cut, scribble, page, lambda path: path.write_bytes(b"")])
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_damaged_file(damage, save, tmp_path):
     path = tmp_path / name_of(28)
     save(path, **arrays(28))
     damage(path)
-    with pytest.raises(
-        DataError, match=r"chestmnist\.npz: not a readable ChestMNIST file .* Delete it and run again"
-    ):
+    with pytest.raises(DataError, match=r"chestmnist\.npz: not a readable ChestMNIST file .* Delete it and run again"):
         load(tmp_path)
 
 
@@ -125,10 +121,7 @@ def test_damaged_file(damage, save, tmp_path):
     ("change", "message"),
     [
         ({"val_labels": None}, "not a readable ChestMNIST file.*val_labels"),
-        (
-            {"val_images": np.zeros((5, 64, 64), np.uint8)},
-            r"val should hold uint8 images \(N, 28, 28\).*64, 64",
-        ),
+        ({"val_images": np.zeros((5, 64, 64), np.uint8)}, r"val should hold uint8 images \(N, 28, 28\).*64, 64"),
         ({"val_images": np.zeros((5, 28, 28, 3), np.uint8)}, r"Found uint8 \(5, 28, 28, 3\)"),
         ({"val_images": np.zeros((5, 28, 28), np.float32)}, "Found float32"),
         ({"val_labels": np.zeros((5, 13), np.uint8)}, r"labels \(N, 14\).*\(5, 13\)"),
@@ -210,18 +203,14 @@ def test_wrong_md5(served, tmp_path):
     """A readable file with other contents: refused, and not left to be taken for good the next time."""
     np.savez(served / name_of(28), **arrays(28) | {"test_labels": np.ones((7, 14), np.uint8)})
     for _ in range(2):
-        with pytest.raises(
-            DataError, match=r"chestmnist\.npz: the download from .* has MD5 .* and is deleted"
-        ):
+        with pytest.raises(DataError, match=r"chestmnist\.npz: the download from .* has MD5 .* and is deleted"):
             load(tmp_path / "raw")
     assert list((tmp_path / "raw").iterdir()) == []
 
 
 def test_server_without_the_file(served, tmp_path):
     (served / name_of(28)).unlink()
-    with pytest.raises(
-        DataError, match=r"chestmnist\.npz: the download from .* stopped \(HTTP Error 404.*Run again"
-    ):
+    with pytest.raises(DataError, match=r"chestmnist\.npz: the download from .* stopped \(HTTP Error 404.*Run again"):
         load(tmp_path / "raw")
     assert list((tmp_path / "raw").iterdir()) == []
 
@@ -233,9 +222,7 @@ def test_download_that_breaks_is_resumed_and_never_half_there(served, tmp_path, 
     root, size = tmp_path / "raw", (served / name_of(28)).stat().st_size
     with pytest.raises(DataError, match=r"the download from .* stopped \(.*Run again to go on"):
         load(root)
-    assert [(path.name, path.stat().st_size) for path in root.iterdir()] == [
-        (name_of(28) + ".part", size // 2)
-    ]
+    assert [(path.name, path.stat().st_size) for path in root.iterdir()] == [(name_of(28) + ".part", size // 2)]
     data = load(root)
     np.testing.assert_array_equal(data.test.images, arrays(28)["test_images"])
     assert [path.name for path in root.iterdir()] == [name_of(28)]
@@ -256,9 +243,7 @@ def test_server_that_is_not_there(served, tmp_path, monkeypatch):
 
     info = {**medmnist.INFO["chestmnist"], "url": "http://127.0.0.1:9/chestmnist.npz"}
     monkeypatch.setitem(medmnist.INFO, "chestmnist", info)
-    with pytest.raises(
-        DataError, match=r"chestmnist\.npz: the download from http://127\.0\.0\.1:9/.* stopped"
-    ):
+    with pytest.raises(DataError, match=r"chestmnist\.npz: the download from http://127\.0\.0\.1:9/.* stopped"):
         load(tmp_path / "raw")
 
 

@@ -88,15 +88,11 @@ def test_other_cells_are_refused_by_column_and_row(make, cell):
     """Row 7 as a spreadsheet counts: the header is row 1."""
     lines = rows()
     lines[5] = f"films/5.png,p2,1,{cell}"
-    with pytest.raises(
-        DataError, match=rf"labels\.csv: column 'Mass' says '{cell}' in row 7. Allowed are 1, 0"
-    ):
+    with pytest.raises(DataError, match=rf"labels\.csv: column 'Mass' says '{cell}' in row 7. Allowed are 1, 0"):
         load(make(lines))
 
 
-@pytest.mark.parametrize(
-    "cell", ["../outside.png", "films/../../outside.png", "/etc/outside.png", "films/link.png"]
-)
+@pytest.mark.parametrize("cell", ["../outside.png", "films/../../outside.png", "/etc/outside.png", "films/link.png"])
 def test_names_that_point_outside(make, cell):
     root = make(rows())
     Image.new("L", (20, 20)).save(root.parent / "outside.png")
@@ -112,10 +108,7 @@ def test_names_that_point_outside(make, cell):
     [
         ("file,patient,Effusion,Mass", "no column 'image'. Found file, patient, Effusion, Mass"),
         ("image,id,Effusion,Mass", "no column 'patient'"),
-        (
-            "image,patient,effusion,mass",
-            "no column has the name of a finding. Name them with finding_columns",
-        ),
+        ("image,patient,effusion,mass", "no column has the name of a finding. Name them with finding_columns"),
     ],
 )
 def test_missing_columns(make, header, message):
@@ -125,14 +118,10 @@ def test_missing_columns(make, header, message):
 
 def test_columns_named_by_arguments(make):
     root = make(rows(), "Path,Study,Support Devices,Effusion")
-    data = load(
-        root, image_column="Path", patient_column="Study", finding_columns=["Effusion", "Support Devices"]
-    )
+    data = load(root, image_column="Path", patient_column="Study", finding_columns=["Effusion", "Support Devices"])
     assert data.findings == ("Effusion", "Support Devices")
     np.testing.assert_array_equal(everything(data)[1][:, 1], np.arange(24) // 2 % 2)
-    with pytest.raises(
-        DataError, match=r"no column 'Fracture'. Found Path, Study, Support Devices, Effusion"
-    ):
+    with pytest.raises(DataError, match=r"no column 'Fracture'. Found Path, Study, Support Devices, Effusion"):
         load(root, image_column="Path", patient_column="Study", finding_columns=["Fracture"])
 
 
@@ -174,11 +163,7 @@ def test_images_not_on_disk(make):
     [
         ([], True, "the table has a header and no row"),
         (rows(), False, r"none of its 24 images is on disk, e\.g\. films/0\.png"),
-        (
-            [*rows(), "films/3.png,p99,1,1"],
-            True,
-            r"1 images are listed more than once, e\.g\. films/3\.png in row 26",
-        ),
+        ([*rows(), "films/3.png,p99,1,1"], True, r"1 images are listed more than once, e\.g\. films/3\.png in row 26"),
         ([*rows(), "films/30.png,,1,1"], True, "column 'patient' is empty in row 26"),
         (rows(4), True, "needs at least 3 patients. Found 2"),
         ([*rows(), 'films/30.png,"p1,1,1'], True, "not a readable CSV table"),

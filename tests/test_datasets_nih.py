@@ -53,9 +53,7 @@ def test_every_image_has_its_pixels_labels_and_patient(nih_folder, header, folde
     for name, label, image, line in zip(ids, labels, images, lines, strict=True):
         patient, visit = name.removesuffix(".png").split("_")
         assert (image == 2 * (3 * int(patient) + int(visit))).all()
-        assert {f for f, value in zip(FINDINGS, label, strict=True) if value} == {*line[1].split("|")} - {
-            "No Finding"
-        }
+        assert {f for f, value in zip(FINDINGS, label, strict=True) if value} == {*line[1].split("|")} - {"No Finding"}
     assert set(np.unique(labels)) == {0, 1}
 
 
@@ -117,9 +115,7 @@ def test_boxes(nih_folder):
 def test_images_not_on_disk(nih_folder):
     absent = ("00000003_000.png", "00000005_001.png", "00000008_002.png")
     root = nih_folder(absent=absent)
-    with pytest.warns(
-        DataWarning, match=r"3 of \d+ images are not on disk and left out, e\.g\. 00000003_000"
-    ):
+    with pytest.warns(DataWarning, match=r"3 of \d+ images are not on disk and left out, e\.g\. 00000003_000"):
         data = load(root)
     assert not set(absent) & set(everything(data)[0])
 
@@ -127,12 +123,8 @@ def test_images_not_on_disk(nih_folder):
 def test_images_in_neither_list(nih_folder):
     root = nih_folder()
     text = (root / "train_val_list.txt").read_text()
-    (root / "train_val_list.txt").write_text(
-        text.replace("00000001_000.png", "").replace("00000001_001.png", "")
-    )
-    with pytest.warns(
-        DataWarning, match=r"2 images are in neither official list and left out, e\.g\. 00000001_000"
-    ):
+    (root / "train_val_list.txt").write_text(text.replace("00000001_000.png", "").replace("00000001_001.png", ""))
+    with pytest.warns(DataWarning, match=r"2 images are in neither official list and left out, e\.g\. 00000001_000"):
         data = load(root)
     assert 1 not in everything(data)[2]
 
@@ -172,11 +164,7 @@ def test_no_table(tmp_path):
         ("00000002_001.png", "..", r"'\.\.' points outside"),
         ("00000002_001.png", r"..\00000002_001.png", r"points outside"),
         ("00000002_001.png", "", r"image name '' points outside"),
-        (
-            "No Finding",
-            "Nothing",
-            r"of 0\d+_\d+\.png says 'Nothing'. Allowed are Atelectasis, .* and No Finding",
-        ),
+        ("No Finding", "Nothing", r"of 0\d+_\d+\.png says 'Nothing'. Allowed are Atelectasis, .* and No Finding"),
         ("Mass", "mass", r"says 'mass'"),
         (",No Finding,", ",,", r"says ''"),
         (",No Finding,", ",No Finding|Mass,", r"says 'No Finding\|Mass', which contradicts itself"),
@@ -213,9 +201,7 @@ def test_unreadable_table(nih_folder, content, message):
 
 def test_one_name_in_two_folders(nih_folder):
     root = nih_folder(folders=("images_001", "images_002"))
-    (root / "images_002" / "00000001_000.png").write_bytes(
-        (root / "images_001" / "00000001_000.png").read_bytes()
-    )
+    (root / "images_002" / "00000001_000.png").write_bytes((root / "images_001" / "00000001_000.png").read_bytes())
     with pytest.raises(DataError, match=r"00000001_000\.png is in .*images_001 and in .*images_002"):
         load(root)
 
@@ -245,7 +231,7 @@ def test_damaged_image_is_named(nih_folder, content):
 
 
 def test_oversized_image_is_named(nih_folder, monkeypatch):
-    from deepchest_utils.datasets import decode
+    from deepchest_utils.datasets import cache as decode
 
     monkeypatch.setattr(decode, "MAX_PIXELS", 96 * 64 - 1)  # the largest that `nih_folder` makes has 96 x 64
     with pytest.raises(DataError, match=r"\.png: an image should have at most 6,143 pixels. Found 96 x 64"):
@@ -253,8 +239,7 @@ def test_oversized_image_is_named(nih_folder, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("target", "message"),
-    [("../../outside.png", "points outside"), ("gone.png", "a link that leads to no file")],
+    ("target", "message"), [("../../outside.png", "points outside"), ("gone.png", "a link that leads to no file")]
 )
 def test_link(nih_folder, target, message):
     root = nih_folder()
@@ -308,9 +293,7 @@ def test_patient_in_both_lists(nih_folder):
     ):
         path = root / f"{name}_list.txt"
         path.write_text(path.read_text().replace(old, new))
-    with pytest.raises(
-        DataError, match=r"in one split only. Found 1 of them in (train|val) and test, e\.g\. 1"
-    ):
+    with pytest.raises(DataError, match=r"in one split only. Found 1 of them in (train|val) and test, e\.g\. 1"):
         load(root)
 
 
@@ -339,10 +322,7 @@ def test_official_split_without_the_lists(nih_folder):
             "Image Index,Finding Label,Bbox [x,y,w,h],,,\na.png,Cardiomegally,1,2,3,4,,,\n",
             "says 'Cardiomegally'. Allowed",
         ),
-        (
-            "Image Index,Finding Label,Bbox [x,y,w,h],,,\na.png,Mass,one,2,3,4,,,\n",
-            "not a readable table of boxes",
-        ),
+        ("Image Index,Finding Label,Bbox [x,y,w,h],,,\na.png,Mass,one,2,3,4,,,\n", "not a readable table of boxes"),
         ("Image Index,Finding Label\na.png,Mass\n", "not a readable table of boxes"),
         ("", "not a readable table of boxes"),
         (None, "no such file"),
@@ -390,9 +370,7 @@ def test_real_sample(nih_sample, split):
     if split == "official":
         assert len(data.test) == 1035
     else:
-        np.testing.assert_allclose(
-            [len(part) / 2597 for part in data.parts.values()], [0.7, 0.1, 0.2], atol=0.01
-        )
+        np.testing.assert_allclose([len(part) / 2597 for part in data.parts.values()], [0.7, 0.1, 0.2], atol=0.01)
         assert all((part.labels.sum(0) > 0).all() for part in data.parts.values())  # 12 images of a hernia
     brightness = images.mean((1, 2))
     assert images.reshape(len(images), -1).std(1).min() > 5  # films, not empty fields

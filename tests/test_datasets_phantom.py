@@ -4,16 +4,14 @@ import numpy as np
 import pytest
 
 from deepchest_utils import FINDINGS, DataError, load_dataset
-from deepchest_utils.datasets.phantom import phantom_of
+from deepchest_utils.datasets.phantom.load import phantom_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:phantom. findings without a positive")  # Hernia, in so few
 
 
 def load(**options):
     """1,500, 40 and 60 images of 28 px: enough labels to count, quick to draw and then cached."""
-    return load_dataset(
-        "phantom", **{"image_size": 28, "num_train": 1500, "num_val": 40, "num_test": 60} | options
-    )
+    return load_dataset("phantom", **{"image_size": 28, "num_train": 1500, "num_val": 40, "num_test": 60} | options)
 
 
 def test_shapes_and_types(splits):

@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from deepchest_utils import FINDINGS, DeepChest, EpochReport
-from deepchest_utils.findings import NIH_PREVALENCE
+from deepchest_utils.datasets.findings import NIH_PREVALENCE
 from deepchest_utils.weighting import PUBLISHED_INITIAL_WEIGHTS, SIGNALS, initial_weights
 
 NAN = math.nan
@@ -50,9 +50,7 @@ def report(train=None, val=None, prevalence=(0.5, 0.5, 0.5), epoch=1) -> EpochRe
 
 def random_report(rng: np.random.Generator, epoch: int, k: int) -> EpochReport:
     def table():
-        scores = {
-            name: torch.from_numpy(rng.random(k)) for name in ("accuracy", "auroc", "balanced_accuracy")
-        }
+        scores = {name: torch.from_numpy(rng.random(k)) for name in ("accuracy", "auroc", "balanced_accuracy")}
         loss = torch.from_numpy(rng.uniform(0.05, 0.7, k))
         loss[rng.random(k) < 0.2] = NAN
         return {**scores, "loss": loss}
@@ -253,19 +251,13 @@ def test_loss_trend_is_the_negative_ratio_to_the_last_loss(source):
     losses = [[0.8, 0.5, 0.2], [0.4, NAN, 0.3], [0.3, 0.4, 0.3], [0.3, 0.1, NAN]]
     other = [0.123, 0.456, 0.789]
     reports = [
-        report({"loss": row}, {"loss": other})
-        if source == "train"
-        else report({"loss": other}, {"loss": row})
+        report({"loss": row}, {"loss": other}) if source == "train" else report({"loss": other}, {"loss": row})
         for row in losses
     ]
     expected = [
         [NAN, NAN, NAN],  # nothing to compare the first epoch with
         [-0.4 / 0.8, NAN, -0.3 / 0.2],
-        [
-            -0.3 / 0.4,
-            -0.4 / 0.5,
-            -0.3 / 0.3,
-        ],  # without a loss in epoch 2, the second task compares with epoch 1
+        [-0.3 / 0.4, -0.4 / 0.5, -0.3 / 0.3],  # without a loss in epoch 2, the second task compares with epoch 1
         [-0.3 / 0.3, -0.1 / 0.4, NAN],
     ]
     for given_report, row in zip(reports, expected, strict=True):
@@ -356,9 +348,7 @@ def test_cuda_gives_the_same_bits():
 def test_state_dict_continues_as_if_never_stopped(signal):
     rng = np.random.default_rng(0)
     reports = [random_report(rng, epoch, 6) for epoch in range(1, 9)]
-    whole, first, second = (
-        DeepChest(6, signal=signal, floor=0.2, normalize=True, scores_from="val") for _ in range(3)
-    )
+    whole, first, second = (DeepChest(6, signal=signal, floor=0.2, normalize=True, scores_from="val") for _ in range(3))
     for r in reports:
         whole.end_epoch(r)
     for r in reports[:4]:

@@ -5,8 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from deepchest_utils.differences import difference_panels, explore_differences
-from deepchest_utils.labels import method_label
+from deepchest_utils.notebook.controls import difference_panels, explore_differences
+from deepchest_utils.results.labels import method_label
 
 PCGRAD = 'pcgrad(level="features")'
 METHODS = ("equal", "deepchest", "uncertainty", PCGRAD)
@@ -50,17 +50,13 @@ def dots(ax) -> dict[str, tuple[float, bool]]:
     lines = [line for line in ax.lines if line.get_marker() == "o" and np.isfinite(line.get_xdata()[0])]
     rows = [names[len(names) - 1 - round(line.get_ydata()[0])] for line in lines]  # the lowest has y = 0
     return {
-        row: (line.get_xdata()[0], line.get_markerfacecolor() != "white")
-        for row, line in zip(rows, lines, strict=True)
+        row: (line.get_xdata()[0], line.get_markerfacecolor() != "white") for row, line in zip(rows, lines, strict=True)
     }
 
 
 def test_dots_are_the_differences_of_the_summary(summary):
     fig = difference_panels(summary, "average_precision", "equal", ["Mass", "macro"], ["deepchest", PCGRAD])
-    assert [ax.get_title() for ax in visible(fig)] == [
-        "Mass",
-        "Mean of all findings",
-    ]
+    assert [ax.get_title() for ax in visible(fig)] == ["Mass", "Mean of all findings"]
     for ax, task in zip(visible(fig), ("Mass", "macro"), strict=True):
         chosen = (summary.baseline == "equal") & (summary.metric == "average_precision")
         rows = summary[chosen & (summary.task == task)]
@@ -100,10 +96,7 @@ def test_panels_share_a_scale_that_few_seeds_do_not_set(summary):
 
 def test_headless_shows_the_chosen_against_the_first_baseline(summary):
     fig = explore_differences(summary, TASKS[:4], ["Hernia", "macro"], ["deepchest", "no_such_method"])
-    assert [ax.get_title() for ax in visible(fig)] == [
-        "Mean of all findings",
-        "Hernia",
-    ]
+    assert [ax.get_title() for ax in visible(fig)] == ["Mean of all findings", "Hernia"]
     assert [*dots(visible(fig)[0])] == ["DeepChest"]
     assert "minus that of Equal" in fig.get_supxlabel()
 

@@ -12,11 +12,18 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from ranks import results
 from torch import nn
+from ranks import results
 
 from deepchest_utils import METHODS, TrainConfig
-from deepchest_utils.distributed import WholeBatchNorm2d, over_whole_batch, ranks, share, sum_gradients, whole
+from deepchest_utils.distributed import (
+    SyncBatchNorm2d,
+    convert_sync_batchnorm,
+    shard,
+    sum_gradients,
+    sum_over_ranks,
+    world_size,
+)
 
 TESTS = Path(__file__).parent
 BALANCING = [
@@ -75,9 +82,7 @@ def compare(configs: list[dict], processes: int, folder: Path) -> None:
 def test_two_processes_do_what_one_does(tmp_path):
     names = ("deepchest", "uncertainty", "gradnorm", "famo")
     configs = [{"method": name, **SGD} for name in names]
-    configs += [
-        {"method": "pcgrad", "method_options": {"level": at}, **SGD} for at in ("features", "parameters")
-    ]
+    configs += [{"method": "pcgrad", "method_options": {"level": at}, **SGD} for at in ("features", "parameters")]
     compare(configs, 2, tmp_path)
 
 
@@ -95,9 +100,7 @@ def command(run_dir: Path, **given: object) -> list[object]:
         **given,
     }  # fmt: skip
     sizes = [
-        v
-        for name, n in (("num_train", 240), ("num_val", 48), ("num_test", 48))
-        for v in ("--data-options", name, n)
+        v for name, n in (("num_train", 240), ("num_val", 48), ("num_test", 48)) for v in ("--data-options", name, n)
     ]
     return ["-m", "deepchest_utils", "train", *[v for n, x in options.items() for v in (f"--{n}", x)], *sizes]
 
@@ -110,9 +113,7 @@ def history(run_dir: Path) -> pd.Series:
 def test_a_stopped_job_goes_on_with_another_number_of_processes(tmp_path):
     """Two processes until a scheduler ends them in the middle of an epoch, then three: as one that was never stopped."""
     given = {**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        [sys.executable, *map(str, command(tmp_path / "one"))], env=given, check=True, capture_output=True
-    )
+    subprocess.run([sys.executable, *map(str, command(tmp_path / "one"))], env=given, check=True, capture_output=True)
     first = torchrun(2, *command(tmp_path / "several"))
     while not (tmp_path / "several" / "checkpoint.pt").exists():
         assert first.poll() is None, output(first)
@@ -159,17 +160,17 @@ def test_an_error_is_one_line_and_ends_the_job(tmp_path):
 
 def test_in_one_process_nothing_is_done():
     net = nn.Sequential(nn.BatchNorm2d(3))
-    assert type(over_whole_batch(net)[0]) is nn.BatchNorm2d
+    assert type(convert_sync_batchnorm(net)[0]) is nn.BatchNorm2d
     losses = torch.rand(4, requires_grad=True)
-    assert whole(losses) is losses
-    assert share(losses) is not None
-    assert torch.equal(share(losses), losses)
+    assert sum_over_ranks(losses) is losses
+    assert shard(losses) is not None
+    assert torch.equal(shard(losses), losses)
     sum_gradients([])
-    assert ranks() == 1
+    assert world_size() == 1
 
 
 def test_batch_norm_alone_is_pytorchs():
-    one, ours = nn.BatchNorm2d(3), WholeBatchNorm2d(3)
+    one, ours = nn.BatchNorm2d(3), SyncBatchNorm2d(3)
     x = torch.randn(4, 3, 5, 5)
     torch.testing.assert_close(one(x), ours(x), rtol=0, atol=0)
     torch.testing.assert_close(one.state_dict(), ours.state_dict(), rtol=0, atol=0)

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from deepchest_utils.architectures import ARCHITECTURES
-from deepchest_utils.augment import MEAN, STD
 from deepchest_utils.explain.cam import CAM_METHODS, MIN_SIDE, default_layers, heat_maps
-from deepchest_utils.models import MultiTaskNet
+from deepchest_utils.models.augment import MEAN, STD
+from deepchest_utils.models.sharing import ARCHITECTURES
+from deepchest_utils.models.trunks import MultiTaskNet
 
 CLASS_MAPS = [name for name in CAM_METHODS if name != "eigencam"]
 
@@ -25,12 +25,7 @@ def images():
 def test_map_lies_on_what_the_task_looks_at(known_network, images, method):
     found = heat_maps(known_network, images, [0, 1, 2], method, layers=["1"])
     assert found.maps.shape == (4, 3, 16, 16)
-    assert found.evidence.tolist() == [
-        [True, False, False],
-        [False, True, False],
-        [True, True, False],
-        [False] * 3,
-    ]
+    assert found.evidence.tolist() == [[True, False, False], [False, True, False], [True, True, False], [False] * 3]
     for image, task, square in ((0, 0, np.s_[4:8, 2:6]), (1, 1, np.s_[8:12, 10:14]), (2, 0, np.s_[4:8, 2:6])):
         inside = np.zeros((16, 16), bool)
         inside[square] = True
@@ -49,9 +44,7 @@ def test_each_image_has_the_map_it_would_have_alone(method):
     for i in range(5):
         alone = heat_maps(net, images[i : i + 1], [1, 3], method)
         np.testing.assert_allclose(together.maps[i], alone.maps[0], atol=2e-3)
-    np.testing.assert_allclose(
-        together.maps, heat_maps(net, images, [1, 3], method, batch_size=2).maps, atol=2e-3
-    )
+    np.testing.assert_allclose(together.maps, heat_maps(net, images, [1, 3], method, batch_size=2).maps, atol=2e-3)
 
 
 def test_tasks_differ_where_the_method_knows_them():
@@ -109,9 +102,7 @@ def test_any_trunk_has_a_map(backbone):
 
 def test_image_too_small_and_other_architectures_are_refused():
     net = MultiTaskNet("resnet18_thin", 2)
-    with pytest.raises(
-        ValueError, match=rf"image_size should give some layer a map of {MIN_SIDE} cells.*Found 2"
-    ):
+    with pytest.raises(ValueError, match=rf"image_size should give some layer a map of {MIN_SIDE} cells.*Found 2"):
         default_layers(net, 4)
     other = ARCHITECTURES["cross_stitch"]("resnet18_thin", 2, 64, False, None)
     with pytest.raises(ValueError, match=r"net should be a MultiTaskNet.*CrossStitch"):

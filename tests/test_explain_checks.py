@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from deepchest_utils.augment import to_input
-from deepchest_utils.explain.checks import cascade, perturbation_curves, shuffle_labels
-from deepchest_utils.models import MultiTaskNet
+from deepchest_utils.models.augment import to_input
+from deepchest_utils.models.trunks import MultiTaskNet
+from deepchest_utils.studies.map_checks import cascading_randomization, perturbation_curves, shuffle_labels
 
 
 @pytest.fixture
@@ -29,13 +29,11 @@ def test_cascade_goes_from_the_head_down(net):
     before = {k: v.clone() for k, v in net.state_dict().items()}
     order = ["head", "layer4", "layer3", "layer2", "layer1", "bn1", "conv1"]
     seen = []
-    for name, shuffled in cascade(net, torch.Generator().manual_seed(0)):
+    for name, shuffled in cascading_randomization(net, torch.Generator().manual_seed(0)):
         seen.append(name)
         assert changed(net, shuffled) == set(seen)
         for key, tensor in shuffled.state_dict().items():  # a permutation: the same values
-            torch.testing.assert_close(
-                tensor.flatten().sort()[0], before[key].flatten().sort()[0], rtol=0, atol=0
-            )
+            torch.testing.assert_close(tensor.flatten().sort()[0], before[key].flatten().sort()[0], rtol=0, atol=0)
     assert seen == order
     assert all(torch.equal(v, net.state_dict()[k]) for k, v in before.items())
 
@@ -43,7 +41,7 @@ def test_cascade_goes_from_the_head_down(net):
 def test_cascade_is_by_seed(net):
     ends = []
     for seed in (0, 0, 1):
-        *_, (_, shuffled) = cascade(net, torch.Generator().manual_seed(seed))
+        *_, (_, shuffled) = cascading_randomization(net, torch.Generator().manual_seed(seed))
         ends.append(shuffled.head.weight)
     assert torch.equal(ends[0], ends[1])
     assert not torch.equal(ends[0], ends[2])
@@ -56,7 +54,7 @@ def test_cascade_reaches_every_weight_of_any_trunk(backbone):
     net = MultiTaskNet(backbone, 8, 64)
     for tensor in net.parameters():  # zeros and ones look the same in any order
         torch.nn.init.normal_(tensor)
-    steps = list(cascade(net, torch.Generator().manual_seed(0)))
+    steps = list(cascading_randomization(net, torch.Generator().manual_seed(0)))
     assert len(steps) > 3
     shuffled = steps[-1][1]
     for key, tensor in net.named_parameters():

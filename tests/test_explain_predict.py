@@ -10,9 +10,9 @@ from PIL import Image
 
 from deepchest_utils import FINDINGS, TrainConfig, train
 from deepchest_utils.__main__ import main
-from deepchest_utils.calibration import calibrate, fit_calibration
-from deepchest_utils.datasets.decode import decode
+from deepchest_utils.datasets.cache import decode
 from deepchest_utils.explain.predict import NOTE, load_trained, predict_image
+from deepchest_utils.results.metrics import calibrate, fit_calibration
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +86,7 @@ def wrong_checkpoint(folder, tmp_path):
         (None, "first.png", ["--out", "m.docx"], r"out should end in .*\.png.*m\.docx"),
     ],
 )  # fmt: skip
-def test_wrong_requests_are_one_clear_line(
-    trained_run, tmp_path, monkeypatch, capsys, checkpoint, image, more, named
-):
+def test_wrong_requests_are_one_clear_line(trained_run, tmp_path, monkeypatch, capsys, checkpoint, image, more, named):
     _, folder = trained_run
     wrong_checkpoint(folder, tmp_path)
     monkeypatch.chdir(tmp_path)

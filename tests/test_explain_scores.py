@@ -8,17 +8,17 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from deepchest_utils.datasets import ChestXrays
+from deepchest_utils.explain.regions import Regions
 from deepchest_utils.explain.scores import (
     SCORES,
     centre_prior,
     localize,
+    mean_region_baseline,
     mean_scores,
     random_maps,
-    score_blind_maps,
+    score_baseline_maps,
     score_maps,
-    usual_place,
 )
-from deepchest_utils.explain.truth import Truth
 
 
 @pytest.fixture
@@ -104,9 +104,7 @@ def test_centre_prior_is_highest_in_the_middle():
 
 def table(values, patients, findings=None):
     findings = ["Mass"] * len(values) if findings is None else findings
-    return pd.DataFrame(
-        {"image": np.arange(len(values)), "finding": findings, "patient": patients, "energy": values}
-    )
+    return pd.DataFrame({"image": np.arange(len(values)), "finding": findings, "patient": patients, "energy": values})
 
 
 def test_intervals_are_over_patients(rng):
@@ -143,7 +141,7 @@ def squares():
     masks = np.zeros((6, 16, 16), bool)
     masks[:3, 1:5, 1:5], masks[3:, 10:14, 10:14] = True, True
     tasks = np.repeat([0, 1], 3)
-    truth = Truth(np.arange(6), tasks, np.array([0, 1, 2, 0, 1, 2]), masks)
+    truth = Regions(np.arange(6), tasks, np.array([0, 1, 2, 0, 1, 2]), masks)
     images = np.where(masks, 255, 40).astype(np.uint8)
     data = ChestXrays(images, np.eye(2, dtype=np.float32)[tasks], truth.patients, ("A", "B"), np.arange(6))
     return truth, data
@@ -151,14 +149,14 @@ def squares():
 
 def test_usual_place_is_that_of_other_patients(squares):
     truth, _ = squares
-    np.testing.assert_array_equal(usual_place(truth), truth.masks)
+    np.testing.assert_array_equal(mean_region_baseline(truth), truth.masks)
     moved = truth.masks.copy()
     moved[0] = np.roll(moved[0], 8, axis=1)
-    found = usual_place(Truth(truth.rows, truth.tasks, truth.patients, moved))
+    found = mean_region_baseline(Regions(truth.rows, truth.tasks, truth.patients, moved))
     np.testing.assert_array_equal(found[0], truth.masks[1])  # not its own
     np.testing.assert_array_equal(found[1], (moved[0] + truth.masks[2].astype(float)) / 2)
-    alone = Truth(truth.rows, truth.tasks, np.zeros(6, np.int64), truth.masks)
-    assert (usual_place(alone) == 0).all()
+    alone = Regions(truth.rows, truth.tasks, np.zeros(6, np.int64), truth.masks)
+    assert (mean_region_baseline(alone) == 0).all()
 
 
 def test_random_maps_are_smooth_and_by_seed():
@@ -176,7 +174,7 @@ def test_localize_has_a_row_a_pair_in_order(known_network, squares):
     assert found.patient.tolist() == truth.patients.tolist()
     assert found.evidence.all()
     assert (found[["pointing", "iou", "pixel_ap"]] == 1).all().all()
-    wrong = score_blind_maps(np.flip(truth.masks, axis=(1, 2)).astype(np.float32), data, truth)
+    wrong = score_baseline_maps(np.flip(truth.masks, axis=(1, 2)).astype(np.float32), data, truth)
     assert (wrong.pointing == 0).all()
     assert wrong.columns.tolist() == found.columns.tolist()
 
@@ -192,6 +190,4 @@ def test_memory_does_not_grow_with_the_data(known_network, squares):
         localize(known_network, data, many, "gradcam", ["1"], batch_size=20)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert (
-        peaks[2] - peaks[1] < 200 * 16 * 16 * 4
-    )  # half of the 400 maps that are more; the rest is the table
+    assert peaks[2] - peaks[1] < 200 * 16 * 16 * 4  # half of the 400 maps that are more; the rest is the table

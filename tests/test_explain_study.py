@@ -6,9 +6,9 @@ import pytest
 
 from deepchest_utils import TrainConfig
 from deepchest_utils.__main__ import main
-from deepchest_utils.explain import study
-from deepchest_utils.explain.study import compare_localization, localize_runs, read_localization
-from deepchest_utils.sweep import make_cells
+from deepchest_utils.studies import localization as study
+from deepchest_utils.studies.localization import compare_localization, localize_runs, read_localization
+from deepchest_utils.sweep import make_trials
 
 pytestmark = pytest.mark.filterwarnings("ignore:phantom. findings without a positive")  # in so few
 SMALL = {"num_train": 64, "num_val": 64, "num_test": 96}
@@ -17,7 +17,7 @@ SMALL = {"num_train": 64, "num_val": 64, "num_test": 96}
 @pytest.fixture
 def cells():
     base = TrainConfig(epochs=1, data_options=SMALL)
-    return make_cells(base, {"method": ["equal", "deepchest(floor=0.25)"], "seed": [0, 1]})
+    return make_trials(base, {"method": ["equal", "deepchest(floor=0.25)"], "seed": [0, 1]})
 
 
 def test_a_stopped_study_goes_on_with_the_same_numbers(cells, tmp_path, monkeypatch):

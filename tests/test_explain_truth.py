@@ -7,8 +7,8 @@ from PIL import Image
 
 from deepchest_utils import FINDINGS, TrainConfig, load_dataset
 from deepchest_utils.datasets import DataWarning
-from deepchest_utils.datasets.phantom import phantom_of
-from deepchest_utils.explain.truth import boxes_to_masks, find_truth
+from deepchest_utils.datasets.phantom.load import phantom_of
+from deepchest_utils.explain.regions import boxes_to_masks, load_regions
 
 pytestmark = pytest.mark.filterwarnings("ignore:nih. findings without a positive")  # in so few
 SIDES = ["x", "y", "width", "height"]
@@ -17,7 +17,7 @@ SIDES = ["x", "y", "width", "height"]
 @pytest.mark.parametrize("part", ["val", "test"])
 def test_masks_are_those_of_the_phantom_behind(splits, part):
     data = splits.parts[part]
-    truth = find_truth(TrainConfig(), splits, part, per_finding=5)
+    truth = load_regions(TrainConfig(), splits, part, per_finding=5)
     every = phantom_of(0, part, len(data)).masks(64)
     np.testing.assert_array_equal(truth.masks, every[truth.rows, truth.tasks])
     assert (data.labels[truth.rows, truth.tasks] == 1).all()
@@ -31,11 +31,9 @@ def test_unknown_and_noisy_labels_do_not_hide_a_region():
     """What is drawn is the truth, whatever the label says."""
     sizes = {"num_train": 40, "num_val": 60, "num_test": 60, "image_size": 28}
     with pytest.warns(DataWarning):
-        clean, noisy = (
-            load_dataset("phantom", **sizes, **o) for o in ({}, {"label_noise": 1.0, "unknown": 0.5})
-        )
+        clean, noisy = (load_dataset("phantom", **sizes, **o) for o in ({}, {"label_noise": 1.0, "unknown": 0.5}))
     for part in ("val", "test"):
-        a, b = (find_truth(TrainConfig(image_size=28), data, part) for data in (clean, noisy))
+        a, b = (load_regions(TrainConfig(image_size=28), data, part) for data in (clean, noisy))
         np.testing.assert_array_equal(a.masks, b.masks)
 
 
@@ -66,9 +64,7 @@ def test_boxes_become_masks():
 
 
 def test_boxes_keep_their_place_at_another_size():
-    boxes = pd.DataFrame(
-        [["a.png", "Mass", 100.0, 300.0, 256.0, 128.0]], columns=["image", "finding", *SIDES]
-    )
+    boxes = pd.DataFrame([["a.png", "Mass", 100.0, 300.0, 256.0, 128.0]], columns=["image", "finding", *SIDES])
     large = boxes_to_masks(boxes, np.array(["a.png"]), "Mass", 1024)
     small = boxes_to_masks(boxes.assign(**(boxes[SIDES] / 16)), np.array(["a.png"]), "Mass", 64)
     assert small.sum() / 64**2 == pytest.approx(large.sum() / 1024**2, rel=0.15)
@@ -88,7 +84,7 @@ def test_boxes_lie_on_what_they_frame(tmp_path, nih_folder):
         lines.append(f"{name},Infiltrate,{x},{y},{w},{h},,,")
     (root / "BBox_List_2017.csv").write_text("\n".join(lines) + "\n")
     data = load_dataset("nih", root, 64, cache_dir=tmp_path / "cache")
-    truth = find_truth(TrainConfig(dataset="nih", data_root=str(root)), data)
+    truth = load_regions(TrainConfig(dataset="nih", data_root=str(root)), data)
     assert data.test.ids[truth.rows].tolist() == names
     assert {FINDINGS[k] for k in truth.tasks} == {"Infiltration"}
     np.testing.assert_array_equal(truth.masks, data.test.images[truth.rows] > 127)
@@ -97,7 +93,7 @@ def test_boxes_lie_on_what_they_frame(tmp_path, nih_folder):
 def test_boxes_of_training_patients_are_left_out(nih_sample, cache_dir):
     data = load_dataset("nih", nih_sample, 64, split="patient")
     config = TrainConfig(dataset="nih", data_root=str(nih_sample), split="patient")
-    truth = find_truth(config, data, per_finding=1000)
+    truth = load_regions(config, data, per_finding=1000)
     trained = {*data.train.patients, *data.val.patients}
     assert not trained & set(truth.patients)
     assert len(np.unique(truth.rows)) > 80
@@ -106,10 +102,10 @@ def test_boxes_of_training_patients_are_left_out(nih_sample, cache_dir):
 
 def test_data_without_regions_are_refused(splits, nih_folder, tmp_path):
     with pytest.raises(ValueError, match=r'"phantom".*"nih".*Found \'csv\''):
-        find_truth(TrainConfig(dataset="csv"), splits)
+        load_regions(TrainConfig(dataset="csv"), splits)
     root = nih_folder()  # the only boxes are of its first and last image
     table = (root / "BBox_List_2017.csv").read_text().splitlines()
     (root / "BBox_List_2017.csv").write_text(table[0] + "\n00000000_000.png,Mass,0,0,10,10,,,\n")
     data = load_dataset("nih", root, 64, cache_dir=tmp_path / "cache")
     with pytest.raises(ValueError, match=r"none of the \d+ images of test has a region"):
-        find_truth(TrainConfig(dataset="nih", data_root=str(root)), data)
+        load_regions(TrainConfig(dataset="nih", data_root=str(root)), data)

@@ -15,15 +15,15 @@ import pytest
 
 from deepchest_utils import files
 from deepchest_utils.datasets.cache import cached_images
-from deepchest_utils.files import FileError, alone, new_file, read_results, write_atomic
-from deepchest_utils.training.checkpoint import save_checkpoint
+from deepchest_utils.files import FileError, atomic_write, exclusive_lock, read_results, write_file
+from deepchest_utils.results.store import save_checkpoint
 
 
 @pytest.mark.parametrize("data", ["text: é\n", b"\x00\xff"])
 def test_write_replaces_the_whole_file(tmp_path, data):
     path = tmp_path / "file"
     path.write_text("a much longer text than the new one, with an end that must not stay")
-    write_atomic(path, data)
+    write_file(path, data)
     assert path.read_bytes() == (data.encode() if isinstance(data, str) else data)
     assert os.listdir(tmp_path) == ["file"]
 
@@ -37,10 +37,8 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(files.os, step, fail)
-    with pytest.raises(
-        FileError, match=r"file: cannot be written \(No space left on device\)\. Free some space"
-    ):
-        write_atomic(path, "new")
+    with pytest.raises(FileError, match=r"file: cannot be written \(No space left on device\)\. Free some space"):
+        write_file(path, "new")
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["file"]
 
@@ -55,7 +53,7 @@ def test_old_file_is_whole_until_the_new_one_is(tmp_path, monkeypatch):
         replace(source, target)
 
     monkeypatch.setattr(files.os, "replace", look)
-    write_atomic(path, "new")
+    write_file(path, "new")
     assert seen == [("old", "new")]
 
 
@@ -77,17 +75,14 @@ def block():
 @pytest.mark.parametrize(
     "write",
     [
-        lambda folder: write_atomic(folder / "file", b"x" * 40_000),
+        lambda folder: write_file(folder / "file", b"x" * 40_000),
         lambda folder: save_checkpoint(folder, {"numbers": list(range(20_000))}),
         lambda folder: cached_images("some", "key", (4, 100, 100), block, folder),
     ],
     ids=["bytes", "checkpoint", "cache"],
 )
 def test_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path, write):
-    with (
-        small_disk(10_000),
-        pytest.raises(FileError, match=r"cannot be written \(File too large\)\. Free some space"),
-    ):
+    with small_disk(10_000), pytest.raises(FileError, match=r"cannot be written \(File too large\)\. Free some space"):
         write(tmp_path)
     assert os.listdir(tmp_path) == []
     write(tmp_path)
@@ -97,8 +92,8 @@ def test_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path, write):
 def test_folder_that_cannot_be_written_to(tmp_path):
     (tmp_path / "a_file").write_text("")
     with pytest.raises(FileError, match=r"new: cannot be written \(.*Choose a folder that can be written to"):
-        write_atomic(tmp_path / "a_file" / "new", "text")
-    with pytest.raises(FileError, match=r"lock: cannot be written"), alone(tmp_path / "a_file", "run"):
+        write_file(tmp_path / "a_file" / "new", "text")
+    with pytest.raises(FileError, match=r"lock: cannot be written"), exclusive_lock(tmp_path / "a_file", "run"):
         pass
 
 
@@ -106,7 +101,7 @@ def test_folder_that_cannot_be_written_to(tmp_path):
 def test_read_only_folder(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(FileError, match=r"Permission denied.*Choose a folder"):
-        write_atomic(tmp_path / "new", "text")
+        write_file(tmp_path / "new", "text")
     tmp_path.chmod(0o700)
 
 
@@ -122,19 +117,19 @@ def test_what_a_killed_process_left_is_cleared_and_nothing_else(tmp_path):
     ]
     for path in (left, *kept):
         path.write_text("half")
-    write_atomic(tmp_path / "file", "whole")
+    write_file(tmp_path / "file", "whole")
     assert not left.exists()
     assert all(path.exists() for path in kept)
 
 
 def test_the_error_of_the_block_is_its_own(tmp_path):
-    with pytest.raises(ZeroDivisionError), new_file(tmp_path / "file") as part:
+    with pytest.raises(ZeroDivisionError), atomic_write(tmp_path / "file") as part:
         part.write_text(str(1 / 0))
     assert os.listdir(tmp_path) == []
 
 
 def hold(folder: Path, ready, end) -> None:
-    with alone(folder, "run"):
+    with exclusive_lock(folder, "run"):
         ready.set()
         end.wait(60)
 
@@ -145,11 +140,11 @@ def test_second_process_in_a_folder_is_refused_until_the_first_is_gone(tmp_path)
     other = context.Process(target=hold, args=(tmp_path, ready, end))
     other.start()
     assert ready.wait(60)
-    with pytest.raises(FileError, match=f"another run is at work in {tmp_path}"), alone(tmp_path, "run"):
+    with pytest.raises(FileError, match=f"another run is at work in {tmp_path}"), exclusive_lock(tmp_path, "run"):
         pass
     other.kill()
     other.join()
-    with alone(tmp_path, "run"):
+    with exclusive_lock(tmp_path, "run"):
         pass
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import deepchest_utils
-from deepchest_utils import FINDINGS, findings
-from deepchest_utils.findings import (
+from deepchest_utils import FINDINGS
+from deepchest_utils.datasets import findings
+from deepchest_utils.datasets.findings import (
     NIH_COOCCURRENCE,
     NIH_IMAGE_COUNTS,
     NIH_IMAGES,
@@ -64,4 +65,4 @@ def test_prevalence(name, percent):
 def test_findings_are_spelled_in_one_place(path):
     text = path.read_text(encoding="utf-8").lower()
     named = [name for name in FINDINGS if re.search(rf"\b{name.lower()}\b", text)]
-    assert len(named) <= 5, f"take the names from deepchest_utils.findings, not {named}"
+    assert len(named) <= 5, f"take the names from deepchest_utils.datasets.findings, not {named}"

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from deepchest_utils.gradients import gradient_statistics
-from deepchest_utils.losses import masked_bce
+from deepchest_utils.models.losses import masked_bce
+from deepchest_utils.studies.gradients import gradient_statistics
 
 
 class Small(nn.Module):
@@ -34,10 +34,7 @@ def test_the_same_batch_again_and_again_is_all_signal():
     rows = torch.stack(
         [
             torch.cat(
-                [
-                    g.flatten()
-                    for g in torch.autograd.grad(loss, [*net.trunk.parameters()][::-1], retain_graph=True)
-                ]
+                [g.flatten() for g in torch.autograd.grad(loss, [*net.trunk.parameters()][::-1], retain_graph=True)]
             )
             for loss in losses
         ]
@@ -57,9 +54,7 @@ def test_signal_and_noise_are_told_apart():
         each = torch.stack([getattr(pair, name) for pair in pairs])
         error = each.std(0) / len(pairs) ** 0.5
         assert ((each.mean(0) - getattr(truth, name)).abs() < 5 * error).all(), name
-    biased = (truth.signal + truth.noise / 2)[
-        2
-    ]  # the squared length of a mean of two, which the coin's would have
+    biased = (truth.signal + truth.noise / 2)[2]  # the squared length of a mean of two, which the coin's would have
     assert abs(torch.stack([pair.signal for pair in pairs]).mean(0)[2]) < 0.2 * biased
     assert truth.signal[0] > 5 * abs(truth.signal[2])
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deepchest_utils import interactive
+from deepchest_utils.notebook import controls as interactive
 
 
 @pytest.fixture(autouse=True)

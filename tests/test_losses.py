@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.metrics import log_loss
 
-from deepchest_utils.losses import masked_bce, prevalence_entropy
+from deepchest_utils.models.losses import masked_bce, prevalence_entropy
 
 NAN = math.nan
 LAWS = settings(max_examples=80)
@@ -36,9 +36,7 @@ def test_loss_is_the_mean_over_the_known_labels(batch):
     logits, labels = batch
     found = masked_bce(torch.from_numpy(logits), torch.from_numpy(labels))
     for k in range(logits.shape[1]):
-        known = [
-            plain_bce(x, y) for x, y in zip(logits[:, k], labels[:, k], strict=True) if not math.isnan(y)
-        ]
+        known = [plain_bce(x, y) for x, y in zip(logits[:, k], labels[:, k], strict=True) if not math.isnan(y)]
         # float32 works with numbers of the logits' size: 30 of them are known to 4e-6
         assert found[k].item() == pytest.approx(sum(known) / max(len(known), 1), rel=1e-5, abs=4e-6)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn import metrics as sk
 
-from deepchest_utils.metrics import METRICS, Ranking, calibration_error, choose_thresholds, macro, score_tasks
+from deepchest_utils.results.metrics import METRICS, Ranking, calibration_error, choose_thresholds, macro, score_tasks
 
 NAN = np.nan
 LAWS = settings(max_examples=100)
@@ -86,9 +86,7 @@ def test_metrics_equal_scikit_learn(task):
 def test_weighted_ranking_equals_scikit_learn(task, data):
     labels, scores = task
     whole_numbers = st.integers(0, 3).map(float)  # 0: an image that a bootstrap replicate did not draw
-    weights = data.draw(
-        hnp.arrays(np.float64, (2, len(labels)), elements=whole_numbers | st.floats(0.125, 4))
-    )
+    weights = data.draw(hnp.arrays(np.float64, (2, len(labels)), elements=whole_numbers | st.floats(0.125, 4)))
     ranking = Ranking(labels, scores)
     aurocs, precisions = ranking.auroc(weights), ranking.average_precision(weights)
     for w, auroc, precision in zip(weights, aurocs, precisions, strict=True):
@@ -193,9 +191,7 @@ def test_calibration_error_of_known_cases():
     half = np.full(10, 0.5)
     assert calibration_error(np.array([0.0, 1.0] * 5), half) == 0
     assert calibration_error(np.zeros(10), half) == pytest.approx(0.5)
-    assert (
-        calibration_error(np.array([1.0, 0.0]), np.array([1.0, 0.0])) == 0
-    )  # the last bin holds its right edge
+    assert calibration_error(np.array([1.0, 0.0]), np.array([1.0, 0.0])) == 0  # the last bin holds its right edge
 
 
 # thresholds

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torchvision
 
-from deepchest_utils.models import MultiTaskNet, build_trunk, list_backbones
+from deepchest_utils.models.trunks import MultiTaskNet, build_trunk, list_backbones
 
 CHEAP = {  # features of one network of each family that is quick enough
     "resnet18_thin": 128,
@@ -50,10 +50,7 @@ def test_trunk_gives_features_and_the_net_a_logit_a_task(name, features):
 
 
 def test_thin_network_is_a_sixteenth_of_the_whole():
-    size = {
-        name: sum(p.numel() for p in build_trunk(name)[0].parameters())
-        for name in ("resnet18", "resnet18_thin")
-    }
+    size = {name: sum(p.numel() for p in build_trunk(name)[0].parameters()) for name in ("resnet18", "resnet18_thin")}
     assert 15 < size["resnet18"] / size["resnet18_thin"] < 17
 
 
@@ -90,9 +87,7 @@ def torch_home(tmp_path, monkeypatch):
         ("inception_v3", torchvision.models.Inception_V3_Weights, {"init_weights": False}, 96),
     ],
 )
-def test_pretrained_trunk_on_grey_equals_the_original_on_three_equal_channels(
-    torch_home, name, weights, options, size
-):
+def test_pretrained_trunk_on_grey_equals_the_original_on_three_equal_channels(torch_home, name, weights, options, size):
     put_weights(name, weights, torch_home, **options)
     original = torchvision.models.get_model(name, weights="DEFAULT").eval()
     original.fc = torch.nn.Identity()

@@ -6,9 +6,9 @@ import os
 import nbformat
 import pytest
 
-from deepchest_utils import notebooks
 from deepchest_utils.__main__ import main
-from deepchest_utils.notebooks import NotebookError, check_parameters, find_notebooks, run_notebooks
+from deepchest_utils.notebook import runner as notebooks
+from deepchest_utils.notebook.runner import NotebookError, check_parameters, find_notebooks, run_notebooks
 
 PARAMETERS = "epochs: int = 3  # passes over the training set\ndataset: str = 'phantom'  # which data set"
 
@@ -58,9 +58,7 @@ def test_unknown_notebook_is_refused_with_those_there_are(folder, capsys):
     assert capsys.readouterr().err.startswith("error: no notebook '07'")
 
 
-def test_solutions_are_found_beside_the_notebooks_and_land_in_a_folder_of_their_own(
-    folder, tmp_path, capfd, printed
-):
+def test_solutions_are_found_beside_the_notebooks_and_land_in_a_folder_of_their_own(folder, tmp_path, capfd, printed):
     with pytest.raises(NotebookError, match=r"no notebooks in .*solutions"):
         find_notebooks(solutions=True)
     (folder / "solutions").mkdir()
@@ -96,9 +94,7 @@ def test_parameters_are_listed_with_default_and_help(folder, capsys):
 # running
 
 
-def test_parameters_reach_the_notebook_and_a_failing_cell_is_named(
-    folder, tmp_path, monkeypatch, capfd, printed
-):
+def test_parameters_reach_the_notebook_and_a_failing_cell_is_named(folder, tmp_path, monkeypatch, capfd, printed):
     before, here = dict(os.environ), os.getcwd()
     originals = {p.name: p.read_bytes() for p in folder.iterdir()}
     out = tmp_path / "out"

@@ -9,15 +9,13 @@ import nbformat
 import numpy as np
 import pytest
 
-from deepchest_utils.notebooks import FOLDER, find_notebooks, notebook_parameters, run_notebooks
+from deepchest_utils.notebook.runner import FOLDER, find_notebooks, notebook_parameters, run_notebooks
 
 NOTEBOOKS = find_notebooks()
 SOLUTIONS = find_notebooks(solutions=True)
 BY_NAME = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 SOLVED = pytest.mark.parametrize("path", SOLUTIONS, ids=lambda path: path.stem)
-ALL = pytest.mark.parametrize(
-    "path", NOTEBOOKS + SOLUTIONS, ids=lambda path: f"{path.parent.name}-{path.stem}"
-)
+ALL = pytest.mark.parametrize("path", NOTEBOOKS + SOLUTIONS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 COMMON = {"dataset", "data_root", "image_size", "epochs", "seed", "device", "smoke"}
 SECTIONS = ("What was claimed, checked", "Summary", "Exercises", "References")
 
@@ -69,14 +67,10 @@ def test_skeleton(path):
     assert first.startswith(f"# {path.stem[:2]} ")
     assert re.search(r"\*\*.*\?\*\*", first), "the first cell asks a question in bold"
     assert "*Run time:*" in first
-    headings = re.findall(
-        r"^## (.*)$", "\n".join(c.source for c in cells if c.cell_type == "markdown"), re.MULTILINE
-    )
+    headings = re.findall(r"^## (.*)$", "\n".join(c.source for c in cells if c.cell_type == "markdown"), re.MULTILINE)
     assert headings[-4:] == list(SECTIONS)
     asserting = [
-        cell
-        for cell in cells
-        if cell.cell_type == "code" and re.search(r"^\s*assert ", cell.source, re.MULTILINE)
+        cell for cell in cells if cell.cell_type == "code" and re.search(r"^\s*assert ", cell.source, re.MULTILINE)
     ]
     assert asserting, "a cell asserts the claims"
 
@@ -105,11 +99,7 @@ def test_links_lead_somewhere(path):
 def test_words_and_code_are_in_proportion(path):
     cells = read(path).cells
     words = sum(len(cell.source.split()) for cell in cells if cell.cell_type == "markdown")
-    lines = [
-        [line for line in cell.source.splitlines() if line.strip()]
-        for cell in cells
-        if cell.cell_type == "code"
-    ]
+    lines = [[line for line in cell.source.splitlines() if line.strip()] for cell in cells if cell.cell_type == "code"]
     assert 4 <= words / sum(map(len, lines)) <= 15
     assert all(len(cell.source.splitlines()) <= 30 for cell in cells if cell.cell_type == "code")
 
@@ -223,9 +213,7 @@ def test_runs_on_the_nih_layout(path, tmp_path, capsys, nih_folder):
 @pytest.mark.notebooks
 @pytest.mark.parametrize("name", ["01_data_exploration", "03_training", "05_grad_cam"])
 def test_runs_on_real_radiographs(name, tmp_path, capsys, nih_sample):
-    execute(
-        FOLDER / f"{name}.ipynb", tmp_path, capsys, dataset="nih", data_root=str(nih_sample), split="patient"
-    )
+    execute(FOLDER / f"{name}.ipynb", tmp_path, capsys, dataset="nih", data_root=str(nih_sample), split="patient")
 
 
 @pytest.mark.notebooks

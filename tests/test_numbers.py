@@ -9,18 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from deepchest_utils import (
-    METHODS,
-    DataError,
-    DeepChest,
-    Splits,
-    TrainConfig,
-    load_dataset,
-    make_method,
-    train,
-)
+from deepchest_utils import METHODS, DataError, DeepChest, Splits, TrainConfig, load_dataset, make_method, train
 from deepchest_utils.datasets import DataWarning
-from deepchest_utils.losses import masked_bce
+from deepchest_utils.models.losses import masked_bce
 from deepchest_utils.training import loop as loop_module
 
 K, NAN, INF = 3, math.nan, math.inf
@@ -48,7 +39,7 @@ class Step:
         if spoilt is not None:
             losses = losses * torch.ones(num_tasks).index_fill(0, torch.tensor([1]), spoilt)
         self.method.backward(losses, features)
-        if self.method.looks_after_step:
+        if self.method.needs_losses_after_step:
             self.method.after_step(losses.detach())
         self.gradients = torch.cat([p.grad.flatten() for p in (*trunk.parameters(), *head.parameters())])
 
@@ -169,9 +160,7 @@ def test_images_that_are_no_bytes():
     import subprocess
     import sys
 
-    done = subprocess.run(
-        [sys.executable, "-c", OUTSIDE_THE_CHECKS], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", OUTSIDE_THE_CHECKS], capture_output=True, text=True, check=True)
     assert done.stdout == "images should be uint8. Found float64.\n"
 
 

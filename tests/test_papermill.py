@@ -13,8 +13,8 @@ import pytest
 from click.testing import CliRunner
 from papermill.cli import papermill as command
 
-from deepchest_utils.datasets.cache import PROJECT
-from deepchest_utils.notebooks import find_notebooks, notebook_parameters
+from deepchest_utils.notebook.runner import find_notebooks, notebook_parameters
+from deepchest_utils.paths import PROJECT
 
 BY_NAME = pytest.mark.parametrize("path", find_notebooks(), ids=lambda path: path.stem)
 README = (PROJECT / "README.md").read_text()
@@ -34,9 +34,7 @@ SMALL = {
 @BY_NAME
 def test_papermill_reads_every_parameter_with_its_help(path, caplog):
     (cell,) = [
-        cell
-        for cell in nbformat.read(path, as_version=4).cells
-        if "parameters" in cell.metadata.get("tags", [])
+        cell for cell in nbformat.read(path, as_version=4).cells if "parameters" in cell.metadata.get("tags", [])
     ]
     assigned = {target.id: line for line in ast.parse(cell.source).body for target in [line.target]}
     found = notebook_parameters(path)
@@ -49,9 +47,7 @@ def test_papermill_reads_every_parameter_with_its_help(path, caplog):
         assert found[name]["help"], name
         assert ast.literal_eval(found[name]["default"]) == ast.literal_eval(line.value)
         place = next(i for i, text in enumerate(lines) if text.startswith(f"{name}: "))
-        assert found[name]["help"] in " ".join(
-            lines[place : place + 2]
-        )  # on its own line if the name is long
+        assert found[name]["help"] in " ".join(lines[place : place + 2])  # on its own line if the name is long
 
 
 @pytest.fixture
@@ -61,10 +57,8 @@ def places(tmp_path, monkeypatch) -> Path:
     monkeypatch.delenv("DEEPCHEST_FIGURES", raising=False)
     book = nbformat.v4.new_notebook()
     book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    parameters = nbformat.v4.new_code_cell(
-        "seed: int = 0  # of everything", metadata={"tags": ["parameters"]}
-    )
-    says = "from deepchest_utils.plotting import figure_folder\nprint('->', figure_folder('phantom', False))"
+    parameters = nbformat.v4.new_code_cell("seed: int = 0  # of everything", metadata={"tags": ["parameters"]})
+    says = "from deepchest_utils.notebook.figures import figure_folder\nprint('->', figure_folder('phantom', False))"
     book.cells = [parameters, nbformat.v4.new_code_cell(says)]
     nbformat.write(book, tmp_path / "places.ipynb")
     return tmp_path / "places.ipynb"
@@ -90,9 +84,7 @@ def test_a_rerun_spares_the_committed_figures_and_says_where_things_are(
         assert printed(out).startswith(f"figures: {here / 'mine'}\n")
 
 
-def test_without_other_parameters_a_notebook_says_nothing_and_draws_the_committed_figures(
-    places, tmp_path, printed
-):
+def test_without_other_parameters_a_notebook_says_nothing_and_draws_the_committed_figures(places, tmp_path, printed):
     papermill.execute_notebook(places, tmp_path / "out.ipynb", cwd=PROJECT, progress_bar=False)
     assert printed(tmp_path / "out.ipynb") == f"-> {PROJECT / 'figures'}\n"
 

@@ -15,10 +15,10 @@ from torch.nn.functional import normalize
 from torchjd.autojac import jac_to_grad, mtl_backward
 
 from deepchest_utils import METHODS, DeepChest, EpochReport, make_method
-from deepchest_utils.losses import masked_bce
+from deepchest_utils.models.losses import masked_bce
 from deepchest_utils.weighting import PUBLISHED_INITIAL_WEIGHTS, Static
+from deepchest_utils.weighting.autograd_graph import last_shared_layer, trainable_leaves
 from deepchest_utils.weighting.gradnorm import GradNorm
-from deepchest_utils.weighting.shared import last_shared_layer, parameters_below
 from deepchest_utils.weighting.spec import parse_method
 
 K = 3
@@ -80,11 +80,7 @@ def test_rlw_draws_as_torchjd_does_with_mean_one():
     ("name", "other", "factor"),
     [
         ("imtl_l", jds.IMTLL, 1),
-        (
-            "uncertainty",
-            jds.UW,
-            2,
-        ),  # TorchJD halves the loss too: its form of regression on half the loss is ours
+        ("uncertainty", jds.UW, 2),  # TorchJD halves the loss too: its form of regression on half the loss is ours
     ],
 )
 def test_learned_scales_follow_torchjd_through_training(name, other, factor):
@@ -170,9 +166,7 @@ def test_famo_follows_torchjd_step_by_step(options):
 def test_task_without_a_label_is_as_if_there_were_one_task_less(name):
     """In every step: what its neighbours get, and learn, is what a method without it gives them."""
     whole, less = make_method(name, K).double(), make_method(name, K - 1).double()
-    optimizer = torch.optim.SGD(
-        [nn.Parameter(torch.zeros(1)), *whole.parameters(), *less.parameters()], lr=0.1
-    )
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1)), *whole.parameters(), *less.parameters()], lr=0.1)
     for losses, after in zip(sequence(5), sequence(5, seed=1), strict=True):
         losses[1] = after[1] = 0
         optimizer.zero_grad()
@@ -180,7 +174,7 @@ def test_task_without_a_label_is_as_if_there_were_one_task_less(name):
         for method, here in ((whole, [0, 1, 2]), (less, [0, 2])):
             leaf = losses[here].requires_grad_()
             method.backward(leaf)
-            if method.looks_after_step:
+            if method.needs_losses_after_step:
                 method.after_step(after[here])
             gradients.append(leaf.grad)
         optimizer.step()
@@ -237,10 +231,7 @@ def relative(r, prevalence=0.1) -> EpochReport:
 def test_hedge_is_the_softmax_of_what_was_left_to_learn():
     method = make_method("hedge", 3, eta=0.7, floor=0.1)
     assert method.weights.tolist() == pytest.approx([1, 1, 1])
-    for r in (
-        [0.2, 0.9, 1.6],
-        [0.1, float("nan"), 0.3],
-    ):  # above 1 counts as 1, an unknown one as the others' mean
+    for r in ([0.2, 0.9, 1.6], [0.1, float("nan"), 0.3]):  # above 1 counts as 1, an unknown one as the others' mean
         method.end_epoch(relative(r))
     gains = np.array([0.2 + 0.1, 0.9 + 0.2, 1.0 + 0.3])
     share = np.exp(0.7 * gains) / np.exp(0.7 * gains).sum()
@@ -415,9 +406,7 @@ def test_gradients_are_torchjds_at_both_levels(name, options, make, level):
         torch.manual_seed(step)
         if level == "parameters":
             mtl_backward(list(losses), features=features, retain_graph=True)
-            jac_to_grad(
-                parameters_below(features), aggregator
-            )  # in our order: GradDrop draws for each number
+            jac_to_grad(trainable_leaves(features), aggregator)  # in our order: GradDrop draws for each number
         else:
             combined = aggregator(jacobian_of(losses, [features]))
             losses.sum().backward(inputs=list(theirs["head"].parameters()), retain_graph=True)
@@ -426,9 +415,7 @@ def test_gradients_are_torchjds_at_both_levels(name, options, make, level):
         own = torch.cat([p.grad.flatten() for p in ours["head"].parameters()]) - 1
         torch.testing.assert_close(own, plain, rtol=1e-5, atol=1e-6)
         for (path, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-            torch.testing.assert_close(
-                a.grad, b.grad, rtol=1e-4, atol=1e-5, msg=lambda m, path=path: f"{path}: {m}"
-            )
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-5, msg=lambda m, path=path: f"{path}: {m}")
         with torch.no_grad():
             for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
                 a -= a.grad - 1
@@ -493,9 +480,7 @@ def test_nash_mtl_and_gradvac_leave_a_missing_task_out_and_remember_it():
 
 
 def test_combinations_keep_what_their_papers_promise():
-    jacobian = torch.randn(K, 7, generator=torch.Generator().manual_seed(5)) * torch.tensor(
-        [[0.5], [1.0], [3.0]]
-    )
+    jacobian = torch.randn(K, 7, generator=torch.Generator().manual_seed(5)) * torch.tensor([[0.5], [1.0], [3.0]])
     jacobian[2] -= 2 * jacobian[1]  # a conflict
     gramian, mean = (jacobian @ jacobian.T).double(), jacobian.mean(0)
     assert (gramian < 0).any()
@@ -557,11 +542,11 @@ class Residual(nn.Module):
 def test_shared_is_what_lies_below_the_features(scaled):
     trunk, head = Residual(scaled), nn.Linear(3, K)
     features = trunk(torch.randn(2, 1, 5, 5))
-    below = parameters_below(features)
+    below = trainable_leaves(features)
     assert {id(p) for p in below} == {id(p) for p in trunk.parameters()}
     assert len(below) == len(list(trunk.parameters()))
     assert last_shared_layer(features) is trunk.two.weight  # used last, though the stem is the nearest
-    assert {id(p) for p in parameters_below(head(features))} - {id(p) for p in below} == {
+    assert {id(p) for p in trainable_leaves(head(features))} - {id(p) for p in below} == {
         id(head.weight),
         id(head.bias),
     }
@@ -581,11 +566,8 @@ def test_trunk_that_is_frozen_or_missing_is_named(name):
     net = network()
     net["trunk"].requires_grad_(False)
     losses, features = forward(net, 0)
-    assert parameters_below(features) == []
-    for output, named in (
-        (features, "features should come from a trunk"),
-        (None, "features should be the trunk's"),
-    ):
+    assert trainable_leaves(features) == []
+    for output, named in ((features, "features should come from a trunk"), (None, "features should be the trunk's")):
         with pytest.raises(ValueError, match=named):
             make_method(name, K, **options).backward(losses, output)
 
@@ -628,8 +610,7 @@ def test_bad_options_are_named(name, options, named):
 
 
 @pytest.mark.parametrize(
-    ("name", "package"),
-    [("cagrad", "cvxpy"), ("nash_mtl", "ecos"), ("dualproj", "quadprog"), ("upgrad", "quadprog")],
+    ("name", "package"), [("cagrad", "cvxpy"), ("nash_mtl", "ecos"), ("dualproj", "quadprog"), ("upgrad", "quadprog")]
 )
 def test_missing_solver_is_named_with_what_to_install(name, package, monkeypatch):
     monkeypatch.setattr("torchjd._mixins.find_spec", lambda name: None if name == package else object())
@@ -687,9 +668,7 @@ def test_other_spec_is_refused(spec):
 
 
 def test_spec_makes_its_method():
-    name, options = parse_method(
-        "deepchest(floor=0.25, normalize=True)+nash_mtl(update_every=5, level='features')"
-    )
+    name, options = parse_method("deepchest(floor=0.25, normalize=True)+nash_mtl(update_every=5, level='features')")
     method = make_method(name, K, **options)
     assert (method.outer.floor, method.outer.normalize, method.inner.level) == (0.25, True, "features")
 

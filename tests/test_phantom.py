@@ -14,15 +14,15 @@ from scipy.ndimage import binary_dilation
 from scipy.stats import multivariate_normal
 from sklearn.metrics import roc_auc_score
 
-from deepchest_utils.findings import (
+from deepchest_utils.datasets.findings import (
     FINDINGS,
     NIH_COOCCURRENCE,
     NIH_IMAGES,
     NIH_PREVALENCE,
     NIH_WITHOUT_FINDING,
 )
-from deepchest_utils.phantom import make_phantom, population, sample_population
-from deepchest_utils.phantom.signs import SIGNS
+from deepchest_utils.datasets.phantom import make_phantom, population, sample_population
+from deepchest_utils.datasets.phantom.signs import SIGNS
 
 PREVALENCE = np.array([NIH_PREVALENCE[name] for name in FINDINGS])
 
@@ -74,7 +74,7 @@ def test_other_process_same_bytes():
     """With one thread instead of all: the bytes depend on neither."""
     phantom = make_phantom(40, seed=3)
     code = (
-        "import hashlib; from deepchest_utils.phantom import make_phantom; p = make_phantom(40, seed=3);"
+        "import hashlib; from deepchest_utils.datasets.phantom import make_phantom; p = make_phantom(40, seed=3);"
         "print(*(hashlib.sha256(a.tobytes()).hexdigest() for a in (p.labels, p.render(64), p.masks(64))))"
     )
     output = subprocess.run(
@@ -229,9 +229,7 @@ def test_brightness_is_no_shortcut(many):
 
 # --- signs and masks
 
-EMPTY = {
-    "Effusion": 0.02
-}  # share of masks that may be empty at 64 px: a trace of fluid is thinner than a pixel
+EMPTY = {"Effusion": 0.02}  # share of masks that may be empty at 64 px: a trace of fluid is thinner than a pixel
 
 
 @pytest.mark.parametrize("name", FINDINGS)
@@ -289,9 +287,7 @@ def test_brighter_or_darker(many, name, sign):
     assert sign * change[many.masks(64, rows)[:, k]].mean() > 3
 
 
-@pytest.mark.parametrize(
-    "name", ["Nodule", "Mass", "Pneumothorax", "Effusion", "Consolidation", "Atelectasis"]
-)
+@pytest.mark.parametrize("name", ["Nodule", "Mass", "Pneumothorax", "Effusion", "Consolidation", "Atelectasis"])
 def test_both_sides(many, name):
     """One-sided findings are on one side, each about as often, and on the same one in all images of a
     patient."""

@@ -8,7 +8,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from deepchest_utils import FINDINGS, METHODS
-from deepchest_utils.labels import (
+from deepchest_utils.notebook.figures import interval_plot, label_ends, pretty, save_figure, show_radiograph, use_style
+from deepchest_utils.paths import figure_folder
+from deepchest_utils.results.labels import (
     FAMILY_STYLE,
     METHOD_LABELS,
     SIGNAL_STYLE,
@@ -16,15 +18,6 @@ from deepchest_utils.labels import (
     method_family,
     method_label,
     method_order,
-)
-from deepchest_utils.plotting import (
-    figure_folder,
-    interval_plot,
-    label_ends,
-    pretty,
-    save_figure,
-    show_radiograph,
-    use_style,
 )
 from deepchest_utils.weighting import SIGNALS
 
@@ -80,14 +73,14 @@ def test_figure_names_no_day_and_no_program(tmp_path):
 )
 def test_only_full_runs_on_the_phantom_write_committed_figures(dataset, smoke, parts, monkeypatch, tmp_path):
     monkeypatch.delenv("DEEPCHEST_FIGURES", raising=False)
-    monkeypatch.setattr("deepchest_utils.places.PROJECT", tmp_path)
+    monkeypatch.setattr("deepchest_utils.paths.PROJECT", tmp_path)
     assert figure_folder(dataset, smoke) == tmp_path.joinpath(*parts)
     monkeypatch.setenv("DEEPCHEST_FIGURES", str(tmp_path / "elsewhere"))
     assert figure_folder(dataset, smoke) == tmp_path / "elsewhere"
 
 
 def test_default_folder_is_that_of_the_committed_figures(monkeypatch, tmp_path):
-    monkeypatch.setattr("deepchest_utils.plotting.PROJECT", tmp_path)
+    monkeypatch.setattr("deepchest_utils.notebook.figures.PROJECT", tmp_path)
     assert save_figure(draw(), "01_test")[0] == tmp_path / "figures" / "01_test.svg"
 
 
@@ -129,24 +122,8 @@ def test_label_of_a_method_with_options():
 
 
 def test_order_of_methods_is_the_table_s_with_compositions_last():
-    given = [
-        "deepchest+pcgrad",
-        "upgrad",
-        "dwa",
-        "equal",
-        "deepchest(floor=0.5)",
-        "deepchest",
-        "deepchest+cagrad",
-    ]
-    wanted = [
-        "equal",
-        "deepchest",
-        "deepchest(floor=0.5)",
-        "dwa",
-        "upgrad",
-        "deepchest+pcgrad",
-        "deepchest+cagrad",
-    ]
+    given = ["deepchest+pcgrad", "upgrad", "dwa", "equal", "deepchest(floor=0.5)", "deepchest", "deepchest+cagrad"]
+    wanted = ["equal", "deepchest", "deepchest(floor=0.5)", "dwa", "upgrad", "deepchest+pcgrad", "deepchest+cagrad"]
     assert method_order(given) == wanted
 
 

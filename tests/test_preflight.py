@@ -7,7 +7,7 @@ from collections import namedtuple
 import pytest
 
 from deepchest_utils import preflight
-from deepchest_utils.datasets.cache import PROJECT
+from deepchest_utils.paths import PROJECT
 
 Version = namedtuple("Version", "major minor micro")
 FILE = preflight.__file__
@@ -33,9 +33,7 @@ def test_a_python_without_venv_is_named(monkeypatch, tmp_path):
 @pytest.mark.parametrize(("cpu_only", "enough"), [(True, 3.0), (False, 7.5)])
 def test_a_small_disk_is_named(monkeypatch, tmp_path, cpu_only, enough):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(
-        preflight.shutil, "disk_usage", lambda folder: usage(9e12, 9e12, int(1e9 * enough) - 1)
-    )
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda folder: usage(9e12, 9e12, int(1e9 * enough) - 1))
     (line,) = preflight.before(str(tmp_path), cpu_only)
     assert str(tmp_path) in line
     assert ("TORCH_INDEX" in line) != cpu_only  # the smaller one, where it would help
@@ -50,14 +48,8 @@ def test_a_small_disk_is_named(monkeypatch, tmp_path, cpu_only, enough):
         ("error: command 'x86_64-linux-gnu-gcc' failed: No such file or directory", "C compiler"),
         ("error: command '/usr/bin/cc' failed with exit code 1", "C compiler"),
         ("unable to execute 'clang': No such file or directory", "C compiler"),
-        (
-            "x.c:1:10: fatal error: Python.h: No such file or directory\nerror: command 'gcc' failed",
-            "headers",
-        ),
-        (
-            "[Errno -3] Temporary failure in name resolution\nNo matching distribution found for torch",
-            "network",
-        ),
+        ("x.c:1:10: fatal error: Python.h: No such file or directory\nerror: command 'gcc' failed", "headers"),
+        ("[Errno -3] Temporary failure in name resolution\nNo matching distribution found for torch", "network"),
         ("ERROR: No matching distribution found for torch>=2.11", "no release of torch>=2.11"),
         ("a line\n\n  ERROR: something new  \n", "ERROR: something new"),
         ("", "it said nothing"),
@@ -102,11 +94,7 @@ def test_the_device_is_said(monkeypatch):
 def test_make_installs_torch_from_the_index_that_is_named():
     def said(*more: str) -> str:
         return subprocess.run(
-            ["make", "-n", "-B", ".venv/.installed", *more],
-            cwd=PROJECT,
-            capture_output=True,
-            text=True,
-            check=True,
+            ["make", "-n", "-B", ".venv/.installed", *more], cwd=PROJECT, capture_output=True, text=True, check=True
         ).stdout
 
     assert "install $quiet torch torchvision --index-url https://index.invalid/cpu &&" in said(

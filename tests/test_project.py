@@ -16,7 +16,7 @@ from PIL import Image
 from deepchest_utils import METHODS, DeepChest, load_dataset
 from deepchest_utils.__main__ import main
 from deepchest_utils.datasets import DataWarning
-from deepchest_utils.notebooks import find_notebooks, notebook_parameters, results
+from deepchest_utils.notebook.runner import find_notebooks, notebook_parameters, results
 from deepchest_utils.parser import build_parser
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,9 +37,7 @@ def test_every_dependency_of_the_card_is_declared():
 
 def test_each_dependency_has_its_reason_beside_its_bound():
     text = (ROOT / "pyproject.toml").read_text()
-    lists = re.findall(
-        r"^(?:dependencies|dev|solvers|cluster) = \[\n(.*?)^\]", text, re.MULTILINE | re.DOTALL
-    )
+    lists = re.findall(r"^(?:dependencies|dev|solvers|cluster) = \[\n(.*?)^\]", text, re.MULTILINE | re.DOTALL)
     lines = [line for block in lists for line in block.splitlines()]
     assert len(lists) == 2 + len(set(PROJECT["optional-dependencies"]) - {"dev"})
     for line in lines:
@@ -100,9 +98,7 @@ def test_readme_links_and_pictures_exist():
 
 def commands() -> list[list[str]]:
     blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-    return [
-        shlex.split(line, comments=True) for block in blocks for line in block.splitlines() if line.strip()
-    ]
+    return [shlex.split(line, comments=True) for block in blocks for line in block.splitlines() if line.strip()]
 
 
 @pytest.mark.parametrize("words", [c for c in commands() if "deepchest_utils" in c], ids=" ".join)
@@ -115,20 +111,10 @@ def test_readme_commands_parse(words):
 
 SMALL = [word for split in ("train", "val", "test") for word in ("--data-options", f"num_{split}", "96")]
 SMALL += ["--image-size", "32", "--epochs", "1", "--device", "cpu"]
-SHORTER = {
-    "train": SMALL,
-    "sweep": [*SMALL, "--jobs", "1"],
-    "localize": [*SMALL, "--per-finding", "2"],
-}
+SHORTER = {"train": SMALL, "sweep": [*SMALL, "--jobs", "1"], "localize": [*SMALL, "--per-finding", "2"]}
 # in tests of their own, smaller or with what they need
 ELSEWHERE = ("notebooks", "bench", "torchrun", "dask")
-MADE = (
-    "runs/deepchest-0/checkpoint.pt",
-    "runs/mine.csv",
-    "runs/pair_summary.csv",
-    "runs/report.png",
-    "map.png",
-)
+MADE = ("runs/deepchest-0/checkpoint.pt", "runs/mine.csv", "runs/pair_summary.csv", "runs/report.png", "map.png")
 
 
 @pytest.mark.filterwarnings("ignore::deepchest_utils.datasets.base.DataWarning")  # images this few
@@ -219,8 +205,7 @@ def test_readme_method_in_one_file_trains(monkeypatch, capsys):
     (code,) = [b for b in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "METHODS[" in b]
     assert len(code.splitlines()) <= 30
     small = code.replace("epochs=5", "epochs=2").replace(
-        'load_dataset("phantom", seed=0)',
-        'load_dataset("phantom", seed=0, num_train=256, num_val=64, num_test=64)',
+        'load_dataset("phantom", seed=0)', 'load_dataset("phantom", seed=0, num_train=256, num_val=64, num_test=64)'
     )
     assert small.count("num_train") == small.count("epochs=2") == 1
     names: dict = {}
@@ -236,9 +221,7 @@ def test_readme_method_in_one_file_trains(monkeypatch, capsys):
 
 def test_readme_counts_the_methods():
     """Rules that weight losses, variants and controls, and gradient balancing: each method is one of them."""
-    rules, variants = map(
-        int, re.search(r"task's gradient needed \| (\d+), and (\d+) variants", README).groups()
-    )
+    rules, variants = map(int, re.search(r"task's gradient needed \| (\d+), and (\d+) variants", README).groups())
     balancing = int(re.search(r"^\| gradient balancing \| (\d+),", README, re.MULTILINE).group(1))
     listed = re.search(r"^\| gradient balancing \| (`.*)\|$", README, re.MULTILINE).group(1)
     assert balancing == listed.count(",") + 1
@@ -247,9 +230,7 @@ def test_readme_counts_the_methods():
 
 def test_readme_lesson_names_sections_that_exist():
     table = README.split("## A lesson of 90 minutes")[1].split("\n## ")[0]
-    rows = re.findall(
-        r"^\| (\d+)–(\d+) \| (?:\[)?(\d\d)(?:\]\(\S+\))? ([\d, ]+) \| (.*?) \|", table, re.MULTILINE
-    )
+    rows = re.findall(r"^\| (\d+)–(\d+) \| (?:\[)?(\d\d)(?:\]\(\S+\))? ([\d, ]+) \| (.*?) \|", table, re.MULTILINE)
     assert [int(start) for start, *_ in rows] == [0, *(int(end) for _, end, *_ in rows[:-1])]
     assert rows[-1][1] == "90"
     for *_, name, sections, live in rows:
@@ -262,8 +243,7 @@ def test_readme_lesson_names_sections_that_exist():
 
 
 @pytest.mark.parametrize(
-    "message",
-    ["device should be auto, cpu, cuda or cuda:N", "has no parameter", "is at work in", "install.log"],
+    "message", ["device should be auto, cpu, cuda or cuda:N", "has no parameter", "is at work in", "install.log"]
 )
 def test_readme_quotes_messages_that_exist(message):
     table = README.split("## When something goes wrong")[1].split("\n## ")[0]

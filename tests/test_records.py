@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from deepchest_utils import records
-from deepchest_utils.records import (
+from deepchest_utils.results import store as records
+from deepchest_utils.results.store import (
     COLUMNS,
     PACKAGES,
     environment_report,

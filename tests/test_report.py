@@ -13,10 +13,19 @@ from scipy import stats
 
 from deepchest_utils import TrainConfig, train
 from deepchest_utils.__main__ import main
-from deepchest_utils.records import COLUMNS
-from deepchest_utils.report import collect_runs, describe, draw_summary, report, summarise
-from deepchest_utils.report.groups import OWN_DATA, describe_run, differing_settings, name_groups
-from deepchest_utils.sweep import make_cells, run_sweep
+from deepchest_utils.results.report import (
+    OWN_DATA,
+    collect_runs,
+    describe_run,
+    differing_settings,
+    draw_summary,
+    format_summary,
+    name_groups,
+    report,
+    summarise,
+)
+from deepchest_utils.results.store import COLUMNS
+from deepchest_utils.sweep import make_trials, run_sweep
 from deepchest_utils.weighting.spec import format_method, parse_method
 
 pytestmark = [
@@ -33,9 +42,7 @@ def trained(tmp_path_factory):
     root = tmp_path_factory.mktemp("trained")
     for seed in (0, 1):
         for method in ("equal", "rlw"):
-            train(
-                TrainConfig(**TINY, method=method, seed=seed, run_dir=str(root / "one" / f"{method}-{seed}"))
-            )
+            train(TrainConfig(**TINY, method=method, seed=seed, run_dir=str(root / "one" / f"{method}-{seed}")))
     for method, seed in (("equal", 5), ("rlw", 5), ("equal", 6)):
         folder = str(root / "own" / "deep" / str(seed) / method)
         train(TrainConfig(**TINY, method=method, seed=seed, data_seed=seed, run_dir=folder))
@@ -75,8 +82,7 @@ def test_means_intervals_and_differences_are_those_of_the_runs(trained):
     found = lines(trained)
     assert set(found) == {(ONE, "equal"), (ONE, "rlw"), (OWN, "equal"), (OWN, "rlw")}
     equal, own = (
-        np.array([score(trained / "one" / f"{method}-{seed}") for seed in (0, 1)])
-        for method in ("equal", "rlw")
+        np.array([score(trained / "one" / f"{method}-{seed}") for seed in (0, 1)]) for method in ("equal", "rlw")
     )
     row = found[ONE, "rlw"]
     assert (row.seeds, row.pairs) == (2, 2)
@@ -118,9 +124,7 @@ def test_the_long_table_has_every_row_of_every_run(trained):
     for folder in folders:
         parts = [pd.read_csv(folder / f"{name}.csv") for name in ("history", "test")]
         mine = found.rows[found.rows.run == str(folder)]
-        pd.testing.assert_frame_equal(
-            mine[COLUMNS].reset_index(drop=True), pd.concat(parts, ignore_index=True)
-        )
+        pd.testing.assert_frame_equal(mine[COLUMNS].reset_index(drop=True), pd.concat(parts, ignore_index=True))
     assert found.remarks == []
 
 
@@ -135,7 +139,7 @@ def test_another_setting_is_another_group_and_a_column(runs):
     assert (alone.seeds, alone.pairs) == (1, 0)  # Equal did not run at this rate
     rows = report(runs).rows
     assert set(rows[rows.run == str(runs / "one" / "rlw-1")].lr) == {1e-3}
-    shown = describe(report(runs).summary)
+    shown = format_summary(report(runs).summary)
     assert "phantom, 32 px, lr 0.001, data seed 0 (no Equal with these settings)\n" in shown
 
 
@@ -180,12 +184,7 @@ def test_options_and_architectures_are_methods_of_their_own(runs):
     change(runs / "one" / "rlw-0" / "config.json", method_options={"floor": 0.25})
     change(runs / "one" / "equal-1" / "config.json", architecture="single_task")
     found = lines(runs / "one")
-    assert {method for _, method in found} == {
-        "equal",
-        "rlw",
-        "rlw(floor=0.25)",
-        "equal@single_task",
-    }
+    assert {method for _, method in found} == {"equal", "rlw", "rlw(floor=0.25)", "equal@single_task"}
     assert {row.pairs for _, row in found.items()} == {0, 1}
 
 
@@ -295,9 +294,7 @@ def test_a_damaged_checkpoint_of_an_unfinished_run(runs):
     (folder / "test.csv").unlink()
     (folder / "checkpoint.pt").write_bytes(b"half")
     (said,) = report(runs).remarks
-    assert said.startswith(
-        f"damaged: {folder}: FileError: {folder / 'checkpoint.pt'}: not a readable checkpoint"
-    )
+    assert said.startswith(f"damaged: {folder}: FileError: {folder / 'checkpoint.pt'}: not a readable checkpoint")
 
 
 def test_a_folder_without_runs_is_one_line_and_exit_2(tmp_path, runs, capsys):
@@ -334,13 +331,13 @@ def test_commits_are_told_apart(runs):
 @pytest.fixture
 def in_tmp(tmp_path, monkeypatch):
     """Where a sweep writes; one thread, as cores may be shared."""
-    monkeypatch.setattr("deepchest_utils.sweep.run.PROJECT", tmp_path / "project")
+    monkeypatch.setattr("deepchest_utils.sweep.PROJECT", tmp_path / "project")
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
 
 
 def test_sweeps_count_with_the_runs_of_train(runs, in_tmp):
     methods = ["equal", "deepchest(floor=0.25)", "deepchest(floor=2.0)"]
-    cells = make_cells(TrainConfig(**TINY), {"method": methods, "seed": [0]})
+    cells = make_trials(TrainConfig(**TINY), {"method": methods, "seed": [0]})
     tables = run_sweep(cells, runs / "mine.csv", jobs=1)
     cell = tables.cells.set_index("method").cell
     found = report(runs)
@@ -349,9 +346,7 @@ def test_sweeps_count_with_the_runs_of_train(runs, in_tmp):
     # equal, seed 0, on the same data with the same settings: the same run, as far as the sweep's digits go
     assert repeated == f"repeated: {runs / 'one' / 'equal-0'}: counted once"
     row = lines(runs)[ONE, "deepchest(floor=0.25)"]
-    value = (
-        tables.rows.query("task == 'macro' and metric == 'auroc' and split == 'test'").set_index("cell").value
-    )
+    value = tables.rows.query("task == 'macro' and metric == 'auroc' and split == 'test'").set_index("cell").value
     assert row.auroc == pytest.approx(value[cell["deepchest(floor=0.25)"]])
     assert row.pairs == 1
     assert f"{runs / 'mine.csv'}:{cell['equal']}" in set(found.runs.run)
@@ -360,7 +355,7 @@ def test_sweeps_count_with_the_runs_of_train(runs, in_tmp):
 
 def test_sweeps_that_were_to_tune_and_other_tables_of_cells(runs, in_tmp):
     before = report(runs).summary
-    cells = make_cells(TrainConfig(**TINY), {"method": ["equal"], "seed": [9]}, tune=True)
+    cells = make_trials(TrainConfig(**TINY), {"method": ["equal"], "seed": [9]}, tune=True)
     run_sweep(cells, runs / "tuning.csv", jobs=1)
     for name in ("maps.csv", "maps_cells.csv"):  # as localize leaves them
         (runs / name).write_text("cell,method,seed\na1,equal,0\n")
@@ -380,7 +375,7 @@ def test_one_command_from_runs_to_table_and_picture(runs, capsys):
     shown = capsys.readouterr().out
     assert shown.startswith(f"7 tested runs below {runs}, means over seeds [95%]")
     found = report(runs)
-    assert describe(found.summary) in shown
+    assert format_summary(found.summary) in shown
     assert f"table in {runs / 'report.csv'}, picture in {runs / 'report.png'}" in shown
     for row in found.summary.itertuples():
         assert f"{row.auroc:.4f}" in shown

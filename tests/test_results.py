@@ -7,10 +7,11 @@ import pandas as pd
 import pytest
 
 from deepchest_utils import TrainConfig
-from deepchest_utils.datasets.cache import PROJECT
-from deepchest_utils.datasets.phantom import phantom_of
-from deepchest_utils.sweep import Tables, best_lr, compare_methods
-from deepchest_utils.sweep.compare import ITSELF
+from deepchest_utils.datasets.phantom.load import phantom_of
+from deepchest_utils.paths import PROJECT
+from deepchest_utils.results.statistics import ITSELF, compare_methods
+from deepchest_utils.results.store import Tables
+from deepchest_utils.sweep import best_lr
 from deepchest_utils.weighting import check_names
 from deepchest_utils.weighting.spec import parse_method
 
@@ -58,9 +59,7 @@ def test_enough_methods_have_five_seeds(name, methods, studies):
 
 
 def test_every_finding_of_the_phantom_has_fifty_positives_in_the_test_split(studies):
-    (options,) = {
-        json.dumps(json.loads(s)["data_options"], sort_keys=True) for s in studies["phantom"].cells.settings
-    }
+    (options,) = {json.dumps(json.loads(s)["data_options"], sort_keys=True) for s in studies["phantom"].cells.settings}
     assert phantom_of(0, "test", json.loads(options)["num_test"]).labels.sum(0).min() >= 50
 
 
@@ -74,9 +73,7 @@ def test_the_judged_have_the_same_seeds_and_data_that_nothing_was_chosen_on(name
     assert cells.data.nunique() == 1
     looked_at = [pd.read_csv(path, dtype=str).data for path in RESULTS.glob("candidates_*_cells.csv")]
     assert len(looked_at) == 2
-    looked_at += [
-        tables.cells.data for study, tables in studies.items() if study in STUDIES and study != "nih_sample"
-    ]
+    looked_at += [tables.cells.data for study, tables in studies.items() if study in STUDIES and study != "nih_sample"]
     assert name == "judge_nih" or not set(cells.data) & set(pd.concat(looked_at))
 
 
@@ -94,10 +91,7 @@ def test_another_rate_is_all_that_differs(name, studies):
 
 @pytest.mark.parametrize(
     ("name", "tuning"),
-    [
-        *((name, f"{name}_tuning") for name in ("phantom", "nih_sample")),
-        *((name, "rule_tuning") for name in JUDGED),
-    ],
+    [*((name, f"{name}_tuning") for name in ("phantom", "nih_sample")), *((name, "rule_tuning") for name in JUDGED)],
 )
 def test_learning_rates_are_those_that_validation_chose(name, tuning, studies):
     chosen = best_lr(RESULTS / f"{tuning}.csv")
@@ -128,7 +122,7 @@ def test_summary_is_made_of_the_tables(name, studies):
 @pytest.mark.parametrize("name", ["phantom", "nih_sample"])
 def test_localization_is_of_the_same_pairs_in_every_run(name):
     from deepchest_utils.explain import SCORES
-    from deepchest_utils.explain.study import read_localization
+    from deepchest_utils.studies.localization import read_localization
 
     table = read_localization(RESULTS / f"localization_{name}.csv")
     runs = [part[["image", "finding", "patient"]].reset_index(drop=True) for _, part in table.groupby("cell")]

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepchest_utils.datasets import ChestXrays, DataError, DataWarning, Splits
-from deepchest_utils.datasets.splits import FRACTIONS, image_split, limit_images, patient_split
+from deepchest_utils.datasets.base import FRACTIONS, image_split, limit_images, patient_split
 
 
 @st.composite
@@ -17,9 +17,7 @@ def tables(draw):
     n, k = draw(st.integers(4, 80)), draw(st.integers(0, 6))
     num_patients = draw(st.integers(4, n))
     weights = rng.dirichlet(np.full(num_patients, draw(st.sampled_from([0.1, 1.0, 100.0]))))
-    patients = np.concatenate(
-        [np.arange(num_patients), rng.choice(num_patients, n - num_patients, p=weights)]
-    )
+    patients = np.concatenate([np.arange(num_patients), rng.choice(num_patients, n - num_patients, p=weights)])
     numbers = rng.choice([-5, 0, 7, 10**12], 1) + rng.permutation(num_patients) * 3
     labels = (rng.random((n, k)) < rng.choice([0, 0.02, 0.3, 1], k)).astype(np.float32)
     labels[rng.random((n, k)) < draw(st.sampled_from([0.0, 0.3]))] = np.nan

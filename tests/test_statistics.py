@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from deepchest_utils.statistics import (
+from deepchest_utils.results.statistics import (
     bootstrap_metric,
     compare_runs,
     delta_m,
@@ -155,9 +155,7 @@ def test_interval_over_patients_covers_the_truth_and_one_over_images_does_not():
 
 def test_network_against_itself_differs_by_exactly_nothing():
     labels, scores, patients = simulate(np.random.default_rng(0), patients=30)
-    table = compare_runs(
-        labels, scores, scores.copy(), patients, "abc", np.random.default_rng(0), replicates=50
-    )
+    table = compare_runs(labels, scores, scores.copy(), patients, "abc", np.random.default_rng(0), replicates=50)
     assert (table[["difference", "difference_low", "difference_high"]] == 0).all(axis=None)
 
 
@@ -182,9 +180,7 @@ def test_comparison_table():
         assert (table[f"{p}_low"] < table[p]).all()
         assert (table[p] < table[f"{p}_high"]).all()
     # paired: what both networks share cancels, so the difference is known better than either of them
-    assert (
-        table.difference_high - table.difference_low < 0.6 * (table.baseline_high - table.baseline_low)
-    ).all()
+    assert (table.difference_high - table.difference_low < 0.6 * (table.baseline_high - table.baseline_low)).all()
     assert (table.difference_low > 0).all()
 
 
@@ -264,9 +260,7 @@ def test_without_replicates_it_is_the_paired_t_interval(level):
 def test_two_variances_add_and_the_degrees_of_freedom_are_satterthwaites(count):
     values, replicates = SEEDS[:count], np.random.default_rng(0).normal(0.01, 0.006, 400)
     seeds, patients = np.var(values, ddof=1) / count, np.var(replicates, ddof=1)
-    t = stats.t(
-        (seeds + patients) ** 2 / (seeds**2 / (count - 1))
-    )  # the patients' share has no limit of its own
+    t = stats.t((seeds + patients) ** 2 / (seeds**2 / (count - 1)))  # the patients' share has no limit of its own
     error = math.sqrt(seeds + patients)
     found = mean_interval(values, replicates)
     mean = values.mean()
@@ -384,9 +378,7 @@ def test_friedman_sees_ranks_alone():
 
 @pytest.mark.parametrize("methods", range(3, 11))
 def test_critical_difference_has_the_quantiles_of_demsars_table(methods):
-    q = [2.343, 2.569, 2.728, 2.850, 2.949, 3.031, 3.102, 3.164][
-        methods - 3
-    ]  # cut or rounded to 3 digits there
+    q = [2.343, 2.569, 2.728, 2.850, 2.949, 3.031, 3.102, 3.164][methods - 3]  # cut or rounded to 3 digits there
     critical = friedman(np.random.default_rng(0).random((14, methods)))[2]
     assert critical / math.sqrt(methods * (methods + 1) / (6 * 14)) == pytest.approx(q, abs=1e-3)
 

@@ -20,9 +20,8 @@ import torch
 from deepchest_utils import TrainConfig, train
 from deepchest_utils.__main__ import main
 from deepchest_utils.files import FileError
-from deepchest_utils.training.checkpoint import DAMAGED, NAME, PREVIOUS
-from deepchest_utils.training.loop import Loop
-from deepchest_utils.training.stopping import Stopped, StopRequest
+from deepchest_utils.results.store import DAMAGED, NAME, PREVIOUS
+from deepchest_utils.training.loop import GracefulShutdown, Loop, TrainingInterrupted
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::deepchest_utils.datasets.base.DataWarning"),
@@ -72,7 +71,7 @@ def test_stopped_run_finishes_the_step_and_goes_on_byte_for_byte(whole, tmp_path
         signal_in_step(step, sent, patch)
         where = rf"after {step // 6} epochs" + (rf" and {step % 6} of 6 steps" if step % 6 else "")
         with pytest.raises(
-            Stopped, match=f"stopped {where}; the same command goes on from {tmp_path}"
+            TrainingInterrupted, match=f"stopped {where}; the same command goes on from {tmp_path}"
         ) as error:
             train(config(tmp_path))
     assert error.value.signal == sent
@@ -97,7 +96,7 @@ def test_what_a_method_has_gathered_of_the_epoch_is_not_lost(tmp_path, given):
     train(config(tmp_path / "whole", **given))
     with pytest.MonkeyPatch.context() as patch:
         signal_in_step(1, signal.SIGTERM, patch)
-        with pytest.raises(Stopped):
+        with pytest.raises(TrainingInterrupted):
             train(config(tmp_path / "stopped", **given))
     train(config(tmp_path / "stopped", **given))
     assert_same_bytes(tmp_path / "whole", tmp_path / "stopped")
@@ -107,21 +106,21 @@ def test_second_signal_stops_at_once(tmp_path, monkeypatch):
     signal_in_step(3, signal.SIGINT, monkeypatch, times=2)
     with pytest.raises(KeyboardInterrupt) as error:
         train(config(tmp_path))
-    assert not isinstance(error.value, Stopped)
+    assert not isinstance(error.value, TrainingInterrupted)
 
 
 def test_without_a_folder_the_first_signal_stops_at_once(monkeypatch):
     signal_in_step(3, signal.SIGINT, monkeypatch)
     with pytest.raises(KeyboardInterrupt) as error:
         train(TrainConfig(image_size=32, epochs=1, device="cpu", data_options=SIZES, batch_size=16))
-    assert not isinstance(error.value, Stopped)
+    assert not isinstance(error.value, TrainingInterrupted)
 
 
 def test_another_thread_trains_and_leaves_signals_alone():
     found = []
 
     def look():
-        with StopRequest() as stop:
+        with GracefulShutdown() as stop:
             found.append((stop.signal, signal.getsignal(signal.SIGINT)))
 
     thread = threading.Thread(target=look)
@@ -131,19 +130,7 @@ def test_another_thread_trains_and_leaves_signals_alone():
 
 
 def shell(run_dir: Path, *more: object) -> list[str]:
-    given = [
-        "--image-size",
-        32,
-        "--epochs",
-        3,
-        "--batch-size",
-        16,
-        "--device",
-        "cpu",
-        "--run-dir",
-        run_dir,
-        *more,
-    ]
+    given = ["--image-size", 32, "--epochs", 3, "--batch-size", 16, "--device", "cpu", "--run-dir", run_dir, *more]
     sizes = [word for name, number in SIZES.items() for word in ("--data-options", name, number)]
     return [sys.executable, "-m", "deepchest_utils", "train", *map(str, [*given, *sizes])]
 
@@ -158,8 +145,7 @@ def test_command_says_how_to_go_on(whole, tmp_path, monkeypatch, capsys):
     arguments = shell(tmp_path)[3:]
     assert main(arguments) == 128 + signal.SIGTERM
     assert (
-        f"stopped after 1 epochs and 2 of 6 steps; the same command goes on from {tmp_path}"
-        in capsys.readouterr().err
+        f"stopped after 1 epochs and 2 of 6 steps; the same command goes on from {tmp_path}" in capsys.readouterr().err
     )
     assert main(arguments) == 0
     assert_same_bytes(whole, tmp_path)
@@ -184,7 +170,7 @@ def two_checkpoints(tmp_path):
     """A run that was stopped after its second epoch: its last checkpoint, and the one before."""
     with pytest.MonkeyPatch.context() as patch:
         signal_in_step(12, signal.SIGTERM, patch)
-        with pytest.raises(Stopped):
+        with pytest.raises(TrainingInterrupted):
             train(config(tmp_path))
     assert (tmp_path / PREVIOUS).exists()
     return tmp_path
@@ -330,8 +316,7 @@ def test_sweep_survives_being_killed_at_any_moment(tmp_path, tally):
     assert process.returncode == 0, error
     key = ["cell", "epoch", "split", "task", "metric"]
     tables = [
-        pd.read_csv(folder / "out.csv").sort_values(key, ignore_index=True)
-        for folder in (tmp_path / "whole", out)
+        pd.read_csv(folder / "out.csv").sort_values(key, ignore_index=True) for folder in (tmp_path / "whole", out)
     ]
     pd.testing.assert_frame_equal(*tables)
     arrays = [np.load(folder / "out_replicates.npz") for folder in (tmp_path / "whole", out)]

@@ -14,12 +14,11 @@ import pandas as pd
 import pytest
 
 from deepchest_utils import TrainConfig, load_dataset, train
+from deepchest_utils import sweep as run_module
 from deepchest_utils.datasets import DataWarning
-from deepchest_utils.records import COLUMNS, PACKAGES, environment_report
-from deepchest_utils.statistics import bootstrap_metric
-from deepchest_utils.sweep import Tables, make_cells, run_sweep
-from deepchest_utils.sweep import run as run_module
-from deepchest_utils.sweep.cells import PATIENTS_SEED, Outcome
+from deepchest_utils.results.statistics import bootstrap_metric
+from deepchest_utils.results.store import COLUMNS, PACKAGES, Tables, environment_report
+from deepchest_utils.sweep import PATIENTS_SEED, TrialResult, make_trials, run_sweep
 from deepchest_utils.training.loop import Loop
 
 # images this few have too few positives of the rare findings: that is what the warning says
@@ -33,8 +32,8 @@ BASE = TrainConfig(image_size=32, epochs=2, device="cpu", data_options=SIZES)
 AUROC = "deepchest(signal='auroc')"
 UNEQUAL = f"static(values={[1.0, 2.0] * 7})"  # weights that differ, and do not move
 REFUSED = "deepchest(floor=2.0)"  # above the cap: the method says so when it is made
-CELLS = make_cells(BASE, {"method": ["equal", AUROC], "seed": [0, 1]})
-STATIC, FAILING = make_cells(BASE, {"method": [UNEQUAL, REFUSED]})
+CELLS = make_trials(BASE, {"method": ["equal", AUROC], "seed": [0, 1]})
+STATIC, FAILING = make_trials(BASE, {"method": [UNEQUAL, REFUSED]})
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +99,7 @@ def known(tables: Tables, calls: list | None = None):
         if calls is not None:
             calls.append((cell.id, threads))
         record = {"cell": cell.id, **records.loc[cell.id].to_dict()}
-        return Outcome(cell, record, rows[rows.cell == cell.id], replicates.get(cell.id, np.empty(0)))
+        return TrialResult(cell, record, rows[rows.cell == cell.id], replicates.get(cell.id, np.empty(0)))
 
     return run_cell
 
@@ -178,7 +177,7 @@ def test_second_call_runs_nothing_and_writes_nothing(copied, monkeypatch):
     files = sorted(copied["out"].parent.glob("out*"))
     assert len(files) == 3
     before = [(path.read_bytes(), path.stat().st_mtime_ns) for path in files]
-    monkeypatch.setattr("deepchest_utils.sweep.workers.run_cell", never)
+    monkeypatch.setattr("deepchest_utils.sweep.run_trial", never)
     tables = run_sweep([*CELLS, STATIC], **copied)
     assert [(path.read_bytes(), path.stat().st_mtime_ns) for path in files] == before
     assert tables.finished() == {cell.id for cell in [*CELLS, STATIC]}
@@ -192,7 +191,7 @@ def test_one_cell_from_scratch_elsewhere_is_the_same_byte_for_byte(sweep, tmp_pa
 
 def test_failed_cell_is_tried_again_and_its_row_replaced(sweep, tmp_path, monkeypatch):
     given = {"out": tmp_path / "out.csv", "jobs": 1, "folder": tmp_path / "runs"}
-    monkeypatch.setattr("deepchest_utils.sweep.workers.run_cell", known(sweep[0]))
+    monkeypatch.setattr("deepchest_utils.sweep.run_trial", known(sweep[0]))
     run_sweep([CELLS[0], FAILING, CELLS[1]], **given)
     assert_cells_are_whole(given["out"], sweep, CELLS[:2])  # the rest went on
     monkeypatch.undo()
@@ -200,7 +199,7 @@ def test_failed_cell_is_tried_again_and_its_row_replaced(sweep, tmp_path, monkey
     def broken(config, data):
         raise FloatingPointError("the loss is nan")
 
-    monkeypatch.setattr("deepchest_utils.sweep.cells.train", broken)
+    monkeypatch.setattr("deepchest_utils.sweep.train", broken)
     tables = run_sweep([CELLS[0], FAILING, CELLS[2]], **given)
     errors = tables.cells.set_index("cell").error
     assert errors[FAILING.id] == errors[CELLS[2].id] == "FloatingPointError: the loss is nan"
@@ -239,7 +238,7 @@ def test_sweep_stopped_between_its_tables_has_no_half_cell(sweep, tmp_path, monk
     """The row in the table of cells comes last: without it, the cell runs again, and its rows are not doubled."""
     given = {"out": tmp_path / "out.csv", "jobs": 1, "folder": tmp_path / "runs"}
     write, calls = run_module.write_atomic, []
-    monkeypatch.setattr("deepchest_utils.sweep.workers.run_cell", known(sweep[0], calls))
+    monkeypatch.setattr("deepchest_utils.sweep.run_trial", known(sweep[0], calls))
 
     def stopped(path, text):
         if path.name == "out_cells.csv" and len(calls) == 2:
@@ -298,7 +297,7 @@ def one_kills_the_other_waits(killer: str, waiting: str, marker: str):
         import time
         from pathlib import Path
 
-        from deepchest_utils.sweep import cells
+        from deepchest_utils import sweep as cells
         from deepchest_utils.training.loop import Loop
 
         assert os.getpid() != parent
@@ -327,7 +326,7 @@ def test_killed_process_costs_its_own_cell_alone(sweep, tmp_path, monkeypatch):
     """The other cell in its pool is killed with it, and goes on from its checkpoint by itself."""
     killer, beside = CELLS[:2]
     stand_in = one_kills_the_other_waits(killer.id, beside.id, str(tmp_path / "marker"))
-    monkeypatch.setattr("deepchest_utils.sweep.workers.run_cell", stand_in)
+    monkeypatch.setattr("deepchest_utils.sweep.run_trial", stand_in)
     given = {"out": tmp_path / "out.csv", "folder": tmp_path / "runs"}
     tables = run_sweep([killer, beside], jobs=2, **given)
     assert_cells_are_whole(given["out"], sweep, [beside])

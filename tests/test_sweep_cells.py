@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 
 from deepchest_utils import METHODS, TrainConfig
-from deepchest_utils.sweep import Cell, best_lr, cells, make_cells
-from deepchest_utils.training.config import ARCHITECTURES
+from deepchest_utils import sweep as cells
+from deepchest_utils.config import ARCHITECTURES
+from deepchest_utils.sweep import Trial, best_lr, make_trials
 
 BASE = TrainConfig(image_size=32, data_options={"num_train": 128, "num_val": 64})
 OTHER = {  # of each setting that makes another run, a value that BASE has not
@@ -45,7 +46,7 @@ ELSEWHERE = {"data_root": "/elsewhere", "device": "cpu", "run_dir": "/elsewhere"
 
 
 def test_product_of_the_lists_seed_by_seed():
-    made = make_cells(BASE, {"method": ["equal", "deepchest"], "lr": [1e-3, 2e-3], "seed": [3, 1]})
+    made = make_trials(BASE, {"method": ["equal", "deepchest"], "lr": [1e-3, 2e-3], "seed": [3, 1]})
     found = [(c.config.seed, c.method, c.config.lr) for c in made]
     assert found == [
         (3, "equal", 1e-3), (3, "equal", 2e-3), (3, "deepchest", 1e-3), (3, "deepchest", 2e-3),
@@ -58,12 +59,12 @@ def test_product_of_the_lists_seed_by_seed():
 
 
 def test_without_lists_there_is_one_cell_the_base():
-    assert make_cells(BASE, {}) == [Cell("deepchest", BASE)]
-    assert make_cells(BASE, {"seed": []}) == []
+    assert make_trials(BASE, {}) == [Trial("deepchest", BASE)]
+    assert make_trials(BASE, {"seed": []}) == []
 
 
 def test_same_settings_twice_are_one_cell():
-    assert len(make_cells(BASE, {"method": ["equal", "equal"], "seed": [0, 0, 1]})) == 2
+    assert len(make_trials(BASE, {"method": ["equal", "equal"], "seed": [0, 0, 1]})) == 2
 
 
 @pytest.mark.parametrize(
@@ -83,7 +84,7 @@ def test_same_settings_twice_are_one_cell():
     ],
 )
 def test_method_with_options_in_one_word(spec, method, options, architecture):
-    (cell,) = make_cells(BASE, {"method": [spec]})
+    (cell,) = make_trials(BASE, {"method": [spec]})
     assert cell.method == spec  # as the tables name it
     assert (cell.config.method, cell.config.method_options) == (method, options)
     assert cell.config.architecture == architecture
@@ -108,31 +109,29 @@ def test_method_with_options_in_one_word(spec, method, options, architecture):
 )
 def test_what_cannot_run_is_refused_before_anything_runs(lists, named):
     with pytest.raises(ValueError, match=named) as error:
-        make_cells(BASE, lists)
+        make_trials(BASE, lists)
     assert "\n" not in str(error.value)
 
 
 def test_options_of_one_method_are_not_dropped_when_others_are_listed():
     base = dataclasses.replace(BASE, method="deepchest", method_options={"cap": 2.0})
     with pytest.raises(ValueError, match=r"method_options.*\{'cap': 2\.0\}.*deepchest\(floor=0\.25\)"):
-        make_cells(base, {"method": ["equal", "deepchest"]})
-    assert make_cells(base, {"seed": [0]})[0].config.method_options == {"cap": 2.0}
+        make_trials(base, {"method": ["equal", "deepchest"]})
+    assert make_trials(base, {"seed": [0]})[0].config.method_options == {"cap": 2.0}
 
 
 def test_each_method_has_its_own_learning_rate():
     lr = {"equal": 1e-3, "deepchest(cap=2.0)": 4e-3, "deepchest@mtan": 3e-3, "deepchest": 5e-3}
     methods = ["equal", "deepchest(cap=2.0)", "equal@mtan", "deepchest@mtan"]
-    made = make_cells(BASE, {"method": methods, "lr": [0.1, 0.2], "seed": [0, 1]}, lr)
+    made = make_trials(BASE, {"method": methods, "lr": [0.1, 0.2], "seed": [0, 1]}, lr)
     # in place of the lists' two; another architecture takes the method's, unless it has its own
-    assert [(c.method, c.config.lr) for c in made[:4]] == list(
-        zip(methods, [1e-3, 4e-3, 1e-3, 3e-3], strict=True)
-    )
+    assert [(c.method, c.config.lr) for c in made[:4]] == list(zip(methods, [1e-3, 4e-3, 1e-3, 3e-3], strict=True))
     assert len(made) == 8
     with pytest.raises(ValueError, match=r"lr.*none for 'famo', only equal, deepchest\(cap=2\.0\)"):
-        make_cells(BASE, {"method": ["equal", "famo"]}, lr)
+        make_trials(BASE, {"method": ["equal", "famo"]}, lr)
     with pytest.raises(ValueError, match=r"none for 'deepchest\(cap=3\)'"):  # other options, another optimum
-        make_cells(BASE, {"method": ["deepchest(cap=3)"]}, lr)
-    assert make_cells(BASE, {}, lr)[0].config.lr == 5e-3
+        make_trials(BASE, {"method": ["deepchest(cap=3)"]}, lr)
+    assert make_trials(BASE, {}, lr)[0].config.lr == 5e-3
 
 
 # what a cell is called
@@ -140,11 +139,11 @@ def test_each_method_has_its_own_learning_rate():
 
 def test_id_is_a_hash_of_what_differs_from_the_defaults():
     """So that a field that TrainConfig gets one day, left at its default, changes no id of today."""
-    cell = Cell("deepchest", BASE)
+    cell = Trial("deepchest", BASE)
     assert cell.settings == {"image_size": 32, "data_options": {"num_train": 128, "num_val": 64}}
     text = '{"data_options": {"num_train": 128, "num_val": 64}, "image_size": 32}'
     assert cell.id == hashlib.sha256(text.encode()).hexdigest()[:10]
-    assert Cell("deepchest", TrainConfig()).settings == {}
+    assert Trial("deepchest", TrainConfig()).settings == {}
 
 
 def test_a_new_field_with_a_default_changes_no_id(monkeypatch):
@@ -152,33 +151,33 @@ def test_a_new_field_with_a_default_changes_no_id(monkeypatch):
     class Grown(TrainConfig):
         warmup: int = 0
 
-    before = Cell("deepchest", BASE)
+    before = Trial("deepchest", BASE)
     monkeypatch.setattr(cells, "TrainConfig", Grown)
     grown = Grown(**{f.name: getattr(BASE, f.name) for f in dataclasses.fields(BASE)})
-    assert Cell("deepchest", grown).id == before.id
-    assert Cell("deepchest", dataclasses.replace(grown, warmup=1)).id != before.id
+    assert Trial("deepchest", grown).id == before.id
+    assert Trial("deepchest", dataclasses.replace(grown, warmup=1)).id != before.id
 
 
 def test_every_setting_but_where_it_runs_makes_another_id():
     assert OTHER.keys() | ELSEWHERE.keys() == {f.name for f in dataclasses.fields(TrainConfig)}
-    one = Cell("deepchest", BASE).id
-    assert Cell("deepchest", dataclasses.replace(BASE, **ELSEWHERE)).id == one
-    others = {Cell("any", dataclasses.replace(BASE, **{name: value})).id for name, value in OTHER.items()}
+    one = Trial("deepchest", BASE).id
+    assert Trial("deepchest", dataclasses.replace(BASE, **ELSEWHERE)).id == one
+    others = {Trial("any", dataclasses.replace(BASE, **{name: value})).id for name, value in OTHER.items()}
     assert len(others | {one}) == len(OTHER) + 1
 
 
 def test_id_depends_on_no_order_of_options():
     turned = dataclasses.replace(BASE, data_options={"num_val": 64, "num_train": 128})
-    assert Cell("deepchest", turned).id == Cell("deepchest", BASE).id
+    assert Trial("deepchest", turned).id == Trial("deepchest", BASE).id
     first, second = (
-        make_cells(BASE, {"method": [f"deepchest({text})"]})[0]
+        make_trials(BASE, {"method": [f"deepchest({text})"]})[0]
         for text in ("cap=2.0, floor=0.5", "floor=0.5, cap=2.0")
     )
     assert first.id == second.id
 
 
 def test_every_method_has_an_id_of_its_own():
-    made = make_cells(BASE, {"method": list(METHODS)})
+    made = make_trials(BASE, {"method": list(METHODS)})
     assert len({c.id for c in made}) == len(METHODS)
 
 
@@ -215,7 +214,7 @@ def test_best_lr_has_the_best_validation_mean_over_seeds(tmp_path):
     # 1e-3: the best epoch's, (0.80 + 0.70) / 2, against (0.85 + 0.63) / 2 and 0.74; the default, which the settings
     # do not name, is one of them
     assert found == {"equal": 1e-3, "deepchest(cap=2.0)": 2e-3}
-    chosen = make_cells(BASE, {"method": ["deepchest(cap=2.0)", "equal"]}, found)
+    chosen = make_trials(BASE, {"method": ["deepchest(cap=2.0)", "equal"]}, found)
     assert [c.config.lr for c in chosen] == [2e-3, 1e-3]
 
 
@@ -237,12 +236,9 @@ def test_best_lr_of_nothing_is_an_error(tmp_path):
 @pytest.mark.filterwarnings("ignore::deepchest_utils.datasets.base.DataWarning")  # too few for every finding
 def test_without_history_the_test_scores_and_the_prevalence_stay():
     base = dataclasses.replace(BASE, epochs=2, data_options={**BASE.data_options, "num_test": 64})
-    (short,), (full,) = (make_cells(base, {"method": ["deepchest"]}, history=h) for h in (False, True))
+    (short,), (full,) = (make_trials(base, {"method": ["deepchest"]}, history=h) for h in (False, True))
     kept, all_rows = cells.run_cell(short, 1), cells.run_cell(full, 1)
-    assert set(zip(kept.rows.split, kept.rows.metric, strict=True)) >= {
-        ("test", "auroc"),
-        ("train", "prevalence"),
-    }
+    assert set(zip(kept.rows.split, kept.rows.metric, strict=True)) >= {("test", "auroc"), ("train", "prevalence")}
     assert set(kept.rows.metric[kept.rows.split != "test"]) == {"prevalence"}
     more = all_rows.rows[~all_rows.rows.metric.isin(["weight"]) & (all_rows.rows.split != "val")]
     pd.testing.assert_frame_equal(kept.rows.reset_index(drop=True), more.reset_index(drop=True))
@@ -254,7 +250,7 @@ def test_without_history_the_test_scores_and_the_prevalence_stay():
 @pytest.mark.filterwarnings("ignore::deepchest_utils.datasets.base.DataWarning")  # too few for every finding
 def test_tuning_keeps_the_validation_score_alone():
     base = dataclasses.replace(BASE, epochs=2, data_options={**BASE.data_options, "num_test": 64})
-    (tuned,), (plain,) = (make_cells(base, {"method": ["equal"]}, tune=tune) for tune in (True, False))
+    (tuned,), (plain,) = (make_trials(base, {"method": ["equal"]}, tune=tune) for tune in (True, False))
     kept, full = cells.run_cell(tuned, 1), cells.run_cell(plain, 1)
     assert (kept.record["status"], full.record["status"]) == ("done", "done"), full.record["error"]
     whole = full.rows.query("split == 'val' and task == 'macro' and metric == 'auroc'")
@@ -277,5 +273,5 @@ def test_threads_of_one_process_take_turns(monkeypatch):
 
     monkeypatch.setattr(cells, "_run_cell", slow)
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda seed: cells.run_cell(Cell("equal", replace(BASE, seed=seed)), 1), range(4)))
+        list(pool.map(lambda seed: cells.run_cell(Trial("equal", replace(BASE, seed=seed)), 1), range(4)))
     assert most == [1, 1, 1, 1]

@@ -13,7 +13,8 @@ import pytest
 from deepchest_utils import TrainConfig
 from deepchest_utils.__main__ import main
 from deepchest_utils.datasets import DataWarning
-from deepchest_utils.sweep import Tables, make_cells, run_sweep
+from deepchest_utils.results.store import Tables
+from deepchest_utils.sweep import make_trials, run_sweep
 
 # images this few have too few positives of the rare findings: that is what the warning says
 pytestmark = [
@@ -23,7 +24,7 @@ pytestmark = [
 
 SIZES = {"num_train": 128, "num_val": 64, "num_test": 200}
 BASE = TrainConfig(image_size=32, epochs=1, device="cpu", data_options=SIZES)
-CELLS = make_cells(BASE, {"method": ["equal", "deepchest"], "seed": [0, 1, 2]})
+CELLS = make_trials(BASE, {"method": ["equal", "deepchest"], "seed": [0, 1, 2]})
 
 
 @pytest.fixture(scope="module")
@@ -60,13 +61,11 @@ def kills_the_first_worker(marks: str, first: str, killer: str):
         import time
         from pathlib import Path
 
-        from deepchest_utils.sweep import cells
+        from deepchest_utils import sweep as cells
 
         Path(marks, f"{cell.id}.{time.time_ns()}").write_text(str(os.getpid()))
         if cell.id == killer and not Path(marks, "killed").exists():
-            while (
-                not Path(marks, f"{first}.written").exists() or len(list(Path(marks).glob("*.written"))) < 2
-            ):
+            while not Path(marks, f"{first}.written").exists() or len(list(Path(marks).glob("*.written"))) < 2:
                 time.sleep(0.01)
             time.sleep(0.5)  # for the cluster to hear that those outcomes have arrived
             Path(marks, "killed").touch()
@@ -82,7 +81,7 @@ def test_killed_worker_costs_only_what_it_was_at(cluster, alone, tmp_path, monke
     marks = tmp_path / "marks"
     marks.mkdir()
     stand_in = kills_the_first_worker(str(marks), CELLS[0].id, CELLS[2].id)
-    monkeypatch.setattr("deepchest_utils.sweep.workers.run_cell", stand_in)
+    monkeypatch.setattr("deepchest_utils.sweep.run_trial", stand_in)
     add, before = Tables.add, []
 
     def noted(self, outcome):
@@ -107,7 +106,7 @@ def test_killed_worker_costs_only_what_it_was_at(cluster, alone, tmp_path, monke
 
 
 def test_command_line_takes_the_address_of_a_cluster(cluster, alone, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("deepchest_utils.sweep.run.PROJECT", tmp_path)
+    monkeypatch.setattr("deepchest_utils.sweep.PROJECT", tmp_path)
     command = ["sweep", "--backend", "dask", "--scheduler", cluster, "--out", str(tmp_path / "out.csv")]
     command += ["--image-size", "32", "--epochs", "1", "--device", "cpu", "--method", "equal", "--seed", "0"]
     command += [word for size in SIZES.items() for word in ("--data-options", *map(str, size))]
@@ -127,7 +126,7 @@ def test_cell_that_fails_or_kills_every_worker_is_noted(cluster, alone, tmp_path
 
     with Client(cluster) as client:  # a worker takes seconds to come back: one death is enough
         client.run_on_scheduler(lambda dask_scheduler: setattr(dask_scheduler, "allowed_failures", 0))
-    monkeypatch.setattr("deepchest_utils.sweep.workers.run_cell", run_cell)
+    monkeypatch.setattr("deepchest_utils.sweep.run_trial", run_cell)
     given = {"backend": "dask", "scheduler": cluster}
     # one after the other: a cell that waits behind the killer may be counted as killed with it
     for cell in (CELLS[0], CELLS[-1]):

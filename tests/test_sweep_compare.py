@@ -4,9 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from deepchest_utils.records import task_rows, to_table
-from deepchest_utils.statistics import BOOTSTRAP_METRICS, holm, mean_interval
-from deepchest_utils.sweep import Tables, compare_methods
+from deepchest_utils.results.statistics import BOOTSTRAP_METRICS, compare_methods, holm, mean_interval
+from deepchest_utils.results.store import Tables, task_rows, to_table
 
 FINDINGS = ("Hernia", "Effusion", "Mass", "Edema", "Nodule")
 PREVALENCE = np.array([0.01, 0.30, 0.10, 0.20, 0.10])  # in a tie the table's order decides
@@ -118,10 +117,7 @@ def test_holm_over_the_methods_for_a_group_over_methods_and_findings_for_these(t
     for baseline in ("equal", "famo"):
         for metric in BOOTSTRAP_METRICS:
             mine = table[(table.baseline == baseline) & (table.metric == metric)]
-            families = [
-                mine.task.isin(FINDINGS),
-                *(mine.task == task for task in ("macro", "common", "rare")),
-            ]
+            families = [mine.task.isin(FINDINGS), *(mine.task == task for task in ("macro", "common", "rare"))]
             assert [family.sum() for family in families] == [10, 2, 2, 2]
             for family in families:
                 p = mine[family].p.to_numpy()

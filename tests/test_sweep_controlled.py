@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from deepchest_utils.records import COLUMNS
-from deepchest_utils.sweep import Tables, controlled_effects, controlled_runs, weight_ratios
+from deepchest_utils.results.store import COLUMNS, Tables
+from deepchest_utils.studies.controlled import controlled_effects, controlled_runs, weight_ratios
 
 FINDINGS = ["A", "B", "C", "D"]
 BASE = {"A": 0.9, "B": 0.5, "C": 0.7, "D": 0.6}
@@ -21,23 +21,18 @@ def tables(folder, gain=0.03, cost=0.01, settings=None) -> Tables:
     for n, (seed, controlled, method) in enumerate(itertools.product((0, 1), halves, ("equal", "rule"))):
         cell = f"{n:02d}"
         chosen = {"data_options": {"controlled": controlled}} if settings is None else settings
-        cells.append(
-            {"cell": cell, "method": method, "seed": seed, "status": "done", "settings": json.dumps(chosen)}
-        )
+        cells.append({"cell": cell, "method": method, "seed": seed, "status": "done", "settings": json.dumps(chosen)})
         changed = set(controlled.get("prevalence", ()))
         for f in FINDINGS:
             value = BASE[f] + 0.01 * seed - 0.2 * (f in changed)
             if method == "rule":
                 value += (gain if f in changed else -cost) + (0.001 if seed else -0.001)
                 rows += [
-                    (cell, e, "train", f, "weight", 1.0 if e == 1 else 3.0 if f in changed else 0.5)
-                    for e in (1, 2)
+                    (cell, e, "train", f, "weight", 1.0 if e == 1 else 3.0 if f in changed else 0.5) for e in (1, 2)
                 ]
             rows += [(cell, 2, "test", f, "auroc", value), (cell, 0, "train", f, "prevalence", 0.1)]
         rows.append((cell, 2, "test", "macro", "auroc", 0.99))
-    table = pd.DataFrame(rows, columns=["cell", "epoch", "split", "task", "metric", "value"]).assign(
-        method="", seed=0
-    )
+    table = pd.DataFrame(rows, columns=["cell", "epoch", "split", "task", "metric", "value"]).assign(method="", seed=0)
     table[["cell", *COLUMNS]].to_csv(folder / "x.csv", index=False)
     pd.DataFrame(cells).to_csv(folder / "x_cells.csv", index=False)
     return Tables(folder / "x.csv")
@@ -61,9 +56,7 @@ def test_weight_ratio_is_that_of_the_last_epoch(tmp_path):
     assert ratios.loc["rule", "prevalence"] == pytest.approx(6.0)
 
 
-@pytest.mark.parametrize(
-    "settings", [{}, {"data_options": {"controlled": {"prevalence": {}, "loading": {}}}}]
-)
+@pytest.mark.parametrize("settings", [{}, {"data_options": {"controlled": {"prevalence": {}, "loading": {}}}}])
 def test_other_runs_are_refused(settings, tmp_path):
     with pytest.raises(ValueError, match=r"x\.csv.*one controlled factor or none"):
         controlled_runs(tables(tmp_path, settings=settings))

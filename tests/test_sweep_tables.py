@@ -13,28 +13,27 @@ import pandas as pd
 import pytest
 
 from deepchest_utils import TrainConfig
-from deepchest_utils.records import COLUMNS, to_table
-from deepchest_utils.sweep import Tables, make_cells, run_sweep
-from deepchest_utils.sweep import run as run_module
-from deepchest_utils.sweep.cells import Outcome
+from deepchest_utils import sweep as run_module
+from deepchest_utils.results.store import COLUMNS, Tables, to_table
+from deepchest_utils.sweep import TrialResult, make_trials, run_sweep
 
-CELLS = make_cells(TrainConfig(), {"method": ["equal", "deepchest"], "seed": [0, 1]})
+CELLS = make_trials(TrainConfig(), {"method": ["equal", "deepchest"], "seed": [0, 1]})
 DATA, COMMIT = "0012345678901234", "123456789e12"  # hashes that look like numbers
 
 
-def outcome(cell, **record) -> Outcome:
+def outcome(cell, **record) -> TrialResult:
     row = {"method": cell.method, "seed": cell.config.seed, "epoch": 3, "split": "test"}
     value = 1 / (3 + cell.config.seed)
     rows = to_table([{**row, "task": "macro", "metric": "auroc", "value": value}]).assign(cell=cell.id)
     own = {"cell": cell.id, "method": cell.method, "seed": cell.config.seed, "status": "done", "error": ""}
     own |= {"data": DATA, "settings": "{}", "commit": COMMIT, "cores": 2}
-    return Outcome(cell, own | record, rows, np.full((2, 3, 14), value, dtype=np.float32))
+    return TrialResult(cell, own | record, rows, np.full((2, 3, 14), value, dtype=np.float32))
 
 
 @pytest.fixture
 def given(tmp_path, monkeypatch):
     """Where the sweep writes. Cells are run by `outcome`; their data are never looked at."""
-    monkeypatch.setattr("deepchest_utils.sweep.workers.run_cell", lambda cell, *_: outcome(cell))
+    monkeypatch.setattr("deepchest_utils.sweep.run_trial", lambda cell, *_: outcome(cell))
     monkeypatch.setattr(Tables, "check_data", lambda *_: None)
     return {"out": tmp_path / "out.csv", "jobs": 1, "folder": tmp_path / "runs"}
 
@@ -85,9 +84,7 @@ def test_no_cells_are_an_empty_table(given):
 
 def test_same_cell_twice_runs_once(given, monkeypatch):
     calls = []
-    monkeypatch.setattr(
-        "deepchest_utils.sweep.workers.run_cell", lambda cell, *_: calls.append(cell) or outcome(cell)
-    )
+    monkeypatch.setattr("deepchest_utils.sweep.run_trial", lambda cell, *_: calls.append(cell) or outcome(cell))
     run_sweep([*CELLS, *CELLS[:2]], **given)
     assert calls == CELLS
 
@@ -103,9 +100,7 @@ def test_processes_share_the_cores_evenly(given, monkeypatch, cores, jobs, expec
     seen = []
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
     monkeypatch.setattr(
-        run_module,
-        "with_joblib",
-        lambda cells, jobs, threads, folder: seen.append((jobs, threads)) or iter(()),
+        run_module, "with_joblib", lambda cells, jobs, threads, folder: seen.append((jobs, threads)) or iter(())
     )
     run_sweep(CELLS, **{**given, "jobs": jobs})
     assert seen == [expected]
@@ -116,13 +111,13 @@ def test_cell_left_alone_runs_in_a_process_of_its_own_unless_there_is_one_job(gi
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
 
     def run_cell(cell, threads, folder=None):
-        from deepchest_utils.sweep.cells import lost
+        from deepchest_utils.sweep import failed_trial
 
-        out = lost(cell, "")
+        out = failed_trial(cell, "")
         out.record.update(pid=os.getpid(), threads=threads, library=int(os.environ["OMP_NUM_THREADS"]))
         return out
 
-    monkeypatch.setattr("deepchest_utils.sweep.workers.run_cell", run_cell)
+    monkeypatch.setattr("deepchest_utils.sweep.run_trial", run_cell)
     (row,) = run_sweep(CELLS[:1], **{**given, "jobs": 2}).cells.itertuples()
     assert row.pid != os.getpid()
     assert row.threads == row.library == 3
@@ -144,7 +139,7 @@ def test_second_sweep_at_the_same_time_is_refused(given, monkeypatch):
             refused.append(error)
         return outcome(cell)
 
-    monkeypatch.setattr("deepchest_utils.sweep.workers.run_cell", run_cell)
+    monkeypatch.setattr("deepchest_utils.sweep.run_trial", run_cell)
     assert run_sweep(CELLS, **given).finished() == {cell.id for cell in CELLS}
     assert len(refused) == 2 * len(CELLS)
     run_sweep(CELLS, **given)  # and afterwards it may
@@ -188,7 +183,7 @@ def test_tuned_cell_runs_again_for_its_test_scores_and_not_the_other_way_round(g
         out = outcome(cell)
         return dataclasses.replace(out, rows=out.rows.assign(split="val")) if cell.tune else out
 
-    monkeypatch.setattr("deepchest_utils.sweep.workers.run_cell", run_cell)
+    monkeypatch.setattr("deepchest_utils.sweep.run_trial", run_cell)
     tuned = [dataclasses.replace(cell, tune=True) for cell in CELLS[:2]]
     run_sweep(tuned, **given)
     run_sweep(tuned, **given)
@@ -227,7 +222,7 @@ def test_tables_read_back_are_written_the_same(given):
 def test_cell_that_failed_and_its_successor_have_one_row(tmp_path):
     tables = Tables(tmp_path / "out.csv")
     failed = outcome(CELLS[0], status="failed", error='ValueError: "this",\nand that')
-    tables.add(Outcome(CELLS[0], failed.record, failed.rows[:0], np.empty(0)))
+    tables.add(TrialResult(CELLS[0], failed.record, failed.rows[:0], np.empty(0)))
     tables.add(outcome(CELLS[1]))
     read = Tables(tmp_path / "out.csv")
     assert read.finished() == {CELLS[1].id}
@@ -248,7 +243,7 @@ def test_finished_cell_of_other_data_is_refused(tmp_path, monkeypatch):
         def fingerprint(self):
             return DATA
 
-    monkeypatch.setattr("deepchest_utils.sweep.workers.run_cell", lambda cell, *_: outcome(cell))
+    monkeypatch.setattr("deepchest_utils.sweep.run_trial", lambda cell, *_: outcome(cell))
     monkeypatch.setattr(run_module, "data_of", lambda config: Data())
     given = {"out": tmp_path / "out.csv", "jobs": 1, "folder": tmp_path / "runs"}
     run_sweep(CELLS, **given)

@@ -12,12 +12,12 @@ import torch
 from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 
 from deepchest_utils import FINDINGS, METHODS, Method, Run, Splits, TrainConfig, load_dataset, train
-from deepchest_utils.augment import draw_views, see, to_input
 from deepchest_utils.datasets import DataWarning
-from deepchest_utils.metrics import choose_thresholds
-from deepchest_utils.records import COLUMNS
-from deepchest_utils.training import batches
+from deepchest_utils.models.augment import apply_augmentation, sample_augmentation, to_input
+from deepchest_utils.results.metrics import choose_thresholds
+from deepchest_utils.results.store import COLUMNS
 from deepchest_utils.training import loop as loop_module
+from deepchest_utils.training import setup as batches
 from deepchest_utils.training.loop import Loop
 
 K = len(FINDINGS)
@@ -152,9 +152,7 @@ def test_continued_run_equals_the_uninterrupted_one_bit_for_bit(tiny, few, tmp_p
     continued = train(again, data)
     assert_same_run(whole, continued)
     # what the result does not show must be right too: optimiser, schedule and random states
-    states = [
-        torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "stopped")
-    ]
+    states = [torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "stopped")]
     for state in states:
         state["rows"] = [row for row in state["rows"] if row["metric"] != "seconds"]
     assert_same_tree(*states)
@@ -185,9 +183,7 @@ def test_finished_run_is_returned_without_training_again(tiny, tmp_path, monkeyp
     ],
 )
 def test_run_dir_of_another_configuration_is_refused_by_field(run_dir_of_one_epoch, tiny, changed, named):
-    with pytest.raises(
-        ValueError, match=f"checkpoint.pt belongs to another configuration or other data.*{named}"
-    ):
+    with pytest.raises(ValueError, match=f"checkpoint.pt belongs to another configuration or other data.*{named}"):
         train(config(**{"epochs": 1, "run_dir": str(run_dir_of_one_epoch), **changed}), tiny)
 
 
@@ -496,8 +492,7 @@ def test_tables_are_long_and_whole(tiny, tmp_path):
 
 def test_autocast_trains_near_to_full_precision(tiny):
     full, half = (  # in small steps: in large ones rounding grows, and how fast depends on the processor
-        train(config(epochs=2, lr=5e-4, amp=amp, augment=False, method="equal"), tiny)
-        for amp in ("off", "bf16")
+        train(config(epochs=2, lr=5e-4, amp=amp, augment=False, method="equal"), tiny) for amp in ("off", "bf16")
     )
     a, b = (get(run.history, "loss", "macro", "train") for run in (full, half))
     assert not np.array_equal(a, b)
@@ -564,7 +559,7 @@ def test_layout_of_memory_changes_nothing_but_the_rounding(few, level, optimizer
 def test_input_does_not_depend_on_how_many_batches_are_prepared_at_a_time(monkeypatch, block, memory_format):
     images = np.random.default_rng(0).integers(0, 256, (70, 32, 32), dtype=np.uint8)
     order = batches.training_order(70, 8, torch.Generator().manual_seed(0)).numpy()
-    views = draw_views(order.size, torch.Generator().manual_seed(1)).view(*order.shape, 8)
+    views = sample_augmentation(order.size, torch.Generator().manual_seed(1)).view(*order.shape, 8)
     monkeypatch.setattr(batches, "BLOCK", block)
     for given in (None, views):
         found = list(batches.inputs(images, order, torch.device("cpu"), memory_format, given))
@@ -572,7 +567,7 @@ def test_input_does_not_depend_on_how_many_batches_are_prepared_at_a_time(monkey
         for step, x in enumerate(found):
             expected = to_input(torch.from_numpy(images[order[step]]))
             if given is not None:
-                expected = see(expected, views[step])
+                expected = apply_augmentation(expected, views[step])
             torch.testing.assert_close(x, expected, rtol=1e-5, atol=1e-5)
             assert x.stride() == expected.contiguous().to(memory_format=memory_format).stride()
 

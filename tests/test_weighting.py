@@ -9,19 +9,17 @@ import torch
 from torch import nn
 
 from deepchest_utils import METHODS, EpochReport, make_method
-from deepchest_utils.losses import masked_bce
+from deepchest_utils.models.losses import masked_bce
 from deepchest_utils.weighting import Composed, Equal, Method, Static
 from deepchest_utils.weighting.famo import FAMO
-from deepchest_utils.weighting.gradient_balancing import GradientBalancing
 from deepchest_utils.weighting.spec import parse_method
+from deepchest_utils.weighting.torchjd_adapter import GradientBalancing
 
 K = 4
 STATIC = [0.5, 1.0, 0.0, 2.5]
 PREVALENCE = torch.tensor([0.02, 0.3, 0.1, 0.05], dtype=torch.float64)
 
-GRADIENT = [
-    n for n, made in METHODS.items() if isinstance(made, type) and issubclass(made, GradientBalancing)
-]
+GRADIENT = [n for n, made in METHODS.items() if isinstance(made, type) and issubclass(made, GradientBalancing)]
 CASES = [*METHODS, *(f"{name}(level='features')" for name in GRADIENT)]
 # weights that only a report moves: what another method may be put under
 HELD = [
@@ -49,10 +47,7 @@ def make(spec: str, order=range(K)) -> Method:
 
 def random_report(rng: np.random.Generator, epoch: int, k: int = K) -> EpochReport:
     def table():
-        out = {
-            name: torch.from_numpy(rng.random(k))
-            for name in ("loss", "accuracy", "auroc", "balanced_accuracy")
-        }
+        out = {name: torch.from_numpy(rng.random(k)) for name in ("loss", "accuracy", "auroc", "balanced_accuracy")}
         for values in out.values():
             values[rng.random(k) < 0.1] = torch.nan
         return out
@@ -96,7 +91,7 @@ def one_step(method: Method, order=None, missing=(), seed: int = 0) -> tuple[tor
         for parameter in method.parameters():
             parameter -= parameter.grad / 2
             parameter.grad = None
-    if method.looks_after_step:
+    if method.needs_losses_after_step:
         method.after_step(losses.detach() * torch.rand(k, generator=generator)[order])
     back = np.argsort(order)
     return trunk.weight.grad, head.weight.grad[back], head.bias.grad[back]
@@ -109,9 +104,7 @@ def train_on(method: Method, reports: list[EpochReport], order=None, gaps=True) 
     for report in reports:
         torch.manual_seed(report.epoch)  # the state of a run's checkpoint holds torch's own
         for step in range(2):
-            missing = (
-                (report.epoch % method.num_tasks,) if gaps and step == 0 and method.num_tasks > 1 else ()
-            )
+            missing = (report.epoch % method.num_tasks,) if gaps and step == 0 and method.num_tasks > 1 else ()
             one_step(method, order, missing, seed=10 * report.epoch + step)
         used.append(method.weights.clone())
         method.end_epoch(report if order is None else permuted(report, order))
@@ -216,13 +209,7 @@ def test_order_of_the_tasks_does_not_matter(name, monkeypatch):
 @pytest.mark.parametrize("cut", [0, 2])
 @pytest.mark.parametrize(
     "name",
-    [
-        *CASES,
-        "nash_mtl(update_every=4)",
-        "deepchest+deepchest_auroc",
-        "dwa+famo",
-        "deepchest_loss_trend+gradvac",
-    ],
+    [*CASES, "nash_mtl(update_every=4)", "deepchest+deepchest_auroc", "dwa+famo", "deepchest_loss_trend+gradvac"],
 )
 def test_resumed_method_equals_the_uninterrupted(name, cut):
     reports = random_reports(4, seed=1)
@@ -315,10 +302,7 @@ COMPOSED = [
     ("deepchest+equal", {}),
     ("deepchest+deepchest_auroc", {"inner_options": {"step_up": 1.3, "normalize": True}}),
     ("static+deepchest", {"values": STATIC, "inner_options": {"initial": [0.5, 0.6, 0.7, 0.8]}}),
-    (
-        "deepchest+static+deepchest_auroc",
-        {"inner_options": {"values": STATIC, "inner_options": {"cap": 3.0}}},
-    ),
+    ("deepchest+static+deepchest_auroc", {"inner_options": {"values": STATIC, "inner_options": {"cap": 3.0}}}),
 ]
 
 
@@ -397,8 +381,8 @@ def test_composed_step_is_the_inner_one_on_weighted_losses(inner):
 def test_composed_tells_the_inner_one_all_that_it_is_told():
     inner, alone = FAMO(K), FAMO(K)
     method = Composed(make_method("inverse_prevalence", K), inner)
-    assert method.looks_after_step
-    assert not Composed(Equal(K), Equal(K)).looks_after_step
+    assert method.needs_losses_after_step
+    assert not Composed(Equal(K), Equal(K)).needs_losses_after_step
     method.begin(PREVALENCE)
     before, after = torch.tensor([1.0, 2.0, 3.0, 4.0], requires_grad=True), torch.tensor([0.5, 2.0, 2.5, 1.0])
     weights = make("inverse_prevalence").weights.float()

@@ -10,20 +10,13 @@ from typing import cast
 
 import numpy as np
 from jaxtyping import UInt8
+from joblib import Parallel, delayed
+from PIL import Image
+from tqdm import tqdm
 
-from deepchest_utils.files import FileError, brief, new_file
-
-PROJECT = Path(__file__).resolve().parents[2]
-
-
-def default_cache_dir() -> Path:
-    """`DEEPCHEST_CACHE` if set; else the repository's `data/processed`; else, installed elsewhere,
-    `~/.cache/deepchest`."""
-    if folder := os.environ.get("DEEPCHEST_CACHE"):
-        return Path(folder)
-    if (PROJECT / "pyproject.toml").exists():
-        return PROJECT / "data" / "processed"
-    return Path.home() / ".cache" / "deepchest"
+from deepchest_utils.datasets.base import DataError
+from deepchest_utils.files import FileError, atomic_write, one_line
+from deepchest_utils.paths import default_cache_dir
 
 
 def cache_key(**made_from: object) -> str:
@@ -55,11 +48,9 @@ def cached_images(
     folder = Path(cache_dir) if cache_dir is not None else default_cache_dir()
     path = folder / f"{name}-{key}.npy"
     if not path.exists():
-        with new_file(path) as part:
+        with atomic_write(path) as part:
             new = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
-            if hasattr(
-                os, "posix_fallocate"
-            ):  # else a full disk would show as a bus error in the middle of it
+            if hasattr(os, "posix_fallocate"):  # else a full disk would show as a bus error in the middle of it
                 with open(part, "rb+") as file:
                     os.posix_fallocate(file.fileno(), 0, part.stat().st_size)
             for start, rows in make():
@@ -70,7 +61,62 @@ def cached_images(
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         found = f"{array.dtype} {array.shape}"
     except (ValueError, EOFError, OSError) as error:
-        array, found = None, f"no array ({brief(error)})"
+        array, found = None, f"no array ({one_line(error)})"
     if array is None or array.shape != shape or array.dtype != np.uint8:
         raise FileError(f"{path} should hold uint8 {shape}. Found {found}: delete it and run again.")
     return cast(np.ndarray, array)
+
+
+MAX_PIXELS = 50_000_000  # the largest NIH original has 13 million; more is refused before it is decoded
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "PPM", "WEBP")  # others, as EPS, hand the file to a program
+BLOCK = 16  # images a job
+
+
+def decode(path: Path, size: int) -> UInt8[np.ndarray, "{size} {size}"]:
+    """One file as (size, size) uint8, whatever its own size and mode; not square becomes square.
+
+    Alpha is ignored; 16-bit files keep their upper 8 bits. Raises DataError naming the file.
+    """
+    image: Image.Image
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise DataError(
+                    f"{path}: an image should have at most {MAX_PIXELS:,} pixels. Found {image.width} x {image.height}."
+                )
+            if image.mode.startswith("I"):
+                image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+            if image.mode == "P":  # straight to grey, Pillow warns of a palette with transparency
+                image = image.convert("RGBA")
+            grey = image.convert("L")
+        return np.asarray(grey.resize((size, size), Image.Resampling.BILINEAR))  # averages when it shrinks
+    except DataError:
+        raise
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such image file.") from None
+    except Exception as error:  # Pillow raises some ten types for damaged files
+        raise DataError(f"{path}: not a readable image ({type(error).__name__}: {error}).") from error
+
+
+def decode_all(
+    name: str, paths: list[Path], size: int, cache_dir: str | Path | None = None
+) -> UInt8[np.ndarray, "n {size} {size}"]:
+    """All files as one memory-mapped array, from the cache if it has them: same paths, sizes in bytes and
+    times of change."""
+    stats = [path.stat() for path in paths]
+    files = [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in zip(paths, stats, strict=True)]
+
+    def block(start: int) -> tuple[int, np.ndarray]:
+        return start, np.stack([decode(path, size) for path in paths[start : start + BLOCK]])
+
+    def make() -> Iterator[tuple[int, np.ndarray]]:
+        jobs = (delayed(block)(start) for start in range(0, len(paths), BLOCK))
+        # threads: Pillow decodes and resizes outside Python's lock
+        pool = Parallel(n_jobs=os.cpu_count(), prefer="threads", return_as="generator_unordered")
+        with tqdm(total=len(paths), desc=f"decoding {name}", unit="image", disable=None) as bar:
+            for start, rows in pool(jobs):
+                bar.update(len(rows))
+                yield start, rows
+
+    key = cache_key(decoder=1, size=size, files=files)
+    return cached_images(f"{name}-{size}", key, (len(paths), size, size), make, cache_dir)

@@ -7,10 +7,9 @@ from typing import Any
 
 from deepchest_utils.datasets.base import DataError, Splits
 from deepchest_utils.datasets.chestmnist import load_chestmnist
-from deepchest_utils.datasets.csv_table import read_csv_table
 from deepchest_utils.datasets.nih import read_nih
-from deepchest_utils.datasets.phantom import load_phantom
-from deepchest_utils.datasets.table import splits_from_table
+from deepchest_utils.datasets.phantom.load import load_phantom
+from deepchest_utils.datasets.table import read_csv_table, splits_from_table
 
 _Folder = str | Path | None
 
@@ -22,12 +21,7 @@ def _phantom(
 
 
 def _nih(
-    root: _Folder,
-    image_size: int,
-    seed: int,
-    split: str | None,
-    cache_dir: _Folder,
-    max_images: int | None = None,
+    root: _Folder, image_size: int, seed: int, split: str | None, cache_dir: _Folder, max_images: int | None = None
 ) -> Splits:
     return splits_from_table(read_nih(root), image_size, split, seed, max_images, cache_dir)
 
@@ -52,12 +46,7 @@ def _csv(
     return splits_from_table(read_csv_table(root, **options), image_size, split, seed, max_images, cache_dir)
 
 
-DATASETS: dict[str, Callable[..., Splits]] = {
-    "phantom": _phantom,
-    "nih": _nih,
-    "chestmnist": _chestmnist,
-    "csv": _csv,
-}
+DATASETS: dict[str, Callable[..., Splits]] = {"phantom": _phantom, "nih": _nih, "chestmnist": _chestmnist, "csv": _csv}
 _OPTIONS: dict[str, Callable[..., object]] = {
     "phantom": load_phantom,
     "nih": _nih,
@@ -92,7 +81,5 @@ def load_dataset(
     allowed = {*inspect.signature(_OPTIONS[name]).parameters, "max_images"}
     allowed -= {"root", "image_size", "seed", "split", "cache_dir"}
     if unknown := set(options) - allowed:
-        raise DataError(
-            f"{min(unknown)!r} is no option of dataset {name!r}. It has {', '.join(sorted(allowed))}."
-        )
+        raise DataError(f"{min(unknown)!r} is no option of dataset {name!r}. It has {', '.join(sorted(allowed))}.")
     return DATASETS[name](root, image_size, seed, split, cache_dir, **options)

@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 
 from deepchest_utils.datasets.base import DataError, DataWarning
+from deepchest_utils.datasets.findings import FINDINGS
 from deepchest_utils.datasets.table import Table, inside, keep_existing
-from deepchest_utils.findings import FINDINGS
 
 COLUMNS = ("Image Index", "Finding Labels", "Patient ID")
 NO_FINDING = "No Finding"
@@ -42,9 +42,7 @@ def read_table(path: Path) -> pd.DataFrame:
     positions = [header.index(name) for name in COLUMNS]
     short = [i for i, row in enumerate(rows[1:], start=2) if len(row) <= max(positions)]
     if short:
-        raise DataError(
-            f"{path}: row {short[0]} has {len(rows[short[0] - 1])} fields, too few for its columns."
-        )
+        raise DataError(f"{path}: row {short[0]} has {len(rows[short[0] - 1])} fields, too few for its columns.")
     table = pd.DataFrame([[row[i].strip() for i in positions] for row in rows[1:]], columns=list(COLUMNS))
     if table.empty:
         raise DataError(f"{path}: the table has a header and no row.")
@@ -101,9 +99,7 @@ def read_nih(root: str | Path | None) -> Table:
         raise DataError(f"data_root {str(root)!r}: no such folder.")
     tables = sorted(root.glob("Data_Entry_2017*.csv"))
     if not tables:
-        raise DataError(
-            f"{root}: no table Data_Entry_2017*.csv in it. data_root should be the folder of the download."
-        )
+        raise DataError(f"{root}: no table Data_Entry_2017*.csv in it. data_root should be the folder of the download.")
     path = tables[-1]  # v2020 sorts last and is the corrected one
     table = read_table(path)
     names = table["Image Index"].tolist()
@@ -178,7 +174,5 @@ def load_boxes(root: str | Path, image_size: int = ORIGINAL_SIZE) -> pd.DataFram
     boxes["finding"] = boxes["finding"].replace("Infiltrate", "Infiltration")
     unknown = set(boxes["finding"].fillna("")) - set(FINDINGS)
     if unknown:
-        raise DataError(
-            f"{path}: column 'Finding Label' says {min(unknown)!r}. Allowed are {', '.join(FINDINGS)}."
-        )
+        raise DataError(f"{path}: column 'Finding Label' says {min(unknown)!r}. Allowed are {', '.join(FINDINGS)}.")
     return boxes

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
-from deepchest_utils.augment import to_input
-from deepchest_utils.models import MultiTaskNet
+from deepchest_utils.models.augment import to_input
+from deepchest_utils.models.trunks import MultiTaskNet
 
 CAM_METHODS = {  # name -> class of pytorch_grad_cam
     "gradcam": "GradCAM",  # Selvaraju et al. 2017, arXiv 1610.02391
@@ -22,9 +22,7 @@ CAM_METHODS = {  # name -> class of pytorch_grad_cam
     "finercam": "FinerCAM",  # Zhang et al. 2025, arXiv 2501.11309; a finding against the three closest in logit
 }
 MIN_SIDE = 4  # cells of a map, along a side: fewer point at nothing
-FUSED = (
-    "layercam"  # the method whose paper takes the mean over layers: it weighs each place by its own gradient
-)
+FUSED = "layercam"  # the method whose paper takes the mean over layers: it weighs each place by its own gradient
 
 
 @dataclass(frozen=True)
@@ -65,18 +63,14 @@ def default_layers(net: nn.Module, image_size: int, method: str = FUSED) -> tupl
     last = {side: name for name, side in seen if side >= MIN_SIDE}
     if not last:
         found = max((side for _, side in seen), default=0)
-        raise ValueError(
-            f"image_size should give some layer a map of {MIN_SIDE} cells a side. Found {found} at most."
-        )
+        raise ValueError(f"image_size should give some layer a map of {MIN_SIDE} cells a side. Found {found} at most.")
     names = [last[side] for side in sorted(last, reverse=True)]
     return tuple(names) if method == FUSED else (names[-1],)
 
 
 def _with_one_trunk(net: nn.Module) -> MultiTaskNet:
     if not isinstance(net, MultiTaskNet):
-        raise ValueError(
-            f"net should be a MultiTaskNet: one trunk for all findings. Found {type(net).__name__}."
-        )
+        raise ValueError(f"net should be a MultiTaskNet: one trunk for all findings. Found {type(net).__name__}.")
     return net
 
 
@@ -125,16 +119,10 @@ def heat_maps(
     if wrong := [t for t in tasks if not 0 <= t < num_tasks]:
         raise ValueError(f"tasks should be numbers from 0 to {num_tasks - 1}. Found {wrong[0]}.")
     if method == "finercam" and num_tasks == 1:
-        raise ValueError(
-            "method finercam compares a finding with others: the network should have several. Found 1."
-        )
+        raise ValueError("method finercam compares a finding with others: the network should have several. Found 1.")
     device = next(net.parameters()).device
     maps = np.empty((len(images), len(tasks), *images.shape[1:]), np.float32)
-    with (
-        _untouched(net),
-        _evaluating(net),
-        _mapper(method, net, [modules[name] for name in layers]) as mapper,
-    ):
+    with _untouched(net), _evaluating(net), _mapper(method, net, [modules[name] for name in layers]) as mapper:
         for start in range(0, len(images), batch_size):
             rows = slice(start, start + batch_size)
             # asks for a gradient itself, so that there is one in a frozen trunk
@@ -146,9 +134,7 @@ def heat_maps(
 
 
 @contextmanager
-def _mapper(
-    method: str, net: nn.Module, layers: list[nn.Module]
-) -> Iterator[Callable[[Tensor, int], np.ndarray]]:
+def _mapper(method: str, net: nn.Module, layers: list[nn.Module]) -> Iterator[Callable[[Tensor, int], np.ndarray]]:
     """A function of a batch and a task that gives the maps, (B, H, W)."""
     # imported here: the package brings OpenCV and more, which no one else needs
     import pytorch_grad_cam

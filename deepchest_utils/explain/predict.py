@@ -10,13 +10,13 @@ import torch
 from jaxtyping import UInt8
 from torch import nn
 
-from deepchest_utils.architectures import ARCHITECTURES
-from deepchest_utils.augment import to_input
-from deepchest_utils.calibration import CALIBRATION, calibrate, read_calibration
-from deepchest_utils.datasets.decode import decode
-from deepchest_utils.files import FileError, brief
-from deepchest_utils.training import TrainConfig
-from deepchest_utils.training.checkpoint import read_checkpoint
+from deepchest_utils.config import TrainConfig
+from deepchest_utils.datasets.cache import decode
+from deepchest_utils.files import FileError, one_line
+from deepchest_utils.models.augment import to_input
+from deepchest_utils.models.sharing import ARCHITECTURES
+from deepchest_utils.results.metrics import CALIBRATION, calibrate, read_calibration
+from deepchest_utils.results.store import read_checkpoint
 from deepchest_utils.training.setup import resolve_device
 
 NOTE = "Research and teaching only, not for clinical use."
@@ -44,7 +44,7 @@ def load_trained(checkpoint: str | Path, device: str = "auto") -> Trained:
         net = ARCHITECTURES[config.architecture](config.backbone, len(findings), config.image_size)
         net.load_state_dict(state["best"]["model"])
     except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
-        raise FileError(f"{path}: no network can be made of it ({brief(error)}).") from error
+        raise FileError(f"{path}: no network can be made of it ({one_line(error)}).") from error
     calibration, file = None, path.with_name(CALIBRATION)
     if file.is_file():
         calibration = read_calibration(file, findings)
@@ -59,15 +59,11 @@ def predict_image(trained: Trained, image: UInt8[np.ndarray, "h w"]) -> pd.Serie
     logits = trained.net(to_input(torch.tensor(image)[None]).to(device)).double().cpu().numpy()
     no_change = np.tile([1.0, 0.0], (len(trained.findings), 1))
     known = no_change if trained.calibration is None else trained.calibration
-    found = pd.Series(
-        calibrate(logits, known)[0], pd.Index(trained.findings, name="finding"), name="probability"
-    )
+    found = pd.Series(calibrate(logits, known)[0], pd.Index(trained.findings, name="finding"), name="probability")
     return found.sort_values(ascending=False)
 
 
-def draw_maps(
-    trained: Trained, path: Path, out: Path, findings: Sequence[str], cam: str = "layercam"
-) -> None:
+def draw_maps(trained: Trained, path: Path, out: Path, findings: Sequence[str], cam: str = "layercam") -> None:
     """Write a picture of the image at 1024 px, and of the map of each finding over it. Raises ValueError for an `out` that
     is no .png, .svg or .pdf, or a network without one trunk."""
     if out.suffix not in (".png", ".svg", ".pdf"):
@@ -75,9 +71,8 @@ def draw_maps(
     from matplotlib.figure import Figure
 
     from deepchest_utils.explain.cam import heat_maps
-    from deepchest_utils.explain.pictures import show_heat_map
-    from deepchest_utils.labels import pretty
-    from deepchest_utils.plotting import show_radiograph
+    from deepchest_utils.notebook.figures import show_heat_map, show_radiograph
+    from deepchest_utils.results.labels import pretty
 
     tasks = [trained.findings.index(name) for name in findings]
     maps = heat_maps(trained.net, decode(path, trained.image_size)[None], tasks, cam)

@@ -12,9 +12,9 @@ from torch import nn
 
 from deepchest_utils.datasets import ChestXrays
 from deepchest_utils.explain.cam import heat_maps
-from deepchest_utils.explain.truth import Truth
-from deepchest_utils.metrics import Ranking
-from deepchest_utils.statistics import patient_weights
+from deepchest_utils.explain.regions import Regions
+from deepchest_utils.results.metrics import Ranking
+from deepchest_utils.results.statistics import patient_weights
 
 SCORES = {
     "pointing": "pointing game",
@@ -60,7 +60,7 @@ def score_maps(
 def localize(
     net: nn.Module,
     data: ChestXrays,
-    truth: Truth,
+    truth: Regions,
     method: str = "layercam",
     layers: Sequence[str] | None = None,
     batch_size: int = 32,
@@ -81,12 +81,12 @@ def localize(
     return pd.concat([_names(data, truth), scores], axis=1)
 
 
-def score_blind_maps(maps: Float[np.ndarray, "m h w"], data: ChestXrays, truth: Truth) -> pd.DataFrame:
+def score_baseline_maps(maps: Float[np.ndarray, "m h w"], data: ChestXrays, truth: Regions) -> pd.DataFrame:
     """The same table for maps that no network made, one a pair."""
     return _names(data, truth).assign(evidence=True, **score_maps(maps, truth.masks))
 
 
-def _names(data: ChestXrays, truth: Truth) -> pd.DataFrame:
+def _names(data: ChestXrays, truth: Regions) -> pd.DataFrame:
     findings = np.array(data.findings)[truth.tasks]
     return pd.DataFrame({"image": data.ids[truth.rows], "finding": findings, "patient": truth.patients})
 
@@ -98,16 +98,14 @@ def centre_prior(size: int) -> Float[np.ndarray, "{size} {size}"]:
     return np.outer(bell, bell)
 
 
-def random_maps(
-    count: int, size: int, rng: np.random.Generator
-) -> Float[np.ndarray, "{count} {size} {size}"]:
+def random_maps(count: int, size: int, rng: np.random.Generator) -> Float[np.ndarray, "{count} {size} {size}"]:
     """Uniform noise of 8 x 8 cells, as smooth as a network's map."""
     noise = torch.from_numpy(rng.random((count, 1, 8, 8), dtype=np.float32))
     scaled = torch.nn.functional.interpolate(noise, (size, size), mode="bilinear", align_corners=False)
     return scaled[:, 0].numpy()
 
 
-def usual_place(truth: Truth) -> Float[np.ndarray, "m h w"]:
+def mean_region_baseline(truth: Regions) -> Float[np.ndarray, "m h w"]:
     """For each pair, the mean region of the finding in other patients: what one would point at who knows the finding and
     no more of the image. Blank where no other patient has it."""
     out = np.zeros(truth.masks.shape, np.float32)

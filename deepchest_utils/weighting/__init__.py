@@ -6,31 +6,41 @@ from functools import partial
 from typing import Any, cast
 
 from deepchest_utils.weighting.anneal import Anneal
-from deepchest_utils.weighting.balance import IMTLG, MGDA, RGW, AlignedMTL, FairGrad, NashMTL
 from deepchest_utils.weighting.base import EpochReport, LossWeighting, Method
 from deepchest_utils.weighting.composed import Composed
 from deepchest_utils.weighting.dbmtl_l import DBMTLL
-from deepchest_utils.weighting.deepchest import SIGNALS, DeepChest
+from deepchest_utils.weighting.deepchest import SIGNALS, DeepChest, PrevalenceOracle
 from deepchest_utils.weighting.dwa import DWA
-from deepchest_utils.weighting.equal import Equal
 from deepchest_utils.weighting.famo import FAMO
 from deepchest_utils.weighting.gls import GLS
 from deepchest_utils.weighting.gradnorm import GradNorm
 from deepchest_utils.weighting.hedge import Hedge
 from deepchest_utils.weighting.imtl_l import IMTLL
-from deepchest_utils.weighting.initial import PUBLISHED_INITIAL_WEIGHTS, initial_weights
-from deepchest_utils.weighting.prevalence_oracle import PrevalenceOracle
 from deepchest_utils.weighting.rlw import RLW
-from deepchest_utils.weighting.static import BY_PREVALENCE, Static
+from deepchest_utils.weighting.static import PREVALENCE_RULES, PUBLISHED_INITIAL_WEIGHTS, Equal, Static, initial_weights
 from deepchest_utils.weighting.stch import STCH
-from deepchest_utils.weighting.surgery import CAGrad, ConFIG, DualProj, GradDrop, GradVac, PCGrad, UPGrad
+from deepchest_utils.weighting.torchjd_adapter import (
+    IMTLG,
+    MGDA,
+    RGW,
+    AlignedMTL,
+    CAGrad,
+    ConFIG,
+    DualProj,
+    FairGrad,
+    GradDrop,
+    GradVac,
+    NashMTL,
+    PCGrad,
+    UPGrad,
+)
 from deepchest_utils.weighting.uncertainty import Uncertainty
 from deepchest_utils.weighting.val_discount import ValDiscount
 
 METHODS: dict[str, Callable[..., Method]] = {
     "equal": Equal,
     "static": Static,
-    **{name: partial(Static, values=name) for name in BY_PREVALENCE},
+    **{name: partial(Static, values=name) for name in PREVALENCE_RULES},
     "deepchest": DeepChest,
     **{f"deepchest_{s}": partial(DeepChest, signal=s) for s in SIGNALS if s != "accuracy"},
     "prevalence_oracle": PrevalenceOracle,
@@ -65,14 +75,10 @@ METHODS: dict[str, Callable[..., Method]] = {
 def check_names(name: str) -> None:
     """Raise ValueError, with the names that there are, unless `name` is one or some of them joined by "+"."""
     if not set(name.split("+")) <= set(METHODS):
-        raise ValueError(
-            f"method should be one of {', '.join(METHODS)}, or two of them as A+B. Found {name!r}."
-        )
+        raise ValueError(f"method should be one of {', '.join(METHODS)}, or two of them as A+B. Found {name!r}.")
 
 
-def make_method(
-    name: str, num_tasks: int, inner_options: dict[str, Any] | None = None, **options: Any
-) -> Method:
+def make_method(name: str, num_tasks: int, inner_options: dict[str, Any] | None = None, **options: Any) -> Method:
     """A method by name, for K tasks.
 
     name: one of `METHODS`, or "A+B": loss weighting A composed over any method B (A's weights multiply the
@@ -88,9 +94,7 @@ def make_method(
     try:
         method = METHODS[outer](num_tasks, **options)
     except TypeError as error:
-        known = ", ".join(
-            name for name in inspect.signature(METHODS[outer]).parameters if name != "num_tasks"
-        )
+        known = ", ".join(name for name in inspect.signature(METHODS[outer]).parameters if name != "num_tasks")
         raise ValueError(
             f"method {outer!r} cannot be made with options {sorted(options)}: {error}. It has {known or 'none'}."
         ) from None

@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from deepchest_utils.losses import prevalence_entropy
-from deepchest_utils.weighting.base import Scalarization, in_batch
+from deepchest_utils.models.losses import prevalence_entropy
+from deepchest_utils.weighting.base import Scalarization, has_label
 from deepchest_utils.weighting.static import known_prevalence
 
 LEAST = 0.01  # no running loss counts as less than this share of where it started: weights stay bounded
@@ -62,10 +62,8 @@ class Anneal(Scalarization):
         weights = self.current().to(losses)
         with torch.no_grad():
             seen = losses.detach().to(self.running)
-            here = in_batch(losses)
+            here = has_label(losses)
             self.start = torch.where(here & self.start.isnan(), seen, self.start)
-            followed = torch.where(
-                self.running.isnan(), seen, torch.lerp(self.running, seen, 1 / self.window)
-            )
+            followed = torch.where(self.running.isnan(), seen, torch.lerp(self.running, seen, 1 / self.window))
             self.running = torch.where(here, followed, self.running)
         return losses @ weights

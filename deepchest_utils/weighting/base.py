@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from deepchest_utils.losses import prevalence_entropy
+from deepchest_utils.models.losses import prevalence_entropy
 
 SOURCES = ("train", "val")
 
@@ -39,11 +39,11 @@ class Method(nn.Module):
     """A way to train K tasks together. Buffers and parameters are its state; trainable parameters go to the
     optimiser, without weight decay.
 
-    looks_after_step: the loop computes the losses of the batch once more after the optimiser's step and hands
+    needs_losses_after_step: the loop computes the losses of the batch once more after the optimiser's step and hands
     them to `after_step` (a forward pass more a step; FAMO alone needs it).
     """
 
-    looks_after_step = False
+    needs_losses_after_step = False
     _used: Tensor
     _steps: Tensor
 
@@ -113,7 +113,30 @@ class Scalarization(LossWeighting):
         self.record(cast(Tensor, losses.grad))
 
 
-def in_batch(losses: Float[Tensor, " k"]) -> Bool[Tensor, " k"]:
+def has_label(losses: Float[Tensor, " k"]) -> Bool[Tensor, " k"]:
     """Which tasks have a known label in the batch: the loss of one that has not is exactly 0. So is, in float32, that of a rare
     finding whose logit has been driven below -17 in a batch without it, as GLS does: it counts as absent too."""
     return losses.detach() > 0
+
+
+class Adam(nn.Module):
+    """Adam (Kingma and Ba 2015, arXiv 1412.6980) with its usual constants, for K numbers that no optimiser holds."""
+
+    mean: Tensor
+    square: Tensor
+    count: Tensor
+
+    def __init__(self, num_tasks: int):
+        super().__init__()
+        for name in ("mean", "square"):
+            self.register_buffer(name, torch.zeros(num_tasks, dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    @torch.no_grad()
+    def forward(self, gradient: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
+        """The step against this gradient, (K,), before the learning rate."""
+        self.count += 1
+        self.mean.lerp_(gradient, 0.1)
+        self.square.lerp_(gradient**2, 0.001)
+        mean, square = self.mean / (1 - 0.9**self.count), self.square / (1 - 0.999**self.count)
+        return mean / (square.sqrt() + 1e-8)

@@ -21,7 +21,7 @@ class Composed(Method):
                 f"outer and inner should have the same num_tasks. Found {outer.num_tasks} and {inner.num_tasks}."
             )
         self.outer, self.inner = outer, inner
-        self.looks_after_step = inner.looks_after_step
+        self.needs_losses_after_step = inner.needs_losses_after_step
 
     @property
     def weights(self) -> Float[Tensor, " k"]:

@@ -3,7 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from deepchest_utils.weighting.base import Scalarization, in_batch
+from deepchest_utils.weighting.base import Scalarization, has_label
 
 EPSILON = 1e-8  # the paper's
 
@@ -13,4 +13,4 @@ class DBMTLL(Scalarization):
     scale without a parameter. The paper's other half normalises gradients and is not part of this one."""
 
     def forward(self, losses: Float[Tensor, " k"]) -> Float[Tensor, ""]:
-        return (losses.where(in_batch(losses), 1.0) + EPSILON).log().sum()
+        return (losses.where(has_label(losses), 1.0) + EPSILON).log().sum()

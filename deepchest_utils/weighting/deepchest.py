@@ -7,8 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from deepchest_utils.weighting.base import SOURCES, EpochReport, LossWeighting
-from deepchest_utils.weighting.initial import published
-from deepchest_utils.weighting.static import as_weights
+from deepchest_utils.weighting.static import as_weights, published
 
 SIGNALS = ("accuracy", "loss_trend", "relative_loss", "auroc", "balanced_accuracy")
 
@@ -61,9 +60,7 @@ class DeepChest(LossWeighting):
             if not 1 <= value < float("inf"):
                 raise ValueError(f"{name} should be at least 1. Found {value}.")
         if not 0 <= floor <= cap or not 0 < cap < float("inf"):
-            raise ValueError(
-                f"floor and cap should hold 0 <= floor <= cap, 0 < cap. Found {floor} and {cap}."
-            )
+            raise ValueError(f"floor and cap should hold 0 <= floor <= cap, 0 < cap. Found {floor} and {cap}.")
         self.signal, self.scores_from, self.normalize = signal, scores_from, normalize
         self.step_up, self.step_down, self.cap, self.floor = step_up, step_down, cap, floor
         if initial is None:
@@ -128,3 +125,29 @@ class DeepChest(LossWeighting):
         # a task without a loss this time keeps its last one to compare with
         self.previous_loss.copy_(torch.where(loss.isnan(), self.previous_loss, loss))
         return trend
+
+
+class PrevalenceOracle(DeepChest):
+    """DeepChest's rule fed the accuracy of the predictor that always says "absent", 1 - prevalence: no network,
+    no training, no loss takes part. Whatever DeepChest gains beyond this, it gains by listening.
+
+    The options are DeepChest's.
+    """
+
+    def __init__(
+        self,
+        num_tasks: int,
+        step_up: float = 1.1,
+        step_down: float = 1.05,
+        cap: float = 1.5,
+        floor: float = 0.0,
+        normalize: bool = False,
+        initial: Sequence[float] | Tensor | str | None = None,
+    ):
+        super().__init__(
+            num_tasks, step_up=step_up, step_down=step_down, cap=cap, floor=floor, normalize=normalize, initial=initial
+        )
+
+    def end_epoch(self, report: EpochReport) -> None:
+        super(DeepChest, self).end_epoch(report)
+        self.update(1 - report.prevalence)

@@ -4,8 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from deepchest_utils.weighting.adam import Adam
-from deepchest_utils.weighting.base import Scalarization, in_batch
+from deepchest_utils.weighting.base import Adam, Scalarization, has_label
 
 EPSILON = 1e-8
 
@@ -19,7 +18,7 @@ class FAMO(Scalarization):
     sums, and puts nothing but its decay into the step of xi.
     """
 
-    looks_after_step = True
+    needs_losses_after_step = True
     xi: Tensor
 
     def __init__(self, num_tasks: int, lr: float = 0.025, gamma: float = 1e-3):
@@ -34,7 +33,7 @@ class FAMO(Scalarization):
 
     def forward(self, losses: Float[Tensor, " k"]) -> Float[Tensor, ""]:
         self._before = losses.detach()
-        here = in_batch(losses)
+        here = has_label(losses)
         z = torch.softmax(self.xi, dim=0).to(losses) * here
         shifted = losses.where(here, 1.0) + EPSILON
         c = (z / shifted).sum().detach().clamp(min=EPSILON)
@@ -44,7 +43,7 @@ class FAMO(Scalarization):
     def after_step(self, losses: Float[Tensor, " k"]) -> None:
         if self._before is None:
             raise ValueError("after_step should come after backward: there are no losses to compare with.")
-        here = in_batch(self._before)
+        here = has_label(self._before)
         fall = ((self._before + EPSILON).log() - (losses + EPSILON).log()).double() * here
         z = torch.softmax(self.xi, dim=0) * here
         z = z / z.sum().clamp(min=EPSILON)  # over the tasks in the batch, as the loss of the step has it

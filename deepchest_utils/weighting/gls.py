@@ -3,7 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from deepchest_utils.weighting.base import Scalarization, in_batch
+from deepchest_utils.weighting.base import Scalarization, has_label
 
 
 class GLS(Scalarization):
@@ -12,7 +12,7 @@ class GLS(Scalarization):
     of the mean."""
 
     def forward(self, losses: Float[Tensor, " k"]) -> Float[Tensor, ""]:
-        here = in_batch(losses)
+        here = has_label(losses)
         # 1 in place of a missing loss, so that neither it nor its gradient is infinite
         logs = losses.where(here, 1.0).log()
         return (logs.sum() / here.sum().clamp(min=1)).exp()

@@ -4,10 +4,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from deepchest_utils.distributed import total
-from deepchest_utils.weighting.adam import Adam
-from deepchest_utils.weighting.base import Method, in_batch
-from deepchest_utils.weighting.shared import last_shared_layer
+from deepchest_utils.distributed import all_reduce_sum
+from deepchest_utils.weighting.autograd_graph import last_shared_layer
+from deepchest_utils.weighting.base import Adam, Method, has_label
 
 
 class GradNorm(Method):
@@ -41,16 +40,12 @@ class GradNorm(Method):
 
     def backward(self, losses: Float[Tensor, " k"], features: Float[Tensor, "b *f"] | None = None) -> None:
         if features is None:
-            raise ValueError(
-                "features should be the trunk's output: GradNorm works on the last shared layer."
-            )
+            raise ValueError("features should be the trunk's output: GradNorm works on the last shared layer.")
         if features.ndim != 2:  # a row a task: the last layer belongs to one of them
-            raise ValueError(
-                f"features should be shared by all tasks, (B, F). Found shape {tuple(features.shape)}."
-            )
+            raise ValueError(f"features should be shared by all tasks, (B, F). Found shape {tuple(features.shape)}.")
         layer = last_shared_layer(features)
         norms = torch.stack(
-            [total(torch.autograd.grad(loss, layer, retain_graph=True)[0]).norm() for loss in losses]
+            [all_reduce_sum(torch.autograd.grad(loss, layer, retain_graph=True)[0]).norm() for loss in losses]
         )
         (losses @ self.current.to(losses)).backward()
         self.learn(losses.detach().double(), norms.double())
@@ -58,16 +53,14 @@ class GradNorm(Method):
     @torch.no_grad()
     def learn(self, losses: Float[Tensor, " k"], norms: Float[Tensor, " k"]) -> None:
         """One step of the weights. norms: (K,) of the unweighted losses' gradients."""
-        here = in_batch(losses)
+        here = has_label(losses)
         self.first_loss = torch.where(self.first_loss.isnan() & here, losses, self.first_loss)
         step = self.lr * self.adam(self.gradient(losses, norms, here))
         # the paper says nothing of weights below zero; a task is never turned against
         stepped = (self.current - step).clamp(min=1e-3)
         self.current = stepped * (self.num_tasks / stepped.sum())
 
-    def gradient(
-        self, losses: Float[Tensor, " k"], norms: Float[Tensor, " k"], here: Tensor
-    ) -> Float[Tensor, " k"]:
+    def gradient(self, losses: Float[Tensor, " k"], norms: Float[Tensor, " k"], here: Tensor) -> Float[Tensor, " k"]:
         """Of the sum of |G_k - target_k| by w_k; 0 for a task that is not here."""
         n = here.sum().clamp(min=1)
         pull = self.current * norms

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from deepchest_utils.weighting.base import Scalarization, in_batch
+from deepchest_utils.weighting.base import Scalarization, has_label
 
 
 class IMTLL(Scalarization):
@@ -20,4 +20,4 @@ class IMTLL(Scalarization):
 
     def forward(self, losses: Float[Tensor, " k"]) -> Float[Tensor, ""]:
         s = self.log_scale
-        return (s.exp() * losses - in_batch(losses) * s).sum()
+        return (s.exp() * losses - has_label(losses) * s).sum()

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from deepchest_utils.weighting.base import EpochReport, Scalarization, in_batch
+from deepchest_utils.weighting.base import EpochReport, Scalarization, has_label
 
 
 class STCH(Scalarization):
@@ -31,7 +31,7 @@ class STCH(Scalarization):
         self.register_buffer("warm", torch.tensor(False))
 
     def forward(self, losses: Float[Tensor, " k"]) -> Float[Tensor, ""]:
-        here = in_batch(losses)
+        here = has_label(losses)
         # a task that the warm-up never saw has no nadir: its loss counts as it is
         nadir = self.nadir.nan_to_num(1.0).to(losses).where(self.warm, 1.0)
         logs = (losses.where(here, 1.0) / nadir.where(here, 1.0)).log()

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from deepchest_utils.weighting.base import Scalarization, in_batch
+from deepchest_utils.weighting.base import Scalarization, has_label
 
 
 class Uncertainty(Scalarization):
@@ -21,4 +21,4 @@ class Uncertainty(Scalarization):
 
     def forward(self, losses: Float[Tensor, " k"]) -> Float[Tensor, ""]:
         s = self.log_variance
-        return (s.neg().exp() * losses + in_batch(losses) * s / 2).sum()
+        return (s.neg().exp() * losses + has_label(losses) * s / 2).sum()

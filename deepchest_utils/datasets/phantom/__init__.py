@@ -1,0 +1,11 @@
+"""The phantom: synthetic chest radiographs with known findings and exact masks. Not real patients, not for
+training readers.
+
+`population` decides who has which findings, `anatomy` draws the chest, `signs` draws each finding as its
+radiographic sign, `render` puts them together and exposes the film.
+"""
+
+from deepchest_utils.datasets.phantom.population import Population, sample_population
+from deepchest_utils.datasets.phantom.render import MAX_SIZE, Phantom, make_phantom
+
+__all__ = ["MAX_SIZE", "Phantom", "Population", "make_phantom", "sample_population"]

@@ -1,0 +1,97 @@
+"""Who has which findings: NIH's prevalence and co-occurrence, several images a patient, findings that
+persist.
+
+A Gaussian copula (multivariate probit). Image i of patient p has a latent vector z = sqrt(r) u_p + sqrt(1 -
+r) v_i with u_p and v_i drawn from N(0, R) and r = `PERSISTENCE`; finding k is present where z_k exceeds the
+normal quantile of 1 - prevalence_k. Marginally z is N(0, R) for every image, so prevalence and co-occurrence
+do not depend on r. R_jk is solved for each pair so that the bivariate normal tail equals the share of NIH
+images with both findings; the matrix is then moved to the nearest correlation matrix (negative eigenvalues to
+zero, diagonal back to one).
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from scipy.special import ndtr, ndtri
+
+from deepchest_utils.datasets.findings import NIH_COOCCURRENCE, NIH_IMAGES, NUM_FINDINGS
+
+PERSISTENCE = 0.7  # share of the latent variance that a patient's images have in common
+MAX_IMAGES_PER_PATIENT = 12
+
+
+@dataclass(frozen=True)
+class Population:
+    """Labels of N images: `labels` (N, K) bool, `patients` (N,) numbered from 0 in order."""
+
+    labels: Bool[np.ndarray, "n k"]
+    patients: Int[np.ndarray, " n"]
+
+
+def joint_tail(
+    a: Float[np.ndarray, "*s"], b: Float[np.ndarray, "*s"], rho: Float[np.ndarray, "*s"]
+) -> Float[np.ndarray, "*s"]:
+    """P(X > a, Y > b) for a standard bivariate normal with correlation rho.
+
+    Plackett's identity, d P / d rho = the density at (a, b), integrated over rho = sin(t) by 40-point
+    Gauss-Legendre (Drezner and Wesolowsky 1990).
+    """
+    nodes, weights = np.polynomial.legendre.leggauss(40)
+    limit = np.arcsin(rho)[..., None]
+    t = limit * (nodes + 1) / 2
+    a, b = a[..., None], b[..., None]
+    density = np.exp(-(a**2 + b**2 - 2 * a * b * np.sin(t)) / (2 * np.cos(t) ** 2)) / (2 * np.pi)
+    independent = (1 - ndtr(a[..., 0])) * (1 - ndtr(b[..., 0]))
+    tail: np.ndarray = independent + (density * weights).sum(-1) * limit[..., 0] / 2
+    return tail
+
+
+@cache
+def latent_correlation() -> Float[np.ndarray, "k k"]:
+    """(K, K) correlation R of the latent normals, from NIH's co-occurrence counts."""
+    joint = NIH_COOCCURRENCE / NIH_IMAGES
+    threshold = -ndtri(joint.diagonal())
+    a, b = np.meshgrid(threshold, threshold, indexing="ij")
+    low, high = np.full_like(joint, -0.95), np.full_like(joint, 0.95)
+    for _ in range(40):  # the tail grows with rho: bisection, all pairs at once
+        middle = (low + high) / 2
+        too_small = joint_tail(a, b, middle) < joint
+        low, high = np.where(too_small, middle, low), np.where(too_small, high, middle)
+    correlation = (low + high) / 2
+    np.fill_diagonal(correlation, 1.0)
+    values, vectors = np.linalg.eigh(correlation)
+    correlation = (vectors * values.clip(1e-6)) @ vectors.T
+    scale = np.sqrt(correlation.diagonal())
+    nearest: np.ndarray = correlation / np.outer(scale, scale)
+    return nearest
+
+
+def sample_population(
+    num_images: int,
+    rng: np.random.Generator,
+    prevalence: Float[np.ndarray, " k"] | None = None,
+    loading: Float[np.ndarray, " k"] | None = None,
+) -> Population:
+    """Draw patients until they have `num_images` images between them.
+
+    A patient has 1 + Geometric images (mean 3.2, at most 12; NIH's mean is 3.6), and keeps most findings from
+    one to the next. prevalence: (K,) in (0, 1), NIH's by default. loading: (K,) in [0, 1]: the latent correlation of two
+    findings is the product of theirs, one common cause; NIH's correlations by default.
+    """
+    if num_images < 1:
+        raise ValueError(f"num_images should be at least 1. Found {num_images}.")
+    images = np.minimum(rng.geometric(0.3, size=num_images), MAX_IMAGES_PER_PATIENT)
+    patients = np.repeat(np.arange(num_images), images)[:num_images]
+    if loading is None:
+        correlation = latent_correlation()
+    else:
+        correlation = np.outer(loading, loading)
+        np.fill_diagonal(correlation, 1.0)
+    factor = np.linalg.cholesky(correlation + 1e-9 * np.eye(NUM_FINDINGS))
+    patient_latent = rng.standard_normal((patients[-1] + 1, NUM_FINDINGS))[patients]
+    visit_latent = rng.standard_normal((num_images, NUM_FINDINGS))
+    latent = (np.sqrt(PERSISTENCE) * patient_latent + np.sqrt(1 - PERSISTENCE) * visit_latent) @ factor.T
+    threshold = -ndtri(NIH_COOCCURRENCE.diagonal() / NIH_IMAGES if prevalence is None else prevalence)
+    return Population(labels=latent > threshold, patients=patients)

@@ -1,0 +1,1 @@
+"""Networks: trunks, what tasks share beside a trunk, losses and the augmentation of a batch."""

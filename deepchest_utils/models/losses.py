@@ -1,0 +1,31 @@
+"""One loss a finding: binary cross-entropy over the labels that are known."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from deepchest_utils.distributed import all_reduce_sum, sum_over_ranks
+
+
+def masked_bce(logits: Float[Tensor, "b k"], labels: Float[Tensor, "b k"]) -> Float[Tensor, " k"]:
+    """Mean binary cross-entropy of each task over its known labels.
+
+    logits: (B, K). labels: (B, K), 1, 0 or NaN = unknown. Returns (K,) in nats, at least 0, float32 also
+    under autocast; a task without a known label in the batch has loss 0 and gets no gradient. In several
+    processes (`distributed`), of the batch of all.
+    """
+    known = ~labels.isnan()
+    # the label is replaced before the loss: NaN * 0 would still be NaN, in the gradient too
+    target, share = labels.nan_to_num(0.0), known / all_reduce_sum(known.sum(0)).clamp(min=1)
+    return sum_over_ranks(binary_cross_entropy_with_logits(logits.float(), target, share, reduction="none").sum(0))
+
+
+def prevalence_entropy(prevalence: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
+    """H_k = -p log p - (1 - p) log(1 - p): the loss of the best constant predictor of task k, (K,) in nats,
+    in [0, log 2].
+
+    prevalence: (K,) in [0, 1]; NaN stays NaN.
+    """
+    p = prevalence
+    return -(torch.xlogy(p, p) + torch.xlogy(1 - p, 1 - p))
