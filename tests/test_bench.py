@@ -15,11 +15,9 @@ from deepchest_utils.__main__ import main
 from deepchest_utils.datasets.cache import decode
 from deepchest_utils.studies.bench import PLAIN_STEP, BenchmarkSetup, full_bench, ratios, run, time_interleaved
 from deepchest_utils.studies.bench.inputs import write_pngs
-from deepchest_utils.studies.bench.loops import bare_loop, whole_loop
-from deepchest_utils.studies.bench.memory import peak_memory
 from deepchest_utils.studies.bench.parts import bench_recipes, bench_starts, phantom_splits
 from deepchest_utils.studies.bench.recipes import RECIPES
-from deepchest_utils.studies.bench.steps import Step, passes_through_trunk
+from deepchest_utils.studies.bench.steps import Step, loop_epoch, passes_through_trunk, peak_memory, plain_epoch
 
 SMALL = BenchmarkSetup(num_tasks=3, image_size=32, batch_size=4, device="cpu")
 
@@ -117,17 +115,18 @@ def test_layouts_give_the_same_gradients():
 
 
 @pytest.mark.parametrize(
-    ("problem", "method"),
+    ("setup", "method"),
     [(dataclasses.replace(SMALL, amp="bf16"), "deepchest"), (dataclasses.replace(SMALL, channels_last=False), "famo")],
 )
-def test_settings_are_used(problem, method):
-    step, seen = Step(problem, method), []
+def test_settings_are_used(setup, method):
+    step, seen = Step(setup, method), []
     step.net.head.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
     step()
-    assert seen[0] == (torch.bfloat16 if problem.amp == "bf16" else torch.float32)
-    assert step.x.is_contiguous() != problem.channels_last or step.x.stride(1) == 1
+    assert seen[0] == (torch.bfloat16 if setup.amp == "bf16" else torch.float32)
+    assert step.x.is_contiguous() != setup.channels_last or step.x.stride(1) == 1
 
 
+@pytest.mark.slow  # processes of its own
 def test_memory_sees_what_a_method_holds():
     """A batch sixteen times as large has activations sixteen times as large."""
     small = peak_memory(BenchmarkSetup(image_size=64, batch_size=32, device="cpu"), PLAIN_STEP)
@@ -151,7 +150,7 @@ def data():
 def test_both_loops_take_the_same_steps(data):
     config = TrainConfig(image_size=32, batch_size=32, epochs=1, device="cpu")
     counts = []
-    for make in (whole_loop, bare_loop):
+    for make in (loop_epoch, plain_epoch):
         epoch, seen = make(config, data), []
         handle = register_optimizer_step_post_hook(lambda *args, seen=seen: seen.append(1))
         epoch()
@@ -160,6 +159,7 @@ def test_both_loops_take_the_same_steps(data):
     assert counts == [3, 3]
 
 
+@pytest.mark.slow
 def test_starts_are_those_of_a_new_python(rng):
     table = bench_starts(1, rng).set_index("method")
     assert table.ratio["import torch"] == 1
@@ -203,7 +203,7 @@ def test_whole_benchmark_goes_on_where_it_stopped(tmp_path, monkeypatch):
 
 
 def test_named_parts_alone_are_measured(tmp_path, monkeypatch, capsys):
-    def measure(problem, methods, rounds, *rest):
+    def measure(setup, methods, **arguments):
         return pd.DataFrame({"part": "step", "method": list(methods), "ratio": 1.0})
 
     monkeypatch.setattr(run, "bench_steps", measure)
@@ -221,8 +221,9 @@ def test_named_parts_alone_are_measured(tmp_path, monkeypatch, capsys):
     assert "not allowed with argument --quick" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_quick_benchmark_prints_ratios(capsys, monkeypatch):
-    monkeypatch.setattr(run, "Problem", lambda device: SMALL)
+    monkeypatch.setattr(run, "BenchmarkSetup", lambda device: SMALL)
     monkeypatch.setattr(run, "QUICK", ("equal", "deepchest"))
     monkeypatch.setattr(run, "TrainConfig", lambda device: TrainConfig(image_size=32, device="cpu"))
     assert main(["bench", "--quick"]) == 0

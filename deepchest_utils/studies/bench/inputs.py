@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 def input_epoch(images: np.ndarray, augmented: bool = False) -> Callable[[], None]:
-    """A function that prepares the network's input for one epoch in batches of 64, from memory or from a memory map."""
+    """A function that prepares the network's input for one epoch in batches of 64. images: an array or a memory map."""
     rng = torch.Generator().manual_seed(0)
 
     def epoch() -> None:
@@ -31,7 +31,7 @@ def input_epoch(images: np.ndarray, augmented: bool = False) -> Callable[[], Non
 
 
 def write_pngs(folder: Path, count: int, size: int, rng: np.random.Generator) -> list[Path]:
-    """Smooth noise as PNGs, which compresses about as well as a radiograph."""
+    """Write smooth noise as PNGs: it compresses about as well as a radiograph."""
     paths = []
     for i in range(count):
         coarse = Image.fromarray(rng.integers(0, 256, (size // 8, size // 8), dtype=np.uint8))
@@ -43,17 +43,17 @@ def write_pngs(folder: Path, count: int, size: int, rng: np.random.Generator) ->
 
 
 def decoding_steps(paths: list[Path], size: int) -> dict[str, Callable[[], object]]:
-    """The first pass over files: the way the cache is filled, and the same with one thread and no cache."""
+    """Two ways to decode files for the first time: with one thread and no cache, and as the cache is filled."""
 
-    def fill() -> None:
+    def fill_cache() -> None:
         with tempfile.TemporaryDirectory() as folder:
             decode_all("bench", paths, size, folder)
 
-    return {"one thread": lambda: [decode(path, size) for path in paths], "all cores": fill}
+    return {"one thread": lambda: [decode(path, size) for path in paths], "all cores": fill_cache}
 
 
 def metrics_of_test_split(rng: np.random.Generator, count: int) -> Callable[[], object]:
-    """A function that scores a test split of `count` images: thresholds on another split of the same size, then every metric."""
+    """A function that scores a test split of `count` images. It chooses thresholds, then computes every metric."""
     labels = (rng.random((count, NUM_FINDINGS)) < 0.1).astype(np.float32)
     logits = rng.normal(size=labels.shape).astype(np.float32) + labels
     probabilities = 1 / (1 + np.exp(-logits.astype(float)))

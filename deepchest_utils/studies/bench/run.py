@@ -12,9 +12,9 @@ import pandas as pd
 from tqdm import tqdm
 
 from deepchest_utils.config import TrainConfig
-from deepchest_utils.files import read_results, write_file
+from deepchest_utils.files import write_file
 from deepchest_utils.results.labels import METHOD_LABELS, method_family
-from deepchest_utils.results.store import environment_report
+from deepchest_utils.results.store import environment_report, read_results
 from deepchest_utils.studies.bench.parts import (
     bench_flat,
     bench_inputs,
@@ -31,14 +31,19 @@ from deepchest_utils.training.setup import resolve_device
 from deepchest_utils.weighting import METHODS
 from deepchest_utils.weighting.torchjd_adapter import GradientBalancing
 
-QUICK = ("equal", "deepchest", "gradnorm", 'pcgrad(level="features")', "pcgrad")
-AT_FEATURES = tuple(f'{name}(level="features")' for name in ("pcgrad", "upgrad"))
-CHEAP = ("equal", "deepchest", "uncertainty", "famo", "gradnorm", *AT_FEATURES)
-COSTLY = ("pcgrad", "upgrad")
-EVERY = tuple(m for m in METHOD_LABELS if method_family(m) in ("loss", "gradient") or m in ("equal", "deepchest"))
-BALANCING = tuple(m for m in EVERY if issubclass(cast(type, METHODS[m]), GradientBalancing))
 BACKBONES = ("resnet18_thin", "resnet18", "densenet121")
 TASKS = (2, 4, 8, 14, 28, 56)
+NEAREST = ("equal", "deepchest")  # cost nearly nothing, so they are measured in many rounds
+QUICK = ("equal", "deepchest", "gradnorm", 'pcgrad(level="features")', "pcgrad")
+AT_FEATURES = ('pcgrad(level="features")', 'upgrad(level="features")')
+ONE_PASS = ("equal", "deepchest", "uncertainty", "famo", "gradnorm", *AT_FEATURES)
+ON_PARAMETERS = ("pcgrad", "upgrad")
+ALL_METHODS = tuple(m for m in METHOD_LABELS if method_family(m) in ("loss", "gradient") or m in ("equal", "deepchest"))
+ALL_ON_PARAMETERS = tuple(m for m in ALL_METHODS if issubclass(cast(type, METHODS[m]), GradientBalancing))
+ALL_ONE_PASS = (
+    *(m for m in ALL_METHODS if m not in ALL_ON_PARAMETERS),
+    *(f'{m}(level="features")' for m in ALL_ON_PARAMETERS),
+)
 
 
 def with_machine(table: pd.DataFrame) -> pd.DataFrame:
@@ -50,60 +55,66 @@ def with_machine(table: pd.DataFrame) -> pd.DataFrame:
 
 def quick_bench(device: str = "auto", seed: int = 0) -> pd.DataFrame:
     """The default network in under a minute."""
-    rng, problem, config = np.random.default_rng(seed), BenchmarkSetup(device=device), TrainConfig(device=device)
+    rng, setup, config = np.random.default_rng(seed), BenchmarkSetup(device=device), TrainConfig(device=device)
     parts = [
-        bench_steps(problem, QUICK, 20, rng, budget=10.0),
-        bench_memory(problem, ("deepchest", "pcgrad")),
-        bench_loop(config, phantom_splits(config, num_train=512, num_val=64), 6, rng),
-        bench_inputs(3, rng, 32),
+        bench_steps(setup, QUICK, rounds=20, rng=rng, budget=10.0),
+        bench_memory(setup, ("deepchest", "pcgrad")),
+        bench_loop(config, phantom_splits(config, num_train=512, num_val=64), rounds=6, rng=rng),
+        bench_inputs(rounds=3, rng=rng, num_pngs=32),
     ]
     return with_machine(pd.concat(parts, ignore_index=True))
 
 
-def on_phantom(part: Callable[..., pd.DataFrame], config: TrainConfig, num_train: int, *rest: Any) -> pd.DataFrame:
-    """A part that trains, on so many phantoms, which are drawn when its turn comes."""
-    return part(config, phantom_splits(config, num_train=num_train), *rest)
+def on_phantom(
+    bench: Callable[..., pd.DataFrame], config: TrainConfig, num_train: int, **arguments: Any
+) -> pd.DataFrame:
+    """A part that trains. Its phantoms are drawn when its turn comes."""
+    return bench(config, phantom_splits(config, num_train=num_train), **arguments)
 
 
 def all_parts(device: str, rng: np.random.Generator) -> dict[str, Callable[[], pd.DataFrame]]:
-    """Everything that notebook 06 reads, by name."""
+    """Everything that notebook 06 reads, by the name that stands in the table's column `measured`."""
     config = TrainConfig(device=device)
+    setups = {(b, k): BenchmarkSetup(b, k, device=device) for b, k in itertools.product(BACKBONES, TASKS)}
+    default = setups["resnet18_thin", 14]
+    steps, loop = partial(bench_steps, rng=rng), partial(on_phantom, bench_loop, rng=rng)
     parts: dict[str, Callable[[], pd.DataFrame]] = {}
-    problems = {(b, k): BenchmarkSetup(b, k, device=device) for b, k in itertools.product(BACKBONES, TASKS)}
-    for backbone, rounds, images in (("resnet18_thin", 800, 1024), ("resnet18", 250, 512)):
-        problem, trained = problems[backbone, 14], dataclasses.replace(config, backbone=backbone)
-        parts[f"close {backbone}"] = partial(bench_steps, problem, ("equal", "deepchest"), rounds, rng)
-        parts[f"loop {backbone}"] = partial(on_phantom, bench_loop, trained, images, rounds // 10, rng)
-        parts[f"setting {backbone}"] = partial(bench_settings, problem, 100, rng, 45.0)
-        parts[f"close memory {backbone}"] = partial(bench_memory, problem, ("equal", "deepchest"), 5)
-    default = problems["resnet18_thin", 14]
-    parts["close candidates"] = partial(bench_steps, default, ("equal", "deepchest", "hedge"), 800, rng)
-    parts["flat"] = partial(bench_flat, default, (2, 56), "deepchest", 800, rng)
-    parts["start"] = partial(bench_starts, 30, rng)
-    parts["input"] = partial(bench_inputs, 25, rng, 256)
-    cheap = [m for m in EVERY if m not in BALANCING] + [f'{m}(level="features")' for m in BALANCING]
-    parts["every"] = partial(bench_steps, default, cheap, 60, rng, 60.0)
-    parts["every, parameters"] = partial(bench_steps, default, BALANCING, 15, rng, 60.0)
-    parts["every memory"] = partial(bench_memory, default, [*cheap, *BALANCING])
-    for (backbone, tasks), problem in problems.items():
-        name = f"{backbone} {tasks}"
-        parts[f"step {name}"] = partial(bench_steps, problem, CHEAP, 40, rng, 15.0)
-        parts[f"step {name}, parameters"] = partial(bench_steps, problem, COSTLY, 15, rng, 15.0)
-    for tasks in TASKS:
-        methods = ("deepchest", *AT_FEATURES, *COSTLY)
-        parts[f"memory resnet18 {tasks}"] = partial(bench_memory, problems["resnet18", tasks], methods)
-    trained = dataclasses.replace(config, method="deepchest")
-    parts["recipe"] = partial(on_phantom, bench_recipes, trained, 4000)
+    for backbone, rounds, num_train in (("resnet18_thin", 800, 1024), ("resnet18", 250, 512)):
+        setup, of_backbone = setups[backbone, 14], dataclasses.replace(config, backbone=backbone)
+        parts[f"close {backbone}"] = partial(steps, setup, NEAREST, rounds=rounds)
+        parts[f"loop {backbone}"] = partial(loop, of_backbone, num_train=num_train, rounds=rounds // 10)
+        parts[f"setting {backbone}"] = partial(bench_settings, setup, rounds=100, rng=rng, budget=45.0)
+        parts[f"close memory {backbone}"] = partial(bench_memory, setup, NEAREST, repeats=5)
+    parts["close candidates"] = partial(steps, default, (*NEAREST, "hedge"), rounds=800)
+    parts["flat"] = partial(bench_flat, default, tasks=(2, 56), method="deepchest", rounds=800, rng=rng)
+    parts["start"] = partial(bench_starts, rounds=30, rng=rng)
+    parts["input"] = partial(bench_inputs, rounds=25, rng=rng, num_pngs=256)
+    parts["every"] = partial(steps, default, ALL_ONE_PASS, rounds=60, budget=60.0)
+    parts["every, parameters"] = partial(steps, default, ALL_ON_PARAMETERS, rounds=15, budget=60.0)
+    parts["every memory"] = partial(bench_memory, default, (*ALL_ONE_PASS, *ALL_ON_PARAMETERS))
+    for (backbone, num_tasks), setup in setups.items():
+        name = f"step {backbone} {num_tasks}"
+        parts[name] = partial(steps, setup, ONE_PASS, rounds=40, budget=15.0)
+        parts[f"{name}, parameters"] = partial(steps, setup, ON_PARAMETERS, rounds=15, budget=15.0)
+    for num_tasks in TASKS:
+        methods = ("deepchest", *AT_FEATURES, *ON_PARAMETERS)
+        parts[f"memory resnet18 {num_tasks}"] = partial(bench_memory, setups["resnet18", num_tasks], methods)
+    with_method = dataclasses.replace(config, method="deepchest")
+    parts["recipe"] = partial(on_phantom, bench_recipes, with_method, num_train=4000)
     if resolve_device(device).type == "cuda":
         for backbone in ("resnet18", "densenet121"):
-            trained = dataclasses.replace(config, backbone=backbone, image_size=224, amp="bf16")
-            parts[f"loop {backbone} 224"] = partial(on_phantom, bench_loop, trained, 2048, 25, rng)
+            large = dataclasses.replace(config, backbone=backbone, image_size=224, amp="bf16")
+            parts[f"loop {backbone} 224"] = partial(loop, large, num_train=2048, rounds=25)
     return parts
 
 
 def full_bench(out: str | Path, device: str = "auto", seed: int = 0, only: Sequence[str] | None = None) -> pd.DataFrame:
-    """All parts, or only those named, in the table `out`, which grows with each; a part that it has is not measured again.
-    Raises ValueError for a part that there is not."""
+    """Measure all parts, or only those named, into the table `out`, which grows with each part. A part that the table has
+    is not measured again.
+
+    Raises:
+        ValueError: for a part that there is not.
+    """
     out, parts = Path(out), all_parts(device, np.random.default_rng(seed))
     if only is not None:
         if unknown := set(only) - set(parts):
@@ -112,7 +123,7 @@ def full_bench(out: str | Path, device: str = "auto", seed: int = 0, only: Seque
     table = read_results(out, ["measured"], "benchmark")
     for name, measure in tqdm(parts.items(), desc="bench", disable=None):
         if name not in set(table.measured):
-            found = with_machine(measure().assign(measured=name))
-            table = pd.concat([table, found], ignore_index=True) if len(table) else found
+            measured = with_machine(measure().assign(measured=name))
+            table = pd.concat([table, measured], ignore_index=True) if len(table) else measured
             write_file(out, table.to_csv(index=False, float_format="%.5g"))
     return table

@@ -1,6 +1,11 @@
-"""One training step of a method, and of the bare loop that is its limit."""
+"""What is timed and weighed: the training step of a method, the plain step that is its limit, and the loop around them."""
 
+import gc
+import multiprocessing
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -8,18 +13,21 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from deepchest_utils.config import TrainConfig
+from deepchest_utils.datasets import Splits
 from deepchest_utils.models.losses import masked_bce
 from deepchest_utils.models.trunks import MultiTaskNet
-from deepchest_utils.training.setup import autocast, make_optimizer, resolve_device
+from deepchest_utils.training.loop import Loop
+from deepchest_utils.training.setup import autocast, inputs, make_optimizer, resolve_device, training_order
 from deepchest_utils.weighting import make_method
 from deepchest_utils.weighting.spec import parse_method
 
 PLAIN_STEP = "bare"
+_STATUS, _CLEAR_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
 class BenchmarkSetup:
-    """What is trained, and how: noise as images, a tenth of the labels positive. A step's cost does not depend on
+    """What is trained, and how. Images are noise and a tenth of the labels is positive: a step's cost does not depend on
     them."""
 
     backbone: str = "resnet18_thin"
@@ -32,7 +40,7 @@ class BenchmarkSetup:
     compiled: bool = False
 
 
-def bare_step(
+def plain_step(
     net: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, amp: str, device: torch.device
 ) -> None:
     """The limit: network, mean loss, one backward pass, optimiser."""
@@ -44,65 +52,128 @@ def bare_step(
 
 
 class Step:
-    """One training step a call, on the same network and batch each time. method: "bare" (`bare_step`), or a method as
-    sweeps name it."""
+    """One training step a call, each time on the same network and batch.
 
-    def __init__(self, problem: BenchmarkSetup, method: str = PLAIN_STEP):
-        self.device, self.amp = resolve_device(problem.device), problem.amp
-        layout = torch.channels_last if problem.channels_last else torch.contiguous_format
+    Args:
+        method: PLAIN_STEP, or a method as sweeps name it.
+    """
+
+    def __init__(self, setup: BenchmarkSetup, method: str = PLAIN_STEP):
+        self.device, self.amp = resolve_device(setup.device), setup.amp
+        layout = torch.channels_last if setup.channels_last else torch.contiguous_format
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            net = MultiTaskNet(problem.backbone, problem.num_tasks, problem.image_size)
-            x = torch.randn(problem.batch_size, 1, problem.image_size, problem.image_size)
-            y = (torch.rand(problem.batch_size, problem.num_tasks) < 0.1).float()
+            net = MultiTaskNet(setup.backbone, setup.num_tasks, setup.image_size)
+            x = torch.randn(setup.batch_size, 1, setup.image_size, setup.image_size)
+            y = (torch.rand(setup.batch_size, setup.num_tasks) < 0.1).float()
         y[0] = 1  # every task has both classes
         # torch's stub of `to` has no memory format beside a device
         self.net: MultiTaskNet = cast(Any, net).to(self.device, memory_format=layout)
         self.x = x.to(self.device, memory_format=layout)
         self.y = y.to(self.device)
-        trunk = torch.compile(self.net.trunk) if problem.compiled else self.net.trunk
-        self.trunk = cast(nn.Module, trunk)  # a module when it is compiled, too
-        self.whole = nn.Sequential(self.trunk, self.net.head)
-        self.rule = None
+        trunk = torch.compile(self.net.trunk) if setup.compiled else self.net.trunk
+        self.trunk = cast(nn.Module, trunk)  # a compiled module is a module too
+        self.trunk_and_head = nn.Sequential(self.trunk, self.net.head)
+        self.method = None
         if method != PLAIN_STEP:
             name, options = parse_method(method)
-            self.rule = make_method(name, problem.num_tasks, **options).to(self.device)
-            self.rule.begin(y.mean(0))
-        own = self.rule.parameters() if self.rule else ()
-        self.optimizer = make_optimizer(TrainConfig(), self.net.parameters(), own)
+            self.method = make_method(name, setup.num_tasks, **options).to(self.device)
+            self.method.begin(y.mean(0))
+        method_parameters = self.method.parameters() if self.method else ()
+        self.optimizer = make_optimizer(TrainConfig(), self.net.parameters(), method_parameters)
 
     def __call__(self) -> None:
-        if self.rule is None:
-            bare_step(self.whole, self.optimizer, self.x, self.y, self.amp, self.device)
+        if self.method is None:
+            plain_step(self.trunk_and_head, self.optimizer, self.x, self.y, self.amp, self.device)
             return
         with autocast(self.amp, self.device):
             features = self.trunk(self.x)
             logits = self.net.head(features)
         self.optimizer.zero_grad(set_to_none=True)
-        self.rule.backward(masked_bce(logits, self.y), features)
+        self.method.backward(masked_bce(logits, self.y), features)
         self.optimizer.step()
-        if self.rule.needs_losses_after_step:
+        if self.method.needs_losses_after_step:
             with torch.no_grad():
-                self.rule.after_step(masked_bce(self.net(self.x), self.y))
+                self.method.after_step(masked_bce(self.net(self.x), self.y))
 
 
-def passes_through_trunk(problem: BenchmarkSetup, method: str) -> int:
-    """Backward passes through the trunk in one step: each reaches its first layer once."""
+def passes_through_trunk(setup: BenchmarkSetup, method: str) -> int:
+    """Backward passes through the trunk in one step: how often gradients reach its first layer."""
     passes = 0
 
-    def note(gradient: Tensor) -> None:
+    def count_pass(gradient: Tensor) -> None:
         nonlocal passes
         passes += 1
 
     def watch(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         # the first layer is the one whose input needs no gradient
         if isinstance(module, nn.Conv2d) and output.requires_grad and not inputs[0].requires_grad:
-            output.register_hook(note)
+            output.register_hook(count_pass)
 
-    step = Step(problem, method)
+    step = Step(setup, method)
     handle = nn.modules.module.register_module_forward_hook(watch)
     try:
         step()
     finally:
         handle.remove()
     return passes
+
+
+def loop_epoch(config: TrainConfig, data: Splits) -> Callable[[], object]:
+    """A function that trains for one epoch with `train`'s loop, without the evaluation after it."""
+    loop = Loop(config, data)
+    return lambda: loop.pass_over_training(1)
+
+
+def plain_epoch(config: TrainConfig, data: Splits) -> Callable[[], None]:
+    """A function that takes as many plain steps as `loop_epoch`, on batches that lie in memory, ready for the network.
+    Nothing is fetched, augmented, kept or logged."""
+    loop = Loop(config, data)
+    order = training_order(len(data.train), config.batch_size, torch.Generator().manual_seed(0)).numpy()
+    images = list(inputs(data.train.images, order, loop.device, loop.memory_format))
+    labels = torch.from_numpy(data.train.labels[order]).nan_to_num(0.0).to(loop.device)
+
+    def epoch() -> None:
+        loop.net.train()
+        for x, y in zip(images, labels, strict=True):
+            plain_step(loop.net, loop.optimizer, x, y, config.amp, loop.device)
+
+    return epoch
+
+
+def peak_memory(setup: BenchmarkSetup, method: str) -> float:
+    """Peak memory of two training steps in a process of its own; the second has the optimiser's moments.
+
+    Returns:
+        MiB above what the process held before the network was made: weights, gradients, moments, activations, and what
+        the method holds. On the CPU it is the resident memory that the kernel counts, on a GPU what torch allocated.
+
+    Raises:
+        OSError: on the CPU, where the system is not Linux.
+    """
+    context = multiprocessing.get_context("spawn")  # a fork would start with the parent's memory
+    with context.Pool(1) as pool:
+        return pool.apply(_measure_peak, (setup, method))
+
+
+def _measure_peak(setup: BenchmarkSetup, method: str) -> float:
+    on_gpu = resolve_device(setup.device).type == "cuda"
+    torch.set_num_threads(1)  # each thread has a memory arena of its own
+    warmup = BenchmarkSetup(num_tasks=2, image_size=32, batch_size=2, device=setup.device)
+    Step(warmup, method)()  # imports modules and loads kernels
+    gc.collect()
+    before = 0.0
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        _CLEAR_PEAK.write_text("5")  # the kernel forgets the peak so far
+        before = _resident_mib("VmRSS")
+    step = Step(setup, method)
+    for _ in range(2):
+        step()
+    return torch.cuda.max_memory_allocated() / 2**20 if on_gpu else _resident_mib("VmHWM") - before
+
+
+def _resident_mib(field: str) -> float:
+    match = cast("re.Match[str]", re.search(rf"{field}:\s+(\d+) kB", _STATUS.read_text()))
+    return int(match[1]) / 1024

@@ -1,4 +1,4 @@
-"""Steps that take turns: what each takes, and its ratio to a baseline with an interval."""
+"""Steps that take turns: the seconds of each, and its ratio to a baseline with an interval."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -11,11 +11,10 @@ from scipy.stats import quantile_test
 from tqdm import tqdm
 
 Name = TypeVar("Name", str, int)
-FEWEST = 5  # rounds: a median that one disturbed round cannot move far
+MIN_ROUNDS = 5  # a median that one disturbed round cannot move far
 
 
-def _wait() -> None:
-    """Until the GPU has done what it was given."""
+def _wait_for_gpu() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
@@ -27,50 +26,64 @@ def time_interleaved(
     warmup: int = 2,
     budget: float = float("inf"),
 ) -> pd.DataFrame:
-    """Seconds, a row a round and a column a step. In each round every step runs once, in an order drawn anew, so that
-    all share whatever else the machine is doing.
+    """Time steps that take turns. In each round every step runs once, in an order drawn anew, so that all share whatever
+    else the machine is doing.
 
-    rounds: at most so many, at least 1. warmup: rounds that are not timed. budget: seconds after which no further round
-    begins, FEWEST made; warm-up does not count. Raises ValueError for no step, or no round.
+    Args:
+        rounds: how many at most, at least 1.
+        warmup: rounds before the first that is timed.
+        budget: seconds after which no further round begins once MIN_ROUNDS are timed; warm-up does not count.
+
+    Returns:
+        Seconds, a row a round and a column a step.
+
+    Raises:
+        ValueError: for no step or no round.
     """
     if not steps or rounds < 1:
         raise ValueError(f"steps and rounds should be at least one each. Found {len(steps)} and {rounds}.")
-    names, begun = list(steps), 0.0
+    names, first_start = list(steps), 0.0
     seconds = np.empty((rounds, len(names)))
-    for done in tqdm(range(-warmup, rounds), desc="rounds", leave=False, disable=None):
-        if done == 0:
-            begun = time.perf_counter()
-        if done >= FEWEST and time.perf_counter() - begun > budget:
-            seconds = seconds[:done]
+    for round_number in tqdm(range(-warmup, rounds), desc="rounds", leave=False, disable=None):
+        if round_number == 0:
+            first_start = time.perf_counter()
+        if round_number >= MIN_ROUNDS and time.perf_counter() - first_start > budget:
+            seconds = seconds[:round_number]
             break
         for column in rng.permutation(len(names)):
-            _wait()
+            _wait_for_gpu()
             start = time.perf_counter()
             steps[names[column]]()
-            _wait()
-            if done >= 0:
-                seconds[done, column] = time.perf_counter() - start
+            _wait_for_gpu()
+            if round_number >= 0:
+                seconds[round_number, column] = time.perf_counter() - start
     return pd.DataFrame(seconds, columns=names)
 
 
 def ratios(seconds: pd.DataFrame, baseline: str | int) -> pd.DataFrame:
-    """A row a step: `seconds`, its median; `ratio`, the median over rounds of the ratio to the baseline in the same
-    round; `low` and `high`, a 95% interval for that median from order statistics, which supposes nothing of the noise
-    (NaN with too few rounds); `spread`, the distance between the quartiles of the ratio.
+    """Compare each step with a baseline, paired by round.
+
+    Args:
+        seconds: of `time_interleaved`.
+        baseline: one of its columns.
+
+    Returns:
+        A row a step: `seconds`, its median; `ratio`, the median over rounds of the ratio to the baseline in the same
+        round; `low` and `high`, a 95% interval of that median from order statistics, which supposes nothing of the noise
+        (NaN with too few rounds); `spread`, the distance between the quartiles of the ratio; and `rounds`.
     """
     if baseline not in seconds:
         raise ValueError(f"baseline should be one of {', '.join(seconds)}. Found {baseline!r}.")
-    paired = seconds.div(seconds[baseline], axis=0)
     rows = {}
-    for name, values in paired.items():
-        found = quantile_test(values, q=1, p=0.5).confidence_interval(0.95)
-        quartiles = np.percentile(values, [25, 75])
+    for name, ratio in seconds.div(seconds[baseline], axis=0).items():
+        interval = quantile_test(ratio, q=1, p=0.5).confidence_interval(0.95)
+        quartiles = np.percentile(ratio, [25, 75])
         rows[name] = {
             "seconds": seconds[name].median(),
-            "ratio": values.median(),
-            "low": found.low,
-            "high": found.high,
+            "ratio": ratio.median(),
+            "low": interval.low,
+            "high": interval.high,
             "spread": quartiles[1] - quartiles[0],
-            "rounds": len(values),
+            "rounds": len(ratio),
         }
     return pd.DataFrame(rows).T.astype({"rounds": int}).rename_axis("method")
