@@ -228,7 +228,7 @@ def run_sweep(
     cells = list({cell.id: cell for cell in cells}.values())  # the same one twice would share a checkpoint
     tables = Tables(out)
     folder = Path(folder) if folder else PROJECT / "runs" / "sweeps" / tables.out.stem
-    with exclusive_lock(folder, "sweep"):
+    with exclusive_lock(tables.out.with_suffix(".lock"), "sweep"):
         tables = Tables(out)  # once more: another sweep may have ended just now
         finished = tables.finished()
         if backend == "joblib":  # a cluster may have data that are not here

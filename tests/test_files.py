@@ -4,9 +4,6 @@ import errno
 import multiprocessing
 import os
 import resource
-import socket
-import subprocess
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,8 +12,8 @@ import pytest
 
 from deepchest_utils import files
 from deepchest_utils.datasets.cache import cached_images
-from deepchest_utils.files import FileError, atomic_write, exclusive_lock, read_results, write_file
-from deepchest_utils.results.store import save_checkpoint
+from deepchest_utils.files import FileError, atomic_write, exclusive_lock, write_file
+from deepchest_utils.results.store import read_results, save_checkpoint
 
 
 @pytest.mark.parametrize("data", ["text: é\n", b"\x00\xff"])
@@ -93,7 +90,10 @@ def test_folder_that_cannot_be_written_to(tmp_path):
     (tmp_path / "a_file").write_text("")
     with pytest.raises(FileError, match=r"new: cannot be written \(.*Choose a folder that can be written to"):
         write_file(tmp_path / "a_file" / "new", "text")
-    with pytest.raises(FileError, match=r"lock: cannot be written"), exclusive_lock(tmp_path / "a_file", "run"):
+    with (
+        pytest.raises(FileError, match=r"lock: cannot be written"),
+        exclusive_lock(tmp_path / "a_file" / "lock", "run"),
+    ):
         pass
 
 
@@ -105,23 +105,6 @@ def test_read_only_folder(tmp_path):
     tmp_path.chmod(0o700)
 
 
-def test_what_a_killed_process_left_is_cleared_and_nothing_else(tmp_path):
-    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
-        pass
-    host = socket.gethostname()
-    left = tmp_path / f".file.{host}-{ended.pid}.part"
-    kept = [
-        tmp_path / f".file.{host}-{os.getppid()}.part",  # of a process at work
-        tmp_path / f".file.another_host-{ended.pid}.part",
-        tmp_path / f".other.{host}-{ended.pid}.part",
-    ]
-    for path in (left, *kept):
-        path.write_text("half")
-    write_file(tmp_path / "file", "whole")
-    assert not left.exists()
-    assert all(path.exists() for path in kept)
-
-
 def test_the_error_of_the_block_is_its_own(tmp_path):
     with pytest.raises(ZeroDivisionError), atomic_write(tmp_path / "file") as part:
         part.write_text(str(1 / 0))
@@ -129,7 +112,7 @@ def test_the_error_of_the_block_is_its_own(tmp_path):
 
 
 def hold(folder: Path, ready, end) -> None:
-    with exclusive_lock(folder, "run"):
+    with exclusive_lock(folder / "lock", "run"):
         ready.set()
         end.wait(60)
 
@@ -140,12 +123,34 @@ def test_second_process_in_a_folder_is_refused_until_the_first_is_gone(tmp_path)
     other = context.Process(target=hold, args=(tmp_path, ready, end))
     other.start()
     assert ready.wait(60)
-    with pytest.raises(FileError, match=f"another run is at work in {tmp_path}"), exclusive_lock(tmp_path, "run"):
+    with (
+        pytest.raises(
+            FileError, match=rf"another run is at work in {tmp_path}\. Wait for it, or choose another folder"
+        ),
+        exclusive_lock(tmp_path / "lock", "run"),
+    ):
+        pass
+    with exclusive_lock(tmp_path / "lock.lock", "sweep"):  # beside it, and another
         pass
     other.kill()
     other.join()
-    with exclusive_lock(tmp_path, "run"):
+    with exclusive_lock(tmp_path / "lock", "run"):
         pass
+
+
+def test_lock_names_what_it_guards_and_holds_within_a_process_too(tmp_path):
+    with (
+        exclusive_lock(tmp_path / "a" / "x.lock", "sweep"),
+        exclusive_lock(tmp_path / "b" / "x.lock", "sweep"),
+        pytest.raises(FileError, match=f"another sweep is at work in {tmp_path}/a/x. Wait"),
+        exclusive_lock(tmp_path / "a" / "x.lock", "sweep"),
+    ):
+        pass
+
+
+def test_the_error_of_a_block_under_lock_is_its_own(tmp_path):
+    with pytest.raises(BlockingIOError), exclusive_lock(tmp_path / "lock", "run"):
+        raise BlockingIOError
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b'a,b\n1,2,3\n"4'])

@@ -23,7 +23,8 @@ from deepchest_utils import DataError, TrainConfig, load_dataset, train
 from deepchest_utils import sweep as sweep_run
 from deepchest_utils.datasets.cache import decode
 from deepchest_utils.explain.predict import load_trained, predict_image
-from deepchest_utils.files import FileError, read_results
+from deepchest_utils.files import FileError
+from deepchest_utils.results.store import read_results
 
 TOKENS = [
     b"", b"NaN", b"inf", b"-1", b"1e999", b"9" * 400, b"../../etc/passwd", b"/etc/passwd", b"\x00", b'"', b"'", b",", b"\n",

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from deepchest_utils.files import FileError, atomic_write, one_line, read_results, write_file
+from deepchest_utils.files import FileError, atomic_write, one_line, write_file
 from deepchest_utils.results.metrics import macro
 
 COLUMNS = ["method", "seed", "epoch", "split", "task", "metric", "value"]
@@ -97,6 +97,32 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def read_results(
+    path: str | Path, columns: list[str], what: str, types: Mapping[str, type[str]] | None = None
+) -> pd.DataFrame:
+    """Read a CSV of results; an empty table of these columns where there is no file.
+
+    Args:
+        path: The CSV.
+        columns: Columns that it must have.
+        what: What wrote it, for the message: "sweep", say.
+        types: Types of columns, as pandas takes them.
+
+    Raises:
+        FileError: The file is no readable CSV, or lacks a column.
+    """
+    path = Path(path)
+    if not path.exists():
+        return pd.DataFrame(columns=columns)
+    try:
+        table = pd.read_csv(path, dtype=types)
+    except (ValueError, OSError) as error:  # pandas' own errors are of the first type
+        raise FileError(f"{path}: not a readable table ({one_line(error)}). Choose another out.") from None
+    if missing := set(columns) - set(table.columns):
+        raise FileError(f"{path} has no column {min(missing)!r}: no table of a {what}. Choose another out.")
+    return table
 
 
 def write_table(path: str | Path, table: pd.DataFrame) -> None:

@@ -12,9 +12,9 @@ from tqdm import tqdm
 from deepchest_utils.explain.cam import CAM_METHODS, default_layers
 from deepchest_utils.explain.regions import load_regions
 from deepchest_utils.explain.scores import SCORES, localize, mean_scores
-from deepchest_utils.files import read_results, write_file
+from deepchest_utils.files import write_file
 from deepchest_utils.results.statistics import holm, mean_interval
-from deepchest_utils.results.store import environment_report
+from deepchest_utils.results.store import environment_report, read_results
 from deepchest_utils.sweep import Trial, data_of
 from deepchest_utils.training import train
 

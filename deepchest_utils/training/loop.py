@@ -336,7 +336,7 @@ def train(config: TrainConfig, data: Splits | None = None) -> Run:
     with process_group(config.device), torch.random.fork_rng():
         with rank_zero_first():
             data = _load(config) if data is None else data
-        with exclusive_lock(folder, "run") if folder and rank() == 0 else nullcontext():
+        with exclusive_lock(folder / "lock", "run") if folder and rank() == 0 else nullcontext():
             loop = Loop(config, data)
             if folder is None:
                 while loop.epoch < config.epochs:
