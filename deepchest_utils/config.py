@@ -1,7 +1,5 @@
 """Everything that a run depends on, in one place, checked when it is made."""
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import json
@@ -10,20 +8,26 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from numbers import Integral, Real
-from typing import Any
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-OPTIMIZERS = ("adamw", "adam", "rmsprop", "sgd")
-SCHEDULES = ("cosine", "constant")
-AMP = ("off", "bf16", "fp16")
-ARCHITECTURES = ("hard_sharing", "single_task", "cross_stitch", "mtan")
-_ONE_OF = {"architecture": ARCHITECTURES, "optimizer": OPTIMIZERS, "schedule": SCHEDULES, "amp": AMP}
+Architecture = Literal["hard_sharing", "single_task", "cross_stitch", "mtan"]
+Optimizer = Literal["adamw", "adam", "rmsprop", "sgd"]
+Schedule = Literal["cosine", "constant"]
+Amp = Literal["off", "bf16", "fp16"]
+ARCHITECTURES: tuple[str, ...] = get_args(Architecture)
 MAX_SIZE = 2048  # px: a batch of more fits into no memory
-_POSITIVE = ("image_size", "epochs", "batch_size", "lr")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The configuration of a run. Raises ValueError naming the field that is not as it should be."""
+    """The configuration of a run.
+
+    The comment beside a field is its help on the command line.
+
+    Raises:
+        ValueError: if a field is not as it should be; the message names it.
+    """
 
     dataset: str = "phantom"  # phantom, nih, chestmnist or csv
     data_root: str | None = None  # folder of its files; not needed for the phantom
@@ -33,29 +37,26 @@ class TrainConfig:
     data_options: dict[str, Any] = field(default_factory=dict)  # further options of load_dataset
     method: str = "deepchest"  # a name of make_method
     method_options: dict[str, Any] = field(default_factory=dict)  # its options
-    architecture: str = "hard_sharing"  # what tasks share: hard_sharing, single_task, cross_stitch or mtan
+    architecture: Architecture = "hard_sharing"  # what the tasks share
     backbone: str = "resnet18_thin"  # resnet18_thin or a classifier of torchvision.models
     pretrained: bool = False  # start from ImageNet weights
     epochs: int = 12  # passes over the training set
     batch_size: int = 64  # images a step
-    optimizer: str = "adamw"  # adamw, adam, rmsprop or sgd
+    optimizer: Optimizer = "adamw"  # what takes the steps
     lr: float = 2e-3  # peak learning rate
     weight_decay: float = 0.05  # decoupled for adamw, L2 for the others
-    schedule: str = "cosine"  # cosine to zero, or constant
+    schedule: Schedule = "cosine"  # cosine to zero, or constant
     augment: bool = True  # small rotation, shift, zoom and exposure, drawn for each image
-    amp: str = "off"  # autocast: off, bf16 or fp16
+    amp: Amp = "off"  # type of autocast
     channels_last: bool = True  # memory layout of the images
     device: str = "auto"  # auto takes cuda if there is one
     seed: int = 0  # of the network, the order of the images and the augmentation
     run_dir: str | None = None  # where checkpoint and tables go; None writes nothing
 
     def __post_init__(self) -> None:
-        for given in dataclasses.fields(self):
-            object.__setattr__(self, given.name, _checked(given, getattr(self, given.name)))
-        for name, allowed in _ONE_OF.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} should be one of {', '.join(allowed)}. Found {getattr(self, name)!r}.")
-        for name in _POSITIVE:
+        for name, hint in get_type_hints(type(self)).items():
+            object.__setattr__(self, name, _checked(name, hint, getattr(self, name)))
+        for name in ("image_size", "epochs", "batch_size", "lr"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} should be greater than 0. Found {getattr(self, name)}.")
         for name in ("weight_decay", "seed", "data_seed"):
@@ -74,27 +75,31 @@ class TrainConfig:
         return plain
 
 
-def _checked(given: dataclasses.Field[Any], value: object) -> object:
-    """The value as the field's type: a whole number may come as NumPy's, a number as a whole one."""
-    # text here, but the type itself in a subclass elsewhere; a dict is one, whatever it holds
-    declared = (given.type if isinstance(given.type, str) else given.type.__name__).partition("[")[0]
-    kind = declared.removesuffix(" | None")
-    if value is None and kind != declared:
+def _checked(name: str, hint: Any, value: object) -> object:
+    """The value as the type that the field declares; integers and floats may be NumPy's, a float may be an integer."""
+    if get_origin(hint) is Literal:
+        if isinstance(value, str) and value in get_args(hint):
+            return value
+        allowed = f"one of {', '.join(get_args(hint))}"
+        raise ValueError(f"{name} should be {allowed}. Found {value!r}.{did_you_mean(value, get_args(hint))}")
+    optional = NoneType in get_args(hint)
+    kind = get_args(hint)[0] if optional else get_origin(hint) or hint
+    if optional and value is None:
         return None
-    if kind == "float" and isinstance(value, Real) and not isinstance(value, bool):
-        if math.isfinite(value):
-            return float(value)
-    elif kind == "int" and isinstance(value, Integral) and not isinstance(value, bool):
-        if abs(int(value)) < 2**63:
-            return int(value)
-    elif kind == "str" and isinstance(value, os.PathLike):
+    if kind in (int, float):
+        if not isinstance(value, bool):
+            if kind is float and isinstance(value, Real) and math.isfinite(value):
+                return float(value)
+            if kind is int and isinstance(value, Integral) and abs(int(value)) < 2**63:
+                return int(value)
+    elif kind is str and isinstance(value, os.PathLike):
         return os.fspath(value)
-    elif isinstance(value, {"str": str, "bool": bool, "dict": dict}.get(kind, ())):
+    elif isinstance(value, kind):
         return value
-    raise ValueError(f"{given.name} should be of type {declared}. Found {value!r}.")
+    raise ValueError(f"{name} should be of type {hint if optional else kind.__name__}. Found {value!r}.")
 
 
-def did_you_mean(name: str, allowed: Iterable[str]) -> str:
-    """ " Did you mean 'equal'?" for a misspelt name, to append to an error message; "" if nothing is close."""
-    close = difflib.get_close_matches(name, [*allowed], n=1)
+def did_you_mean(name: object, allowed: Iterable[str]) -> str:
+    """The end of an error message: " Did you mean 'equal'?" for a misspelt name, "" if nothing is close."""
+    close = difflib.get_close_matches(str(name), [*allowed], n=1)
     return f" Did you mean {close[0]!r}?" if close else ""

@@ -1,4 +1,4 @@
-"""Where files lie: the repository, the cache of decoded images, the figures of a notebook."""
+"""Where files lie: below the repository in a checkout, below the working directory or the user's cache elsewhere."""
 
 import os
 from pathlib import Path
@@ -6,19 +6,31 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parents[1]
 
 
+def base_dir() -> Path:
+    """The repository, or the working directory where there is no checkout: nothing is written into site-packages."""
+    in_checkout = (PROJECT / "pyproject.toml").exists() and (PROJECT / "notebooks").is_dir()
+    return PROJECT if in_checkout else Path.cwd()
+
+
+def runs_dir() -> Path:
+    """Folder of runs and of all that can be made again: `DEEPCHEST_RUNS`, else `runs`."""
+    return Path(os.environ.get("DEEPCHEST_RUNS") or base_dir() / "runs")
+
+
 def default_cache_dir() -> Path:
-    """`DEEPCHEST_CACHE` if set; else the repository's `data/processed`; else, installed elsewhere,
-    `~/.cache/deepchest`."""
+    """Folder of decoded images: `DEEPCHEST_CACHE`, else the checkout's `data/processed`, else `~/.cache/deepchest`."""
     if folder := os.environ.get("DEEPCHEST_CACHE"):
         return Path(folder)
-    if (PROJECT / "pyproject.toml").exists():
-        return PROJECT / "data" / "processed"
-    return Path.home() / ".cache" / "deepchest"
+    return PROJECT / "data" / "processed" if base_dir() == PROJECT else Path.home() / ".cache" / "deepchest"
 
 
-def has_new_parameters() -> bool:
-    """Whether papermill gave the notebook that asks other parameters: it writes them into a cell of its own, which
-    begins with a comment."""
+def raw_dir() -> Path:
+    """Folder of downloads: the checkout's `data/raw`, else `raw` in the cache."""
+    return PROJECT / "data" / "raw" if base_dir() == PROJECT else default_cache_dir() / "raw"
+
+
+def _has_injected_parameters() -> bool:
+    """Whether papermill gave this notebook other parameters, in a cell of its own that begins with a comment."""
     from IPython import get_ipython
 
     shell = get_ipython()
@@ -26,17 +38,23 @@ def has_new_parameters() -> bool:
 
 
 def figure_folder(dataset: str, smoke: bool) -> Path:
-    """Where a notebook's figures go: `figures/` for a full run on the phantom with its own parameters, else
-    `runs/figures/<dataset>`, so that no picture of a patient, no rerun and no smoke test lands among the committed ones.
-    `DEEPCHEST_FIGURES` overrides it. With parameters given by papermill it prints where figures, decoded images and relative
-    folders are: papermill may be started anywhere."""
-    rerun = has_new_parameters()
+    """Folder of a notebook's figures.
+
+    `figures/` takes those of a full run on the phantom with the notebook's own parameters, `runs/figures/` all others: no
+    picture of a patient, no rerun and no smoke test lands among the committed ones. `DEEPCHEST_FIGURES` overrides both.
+    With parameters given by papermill, which may be started anywhere, it prints where files go.
+
+    Args:
+        dataset: Name of the data set.
+        smoke: Whether this is a smoke test.
+    """
+    rerun = _has_injected_parameters()
     if given := os.environ.get("DEEPCHEST_FIGURES"):
         folder = Path(given)
     elif dataset == "phantom" and not smoke and not rerun:
-        folder = PROJECT / "figures"
+        folder = base_dir() / "figures"
     else:
-        folder = PROJECT / "runs" / "figures" / (dataset + ("-smoke" if smoke else ""))
+        folder = runs_dir() / "figures" / (dataset + ("-smoke" if smoke else ""))
     if rerun:
         print(f"figures: {folder.absolute()}\ndecoded images: {default_cache_dir().absolute()}")
         print(f"a relative run_dir, out or data_root: below {Path.cwd()}")
