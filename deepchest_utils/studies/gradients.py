@@ -1,5 +1,5 @@
-"""What each task's gradient on the trunk is made of: signal, noise, and conflict with the others. For looking, not for training:
-every number is an average over batches, with what chance alone would give taken off."""
+"""What each task's gradient on the trunk is made of: signal, noise, and conflict with other tasks. Every number is an average
+over batches, and free of the bias that noise alone would give."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,11 +14,14 @@ from deepchest_utils.weighting.autograd_graph import trainable_leaves
 
 @dataclass(frozen=True)
 class GradientStatistics:
-    """Of K tasks over M batches of one size, for a network that stands still.
+    """Of K tasks over batches of one size, for a network that does not change. In squared nats per unit of the trunk's
+    parameters.
 
-    products: (K, K) inner products of the tasks' mean gradients; the diagonal is the squared length of each, the signal.
-    Unbiased, so that a task without signal has about 0, and may be negative. noise: (K,) trace of the covariance of one batch's
-    gradient. Both in squared nats per unit of the trunk's parameters.
+    Attributes:
+        products: (K, K) inner products of the tasks' mean gradients. They are unbiased: a task without signal has about 0,
+            and may be negative.
+        noise: (K,) trace of the covariance of one batch's gradient.
+        signal: (K,) squared length of the mean gradient, the diagonal of `products`.
     """
 
     products: Float[Tensor, "k k"]
@@ -29,26 +32,30 @@ class GradientStatistics:
         return self.products.diagonal()
 
     def cosines(self) -> Float[Tensor, "k k"]:
-        """Between the mean gradients; NaN for a task whose signal is not above 0. Unbiased products over estimated lengths,
-        so not confined to [-1, 1] where the signal is weak."""
+        """Cosines between the mean gradients, NaN for a task whose signal is not above 0. The products are unbiased and the
+        lengths estimated, so weak signals may give values outside [-1, 1]."""
         length = self.signal.where(self.signal > 0, torch.nan).sqrt()
         return self.products / torch.outer(length, length)
 
     def noise_share(self, weights: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
-        """Each task's part of sum_j w_j^2 noise_j, (K,), of sum 1. What Adam divides the step by is the root of that sum as
-        long as noise outweighs signal, and the noise of tasks is taken as uncorrelated."""
-        part = weights.to(self.noise) ** 2 * self.noise
-        return part / part.sum()
+        """Each task's share of sum_j w_j^2 noise_j, (K,), of sum 1. Adam divides the step by the root of that sum if noise
+        outweighs signal and the noise of different tasks is uncorrelated."""
+        weighted = weights.to(self.noise) ** 2 * self.noise
+        return weighted / weighted.sum()
 
 
 def gradient_statistics(
     net: nn.Module, batches: Iterable[tuple[Float[Tensor, "b 1 h w"], Float[Tensor, "b k"]]]
 ) -> GradientStatistics:
-    """Statistics of the gradients of `masked_bce` by the trunk's parameters.
+    """Statistics of the gradients of `masked_bce` with respect to the trunk's parameters.
 
-    net: with `features` and `head`, in the mode that it is in; its parameters and `.grad` stay as they are, its running means
-    move if it trains. batches: at least two of (images, labels), all of one size. Raises ValueError for fewer, or a trunk
-    without a trainable parameter.
+    Args:
+        net: has `features` and `head`. Its mode, parameters and `.grad` stay as they are; in training mode its running
+            means move.
+        batches: at least two of (images, labels), all of one size.
+
+    Raises:
+        ValueError: for fewer batches, or a trunk without a trainable parameter.
     """
     total: Tensor | None = None
     within, count = torch.zeros(()), 0
@@ -58,12 +65,12 @@ def gradient_statistics(
         if not trunk:
             raise ValueError("net should have a trunk with a trainable parameter. Found none: is it frozen?")
         losses = masked_bce(net.head(features), labels)  # type: ignore[operator]
-        rows = [
+        flat = [
             torch.cat([g.flatten() for g in torch.autograd.grad(loss, trunk, retain_graph=True)]) for loss in losses
         ]
-        each = torch.stack(rows).double()
-        total = each if total is None else total + each
-        within = within + each @ each.T  # of a batch with itself: signal and noise
+        gradients = torch.stack(flat).double()
+        total = gradients if total is None else total + gradients
+        within = within + gradients @ gradients.T  # of a batch with itself: signal and noise
         count += 1
     if total is None or count < 2:
         raise ValueError(f"batches should be at least two: noise is what differs between them. Found {count}.")
