@@ -1,22 +1,22 @@
-"""Each method's label, family and colour, in the order of every legend and table: one place for all figures."""
+"""Label, family and colour of each method, in the order of every legend and table. Nothing here draws."""
 
 from collections.abc import Iterable
 
 from deepchest_utils.weighting.spec import parse_method
 
-# Okabe and Ito's colours, told apart in every form of colour blindness, and in grey
+# Okabe and Ito's colours can be told apart with every form of colour blindness, and in grey
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY, BLACK = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#7F7F7F", "#000000",
 )  # fmt: skip
-WINE = "#882255"  # of Tol's muted colours: dark enough to stand apart from the eight
-SIGNAL_STYLE = {  # what drives DeepChest's update: (label, colour)
+WINE = "#882255"  # from Tol's muted colours; dark enough to differ from the eight above
+SIGNAL_STYLE = {  # signal of DeepChest's update -> (label, colour)
     "accuracy": ("accuracy", VERMILION),
     "loss_trend": ("loss trend", PURPLE),
     "relative_loss": ("L/H", BLUE),
     "auroc": ("AUROC", GREEN),
     "balanced_accuracy": ("balanced accuracy", ORANGE),
 }
-FAMILY_STYLE = {  # (label, colour): of figures with all methods, too many for a colour each
+FAMILY_STYLE = {  # family -> (label, colour), for figures with more methods than there are colours
     "fixed": ("fixed weights", GREY),
     "deepchest": ("DeepChest's rule", VERMILION),
     "control": ("prevalence oracle", BLACK),
@@ -26,7 +26,7 @@ FAMILY_STYLE = {  # (label, colour): of figures with all methods, too many for a
     "composed": ("DeepChest over another", PURPLE),
     "architecture": ("other architectures", ORANGE),
 }
-_LABELS = {
+_LABELS = {  # family -> method -> label
     "fixed": {
         "equal": "Equal", "static": "Static", "inverse_prevalence": "Inverse prevalence", "inverse_entropy": "1/H",
         "inverse_sqrt_entropy": "1/sqrt(H)",
@@ -47,31 +47,35 @@ _LABELS = {
         "fairgrad": "FairGrad", "config": "ConFIG", "dualproj": "DualProj", "upgrad": "UPGrad", "rgw": "RGW",
     },
 }  # fmt: skip
-METHOD_LABELS = {name: label for names in _LABELS.values() for name, label in names.items()}
-_FAMILIES = {name: family for family, names in _LABELS.items() for name in names}
-_OWN_COLOR = {  # of figures that draw a few methods as lines
+METHOD_LABELS = {name: label for labels in _LABELS.values() for name, label in labels.items()}
+_FAMILIES = {name: family for family, labels in _LABELS.items() for name in labels}
+_METHOD_COLORS = {  # for figures that draw a few methods as lines
     "static": SKY,
     **{f"deepchest_{signal}": color for signal, (_, color) in SIGNAL_STYLE.items() if signal != "accuracy"},
 }
 
 
 def pretty(finding: str) -> str:
-    """The finding's name for a figure."""
+    """The finding's name with spaces, for a figure."""
     return finding.replace("_", " ")
 
 
 def method_label(spec: str) -> str:
-    """For a figure, of a method as sweeps name it: `deepchest(floor=0.25)+pcgrad(level="features")` is
-    "DeepChest (floor 0.25) + PCGrad (features)", `equal@single_task` is "Equal, single-task"."""
+    """A method's label for a figure.
+
+    Args:
+        spec: The method as sweeps name it. `deepchest(floor=0.25)+pcgrad(level="features")` gives
+            "DeepChest (floor 0.25) + PCGrad (features)", and `equal@single_task` gives "Equal, single-task".
+    """
     method, _, architecture = spec.partition("@")
-    name, options = parse_method(method)
-    words = []
-    for part in name.split("+"):
-        own = {k: v for k, v in options.items() if k != "inner_options"}
+    names, options = parse_method(method)
+    terms = []
+    for name in names.split("+"):
+        own_options = {key: value for key, value in options.items() if key != "inner_options"}
         options = options.get("inner_options", {})
-        shown = ", ".join(v if k == "level" else f"{k.replace('_', ' ')} {_short(v)}" for k, v in own.items())
-        words.append(METHOD_LABELS.get(part, part) + (f" ({shown})" if shown else ""))
-    return " + ".join(words) + (f", {architecture.replace('_', '-')}" if architecture else "")
+        details = ", ".join(v if k == "level" else f"{k.replace('_', ' ')} {_short(v)}" for k, v in own_options.items())
+        terms.append(METHOD_LABELS.get(name, name) + (f" ({details})" if details else ""))
+    return " + ".join(terms) + (f", {architecture.replace('_', '-')}" if architecture else "")
 
 
 def _short(value: object) -> str:
@@ -79,28 +83,29 @@ def _short(value: object) -> str:
 
 
 def method_family(spec: str) -> str:
-    """A key of FAMILY_STYLE; a name that no list has counts as loss weighting."""
-    name, _ = parse_method(spec.partition("@")[0])
+    """The method's key of FAMILY_STYLE; an unknown method counts as loss weighting."""
     if "@" in spec:
         return "architecture"
+    name, _ = parse_method(spec)
     return "composed" if "+" in name else _FAMILIES.get(name, "loss")
 
 
 def family_color(spec: str) -> str:
+    """The colour of the method's family."""
     return FAMILY_STYLE[method_family(spec)][1]
 
 
 def method_color(spec: str) -> str:
-    """The method's own colour if it has one, else its family's."""
-    return _OWN_COLOR.get(spec.partition("(")[0], family_color(spec))
+    """The method's own colour if it has one, else that of its family."""
+    return _METHOD_COLORS.get(spec.partition("(")[0], family_color(spec))
 
 
 def method_order(specs: Iterable[str]) -> list[str]:
-    """As every table has them: families as above, compositions last."""
-    places = {name: place for place, name in enumerate(METHOD_LABELS)}
+    """The methods in the order of every table: family by family, then compositions, then other architectures."""
+    position = {name: i for i, name in enumerate(METHOD_LABELS)}
 
-    def place(spec: str) -> tuple[bool, int, list[int], str]:
-        parts = parse_method(spec.partition("@")[0])[0].split("+")
-        return "@" in spec, len(parts), [places.get(part, len(places)) for part in parts], spec
+    def key(spec: str) -> tuple[bool, int, list[int], str]:
+        names = parse_method(spec.partition("@")[0])[0].split("+")
+        return "@" in spec, len(names), [position.get(name, len(position)) for name in names], spec
 
-    return sorted(specs, key=place)
+    return sorted(specs, key=key)
