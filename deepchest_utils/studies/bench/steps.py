@@ -74,27 +74,27 @@ class Step:
         trunk = torch.compile(self.net.trunk) if setup.compiled else self.net.trunk
         self.trunk = cast(nn.Module, trunk)  # a compiled module is a module too
         self.trunk_and_head = nn.Sequential(self.trunk, self.net.head)
-        self.method = None
+        self.rule = None
         if method != PLAIN_STEP:
             name, options = parse_method(method)
-            self.method = make_method(name, setup.num_tasks, **options).to(self.device)
-            self.method.begin(y.mean(0))
-        method_parameters = self.method.parameters() if self.method else ()
-        self.optimizer = make_optimizer(TrainConfig(), self.net.parameters(), method_parameters)
+            self.rule = make_method(name, setup.num_tasks, **options).to(self.device)
+            self.rule.begin(y.mean(0))
+        rule_parameters = self.rule.parameters() if self.rule else ()
+        self.optimizer = make_optimizer(TrainConfig(), self.net.parameters(), rule_parameters)
 
     def __call__(self) -> None:
-        if self.method is None:
+        if self.rule is None:
             plain_step(self.trunk_and_head, self.optimizer, self.x, self.y, self.amp, self.device)
             return
         with autocast(self.amp, self.device):
             features = self.trunk(self.x)
             logits = self.net.head(features)
         self.optimizer.zero_grad(set_to_none=True)
-        self.method.backward(masked_bce(logits, self.y), features)
+        self.rule.backward(masked_bce(logits, self.y), features)
         self.optimizer.step()
-        if self.method.needs_losses_after_step:
+        if self.rule.needs_losses_after_step:
             with torch.no_grad():
-                self.method.after_step(masked_bce(self.net(self.x), self.y))
+                self.rule.after_step(masked_bce(self.net(self.x), self.y))
 
 
 def passes_through_trunk(setup: BenchmarkSetup, method: str) -> int:
