@@ -58,7 +58,7 @@ def places(tmp_path, monkeypatch) -> Path:
     book = nbformat.v4.new_notebook()
     book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     parameters = nbformat.v4.new_code_cell("seed: int = 0  # of everything", metadata={"tags": ["parameters"]})
-    says = "from deepchest_utils.notebook.figures import figure_folder\nprint('->', figure_folder('phantom', False))"
+    says = "from deepchest_utils.paths import figure_folder\nprint('->', figure_folder('phantom', False))"
     book.cells = [parameters, nbformat.v4.new_code_cell(says)]
     nbformat.write(book, tmp_path / "places.ipynb")
     return tmp_path / "places.ipynb"

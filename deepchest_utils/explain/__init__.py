@@ -1,5 +1,8 @@
-"""Where the network looks, and whether that is right: heat maps (`cam`), the regions that findings really have
-(`regions`), scores of one against the other (`scores`), and one image file of the user's own (`predict`)."""
+"""Where a network looks, and whether that is right.
+
+`cam` makes heat maps, `regions` knows the true regions of findings, `scores` compares the two, and `predict` reads one image
+file of the user's own.
+"""
 
 from deepchest_utils.explain.cam import CAM_METHODS, HeatMaps, default_layers, heat_maps
 from deepchest_utils.explain.regions import Regions, load_regions

@@ -1,4 +1,4 @@
-"""Heat maps of where a network looks, through the `grad-cam` package: one target an image and finding, at the right layer."""
+"""Heat maps of where a network looks, made by the `grad-cam` package at the right layer, one target per image."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,8 +9,10 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
+from deepchest_utils.config import did_you_mean
 from deepchest_utils.models.augment import to_input
 from deepchest_utils.models.trunks import MultiTaskNet
+from deepchest_utils.threads import adapt_threads
 
 CAM_METHODS = {  # name -> class of pytorch_grad_cam
     "gradcam": "GradCAM",  # Selvaraju et al. 2017, arXiv 1610.02391
@@ -18,17 +20,22 @@ CAM_METHODS = {  # name -> class of pytorch_grad_cam
     "hirescam": "HiResCAM",  # Draelos and Carin 2020, arXiv 2011.08891
     "layercam": "LayerCAM",  # Jiang et al. 2021
     "xgradcam": "XGradCAM",  # Fu et al. 2020, arXiv 2008.02312
-    "eigencam": "EigenCAM",  # Muhammad and Yeasin 2020, arXiv 2008.00299; knows no finding
+    "eigencam": "EigenCAM",  # Muhammad and Yeasin 2020, arXiv 2008.00299; the same map for every finding
     "finercam": "FinerCAM",  # Zhang et al. 2025, arXiv 2501.11309; a finding against the three closest in logit
 }
-MIN_SIDE = 4  # cells of a map, along a side: fewer point at nothing
-FUSED = "layercam"  # the method whose paper takes the mean over layers: it weighs each place by its own gradient
+MIN_SIDE = 4  # cells along a side of a map; a coarser map points at nothing
+FUSED = "layercam"  # its paper averages over layers, since it weighs each cell by its own gradient
 
 
 @dataclass(frozen=True)
 class HeatMaps:
-    """maps: (B, T, H, W) float32 in [0, 1], each scaled to its own maximum, at the size of the image. evidence: (B, T),
-    False where the method found no positive evidence: the map is blank. layers: where in the trunk."""
+    """Heat maps of B images for T tasks.
+
+    Attributes:
+        maps: (B, T, H, W), float32 in [0, 1], each scaled to its own maximum, at the size of the images.
+        evidence: (B, T), False where the method found no positive evidence and the map is blank.
+        layers: Modules of the trunk whose maps were taken.
+    """
 
     maps: Float[np.ndarray, "b t h w"]
     evidence: Bool[np.ndarray, "b t"]
@@ -38,37 +45,38 @@ class HeatMaps:
 def default_layers(net: nn.Module, image_size: int, method: str = FUSED) -> tuple[str, ...]:
     """Names of the modules of the trunk whose maps are taken, in forward order.
 
-    For LayerCAM, the last of each size of map down to MIN_SIDE cells a side, whose mean is the map. For the others, the
-    last of these: at 64 px `layer3` of a ResNet, whose last map has 2 x 2 cells there. For a vision transformer, the
-    normalisation before its last attention. Raises ValueError for a network that is not hard sharing, or a trunk
-    without a map of MIN_SIDE.
+    For LayerCAM, these are the last module of each map size down to MIN_SIDE cells a side; the heat map is their mean. For
+    other methods, it is the last of these: `layer3` of a ResNet at 64 px, where `layer4` has 2 x 2 cells. For a vision
+    transformer, it is the normalisation before the last attention.
+
+    Raises:
+        ValueError: If the network is not a MultiTaskNet, or its trunk has no map of MIN_SIDE cells.
     """
-    net = _with_one_trunk(net)
+    net = _checked(net)
     blocks = getattr(getattr(net.trunk, "encoder", None), "layers", None)
     if blocks is not None and hasattr(blocks[-1], "ln_1"):
-        called = {module: name for name, module in net.trunk.named_modules()}
-        return (called[blocks[-1].ln_1],)
-    seen: list[tuple[str, int]] = []
+        return tuple(name for name, module in net.trunk.named_modules() if module is blocks[-1].ln_1)
+    sides: list[tuple[str, int]] = []
     handles = [
-        module.register_forward_hook(lambda _, __, out, name=name: seen.append((name, _side(out))))
+        module.register_forward_hook(lambda _, __, out, name=name: sides.append((name, _side(out))))
         for name, module in net.trunk.named_modules()
         if name
     ]
     try:
-        with torch.no_grad(), _evaluating(net):
+        with torch.no_grad(), _restored(net):
             net.trunk(next(net.parameters()).new_zeros(1, 1, image_size, image_size))
     finally:
         for handle in handles:
             handle.remove()
-    last = {side: name for name, side in seen if side >= MIN_SIDE}
+    last = {side: name for name, side in sides if side >= MIN_SIDE}
     if not last:
-        found = max((side for _, side in seen), default=0)
-        raise ValueError(f"image_size should give some layer a map of {MIN_SIDE} cells a side. Found {found} at most.")
+        finest = max((side for _, side in sides), default=0)
+        raise ValueError(f"image_size should give some layer a map of {MIN_SIDE} cells a side. Found {finest} at most.")
     names = [last[side] for side in sorted(last, reverse=True)]
     return tuple(names) if method == FUSED else (names[-1],)
 
 
-def _with_one_trunk(net: nn.Module) -> MultiTaskNet:
+def _checked(net: nn.Module) -> MultiTaskNet:
     if not isinstance(net, MultiTaskNet):
         raise ValueError(f"net should be a MultiTaskNet: one trunk for all findings. Found {type(net).__name__}.")
     return net
@@ -84,7 +92,7 @@ def _side(out: object) -> int:
 
 
 def _channels_first(out: Tensor) -> Tensor:
-    """A map as (B, C, H, W), from channels last (Swin) or from tokens, the first of which is the class (ViT)."""
+    """A map as (B, C, H, W), from channels last (Swin) or from tokens after the class token (ViT)."""
     if out.ndim == 3:
         side = int((out.shape[1] - 1) ** 0.5)
         cells: Tensor = out[:, 1:].transpose(1, 2).unflatten(2, (side, side))
@@ -100,75 +108,78 @@ def heat_maps(
     layers: Sequence[str] | None = None,
     batch_size: int = 32,
 ) -> HeatMaps:
-    """A map of every image for every one of T tasks.
+    """A heat map of every image for every task.
 
-    tasks: their numbers. method: one of CAM_METHODS. layers: modules of the trunk by name, in forward order, whose maps are
-    averaged; default `default_layers`.
-    The network may be frozen; its gradients and its modes are put back as they were. Memory does not grow with the
-    number of images beyond the maps themselves. Raises ValueError for an unknown method, layer or task, or a
-    network that is not hard sharing.
+    The network may be frozen; its gradients and modes are the same afterwards. Memory grows by the maps alone.
+
+    Args:
+        net: A MultiTaskNet (hard sharing).
+        images: (B, H, W), 0 to 255.
+        tasks: Numbers of the T tasks.
+        method: A key of CAM_METHODS.
+        layers: Modules of the trunk by name, in forward order, whose maps are averaged; `default_layers` if None.
+        batch_size: Images at a time.
+
+    Raises:
+        ValueError: For an unknown method, layer or task, or a network that is not a MultiTaskNet.
     """
     if method not in CAM_METHODS:
-        raise ValueError(f"method should be one of {', '.join(CAM_METHODS)}. Found {method!r}.")
-    net = _with_one_trunk(net)
+        allowed = ", ".join(CAM_METHODS)
+        raise ValueError(f"method should be one of {allowed}. Found {method!r}.{did_you_mean(method, CAM_METHODS)}")
+    net = _checked(net)
     num_tasks = net.head.out_features
     layers = tuple(layers or default_layers(net, images.shape[-1], method))
     modules = dict(net.trunk.named_modules())
     if unknown := [name for name in layers if name not in modules]:
-        raise ValueError(f"layers should be modules of the trunk. Found {unknown[0]!r}.")
-    if wrong := [t for t in tasks if not 0 <= t < num_tasks]:
-        raise ValueError(f"tasks should be numbers from 0 to {num_tasks - 1}. Found {wrong[0]}.")
+        close = did_you_mean(unknown[0], modules)
+        raise ValueError(f"layers should be modules of the trunk. Found {unknown[0]!r}.{close}")
+    if outside := [task for task in tasks if not 0 <= task < num_tasks]:
+        raise ValueError(f"tasks should be numbers from 0 to {num_tasks - 1}. Found {outside[0]}.")
     if method == "finercam" and num_tasks == 1:
         raise ValueError("method finercam compares a finding with others: the network should have several. Found 1.")
     device = next(net.parameters()).device
     maps = np.empty((len(images), len(tasks), *images.shape[1:]), np.float32)
-    with _untouched(net), _evaluating(net), _mapper(method, net, [modules[name] for name in layers]) as mapper:
+    with _restored(net), _mapper(method, net, [modules[name] for name in layers]) as mapper:
         for start in range(0, len(images), batch_size):
-            rows = slice(start, start + batch_size)
-            # asks for a gradient itself, so that there is one in a frozen trunk
-            x = to_input(torch.tensor(images[rows])).to(device).requires_grad_()
+            adapt_threads()
+            batch = slice(start, start + batch_size)
+            # the input asks for a gradient, so that there is one in a frozen trunk too
+            x = to_input(torch.tensor(images[batch])).to(device).requires_grad_()
             for column, task in enumerate(tasks):
-                maps[rows, column] = mapper(x, task)
+                maps[batch, column] = mapper(x, task)
                 x.grad = None
     return HeatMaps(maps, maps.max(axis=(2, 3)) > 0, layers)
 
 
 @contextmanager
 def _mapper(method: str, net: nn.Module, layers: list[nn.Module]) -> Iterator[Callable[[Tensor, int], np.ndarray]]:
-    """A function of a batch and a task that gives the maps, (B, H, W)."""
-    # imported here: the package brings OpenCV and more, which no one else needs
+    """A function from a batch and a task to the maps, (B, H, W)."""
+    # imported late: the package brings OpenCV and more, which nothing else needs
     import pytorch_grad_cam
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     cam = getattr(pytorch_grad_cam, CAM_METHODS[method])(net, layers, reshape_transform=_channels_first)
     try:
-        if method == "finercam":  # makes its targets itself, one an image
+        if method == "finercam":  # makes its targets itself, one per image
             yield lambda x, task: cam(x, None, target_idx=task)
-        else:  # one target an image: with fewer, the rest of the batch would be blank, and nothing said
+        else:  # one target per image: with fewer, the package leaves the other maps blank without an error
             yield lambda x, task: cam(x, [ClassifierOutputTarget(task)] * len(x))
     finally:
-        cam.__exit__(None, None, None)  # releases its hooks; as a context it would swallow an IndexError
+        cam.__exit__(None, None, None)  # releases its hooks; as a context manager it would swallow an IndexError
 
 
 @contextmanager
-def _evaluating(net: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in net.modules()}
+def _restored(net: nn.Module) -> Iterator[None]:
+    """The network in eval mode without gradients; afterwards modes and gradients are as before."""
+    modes = [(module, module.training) for module in net.modules()]
+    gradients = [(parameter, parameter.grad) for parameter in net.parameters()]
     net.eval()
+    for parameter, _ in gradients:
+        parameter.grad = None
     try:
         yield
     finally:
-        for module, mode in modes.items():
+        for module, mode in modes:
             module.training = mode
-
-
-@contextmanager
-def _untouched(net: nn.Module) -> Iterator[None]:
-    """The package sets gradients to none, and leaves new ones: give back those that were there."""
-    gradients = [(p, p.grad) for p in net.parameters()]
-    for p, _ in gradients:
-        p.grad = None
-    try:
-        yield
-    finally:
-        for p, gradient in gradients:
-            p.grad = gradient
+        for parameter, gradient in gradients:
+            parameter.grad = gradient

@@ -1,5 +1,4 @@
-"""Does a heat map point at the finding? Scores of maps against the truth, pair by pair, and what those reach that look
-at no image."""
+"""Does a heat map point at the finding? Scores of maps against the true regions, and of baselines that see no image."""
 
 from collections.abc import Sequence
 
@@ -22,20 +21,32 @@ SCORES = {
     "iou": "IoU over thresholds",
     "pixel_ap": "AP of pixels",
 }
-THRESHOLDS = np.linspace(0.1, 0.9, 9)  # of the IoU, as shares of a map's maximum
-TOLERANCE = 1 / 16  # of the side: half a cell of a map of 8 x 8
+THRESHOLDS = np.linspace(0.1, 0.9, 9)  # of the IoU, relative to a map's maximum
+TOLERANCE = 1 / 16  # of the side: half a cell of an 8 x 8 map
 
 
 def score_maps(
     maps: Float[np.ndarray, "n h w"], masks: Bool[np.ndarray, "m a b"], tolerance: float = TOLERANCE
 ) -> dict[str, Float[np.ndarray, " n"]]:
-    """Each of SCORES for each image, in [0, 1]. masks: as many as maps, and of their size.
+    """Each of SCORES for each of N maps.
 
-    pointing: whether the maximum lies in the mask, or `tolerance` (a share of the side) from it (Zhang et al. 2016, arXiv
-    1608.00507); the share of the maxima if there are several. energy: share of the map's sum in the mask (Wang et al.
-    2020, arXiv 1910.01279); the mask's share of the image for a blank map. iou: mean over THRESHOLDS of the overlap of
-    the mask with the map above the threshold. pixel_ap: average precision of the pixels. NaN for an empty mask.
-    Raises ValueError if the shapes differ.
+    - pointing: 1 if the maximum lies within `tolerance` of the mask, else 0; the share of the maxima if there are several
+      (Zhang et al. 2016, arXiv 1608.00507).
+    - energy: the share of the map's sum inside the mask (Wang et al. 2020, arXiv 1910.01279); for a blank map, the share of
+      the image inside the mask.
+    - iou: intersection over union of the mask and the map above a threshold, mean over THRESHOLDS.
+    - pixel_ap: average precision of the pixels.
+
+    Args:
+        maps: (N, H, W), not negative.
+        masks: (N, H, W).
+        tolerance: In units of the image's side.
+
+    Returns:
+        Score -> (N,) in [0, 1], NaN for an empty mask.
+
+    Raises:
+        ValueError: If the shapes differ.
     """
     if maps.shape != masks.shape:
         raise ValueError(f"maps and masks should have one shape. Found {maps.shape} and {masks.shape}.")
@@ -65,24 +76,30 @@ def localize(
     layers: Sequence[str] | None = None,
     batch_size: int = 32,
 ) -> pd.DataFrame:
-    """How well a network's maps point at the regions of `truth`, a row a pair, in its order: image, finding, patient,
-    evidence and SCORES. data: the split that `truth` is of. method, layers: as in `heat_maps`.
+    """How well a network's heat maps point at the true regions. Memory does not grow with the number of images.
 
-    Maps are made, scored and let go batch by batch: memory does not grow with the number of images.
+    Args:
+        net: A MultiTaskNet.
+        data: The split that `truth` belongs to.
+        truth: The true regions.
+        method, layers, batch_size: As in `heat_maps`.
+
+    Returns:
+        A row for each pair of `truth`, in its order: image, finding, patient, evidence and SCORES.
     """
-    parts = []
+    tables = []
     for task in np.unique(truth.tasks):
         pairs = np.flatnonzero(truth.tasks == task)
-        for chosen in np.split(pairs, range(batch_size, len(pairs), batch_size)):
-            found = heat_maps(net, data.images[truth.rows[chosen]], [int(task)], method, layers, batch_size)
-            scores = score_maps(found.maps[:, 0], truth.masks[chosen])
-            parts.append(pd.DataFrame({"pair": chosen, "evidence": found.evidence[:, 0], **scores}))
-    scores = pd.concat(parts).sort_values("pair").drop(columns="pair").reset_index(drop=True)
-    return pd.concat([_names(data, truth), scores], axis=1)
+        for batch in np.split(pairs, range(batch_size, len(pairs), batch_size)):
+            heat = heat_maps(net, data.images[truth.rows[batch]], [int(task)], method, layers, batch_size)
+            scores = score_maps(heat.maps[:, 0], truth.masks[batch])
+            tables.append(pd.DataFrame({"pair": batch, "evidence": heat.evidence[:, 0], **scores}))
+    table = pd.concat(tables).sort_values("pair").drop(columns="pair").reset_index(drop=True)
+    return pd.concat([_names(data, truth), table], axis=1)
 
 
 def score_baseline_maps(maps: Float[np.ndarray, "m h w"], data: ChestXrays, truth: Regions) -> pd.DataFrame:
-    """The same table for maps that no network made, one a pair."""
+    """The table of `localize` for maps that no network made, one for each pair of `truth`."""
     return _names(data, truth).assign(evidence=True, **score_maps(maps, truth.masks))
 
 
@@ -92,52 +109,65 @@ def _names(data: ChestXrays, truth: Regions) -> pd.DataFrame:
 
 
 def centre_prior(size: int) -> Float[np.ndarray, "{size} {size}"]:
-    """The map of one who looks at no image: a Gaussian in the middle, its standard deviation a quarter of the side."""
+    """A Gaussian in the middle of the image, its standard deviation a quarter of the side."""
     x = (np.arange(size) + 0.5) / size - 0.5
     bell = np.exp(-0.5 * (x / 0.25) ** 2).astype(np.float32)
     return np.outer(bell, bell)
 
 
 def random_maps(count: int, size: int, rng: np.random.Generator) -> Float[np.ndarray, "{count} {size} {size}"]:
-    """Uniform noise of 8 x 8 cells, as smooth as a network's map."""
+    """Uniform noise of 8 x 8 cells, interpolated to be as smooth as a network's maps."""
     noise = torch.from_numpy(rng.random((count, 1, 8, 8), dtype=np.float32))
     scaled = torch.nn.functional.interpolate(noise, (size, size), mode="bilinear", align_corners=False)
     return scaled[:, 0].numpy()
 
 
 def mean_region_baseline(truth: Regions) -> Float[np.ndarray, "m h w"]:
-    """For each pair, the mean region of the finding in other patients: what one would point at who knows the finding and
-    no more of the image. Blank where no other patient has it."""
+    """For each pair, the mean region of its finding in other patients; blank if there are none.
+
+    It scores what can be reached by knowing the finding alone, without the image.
+    """
     out = np.zeros(truth.masks.shape, np.float32)
     for task in np.unique(truth.tasks):
         pairs = np.flatnonzero(truth.tasks == task)
-        whole = truth.masks[pairs].sum(0, dtype=np.float32)
+        total = truth.masks[pairs].sum(0, dtype=np.float32)
         for patient in np.unique(truth.patients[pairs]):
-            own = pairs[truth.patients[pairs] == patient]
-            others = len(pairs) - len(own)
-            out[own] = (whole - truth.masks[own].sum(0)) / max(others, 1)
+            of_patient = pairs[truth.patients[pairs] == patient]
+            others = len(pairs) - len(of_patient)
+            out[of_patient] = (total - truth.masks[of_patient].sum(0)) / max(others, 1)
     return out
 
 
 def mean_scores(
     tables: Sequence[pd.DataFrame], score: str, rng: np.random.Generator, replicates: int = 1000
 ) -> tuple[pd.DataFrame, Float[np.ndarray, "t r f"]]:
-    """The mean of a score for each finding, and over the findings ("macro"), of T tables of the same pairs.
+    """Mean of a score for each finding, and over the findings ("macro"), with a bootstrap over patients.
 
-    Returns the means, a column a table and a row a finding, and their replicates under a bootstrap over patients, which
-    draws the same patients for all tables: differences are paired. Raises ValueError if the pairs differ.
+    The bootstrap draws the same patients for all tables, so that differences between tables are paired.
+
+    Args:
+        tables: T tables of `localize` with the same pairs of F findings.
+        score: A key of SCORES.
+        rng: Draws the patients.
+        replicates: Their number R.
+
+    Returns:
+        The means, a row for each finding and for "macro", a column for each table; and their replicates, (T, R, F + 1).
+
+    Raises:
+        ValueError: If the pairs differ.
     """
     first = tables[0]
     for table in tables[1:]:
         if not table[["image", "finding"]].equals(first[["image", "finding"]]):
             raise ValueError("tables should be of the same images and findings, in the same order.")
     findings, index = np.unique(first.finding, return_inverse=True)
-    member = (index[:, None] == np.arange(len(findings))).astype(float)  # pair -> finding
+    is_finding = (index[:, None] == np.arange(len(findings))).astype(float)  # (pairs, findings)
     weights = patient_weights(first.patient.to_numpy(np.int64), replicates, rng)
     values = np.stack([table[score].to_numpy(float) for table in tables])
-    means, count = values @ member / member.sum(0), weights @ member
-    with np.errstate(invalid="ignore"):  # a replicate without a patient of the finding
-        samples = np.stack([(weights * v) @ member / count for v in values])
+    means, count = values @ is_finding / is_finding.sum(0), weights @ is_finding
+    with np.errstate(invalid="ignore"):  # a replicate may have no patient with the finding
+        samples = np.stack([(weights * v) @ is_finding / count for v in values])
     samples = np.concatenate([samples, np.nanmean(samples, axis=2, keepdims=True)], axis=2)
     means = np.column_stack([means, means.mean(1)])
     return pd.DataFrame(means.T, index=pd.Index([*findings, "macro"], name="finding")), samples

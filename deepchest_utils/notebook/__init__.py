@@ -1,1 +1,1 @@
-"""What notebooks need: figures, controls to move, and a runner without a screen."""
+"""What notebooks need: figures, controls that redraw them, and a runner without a screen."""

@@ -1,7 +1,8 @@
-"""Figures: one style, one `save_figure`."""
+"""Figures of the notebooks, of `predict` and of `report` in one style, and notebooks that stay small."""
 
 import io
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,36 +15,58 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from deepchest_utils.paths import PROJECT
-from deepchest_utils.paths import figure_folder as figure_folder  # with all else that notebooks draw with
+from deepchest_utils.datasets.cache import decode
+from deepchest_utils.explain.cam import heat_maps
+from deepchest_utils.explain.predict import NOTE, Trained
+from deepchest_utils.paths import base_dir
 from deepchest_utils.results.labels import FAMILY_STYLE, ORANGE, SKY, family_color, method_label, pretty
 from deepchest_utils.results.statistics import holm
+from deepchest_utils.threads import adapt_threads
+
+STYLE: dict[Any, Any] = {
+    "figure.dpi": 84,
+    "savefig.dpi": 160,
+    "savefig.bbox": "tight",
+    "figure.constrained_layout.use": True,
+    "font.size": 10,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "svg.hashsalt": "deepchest",  # the same figure gives the same bytes
+    "svg.fonttype": "none",
+    "image.cmap": "gray",
+}
+# from transparent to orange: cold places show the radiograph unchanged; blue is left for the true region
+HEAT = mpl.colors.LinearSegmentedColormap.from_list(
+    "heat", [(0.84, 0.37, 0.0, 0.0), (0.90, 0.50, 0.0, 0.35), (1.0, 0.78, 0.1, 0.8)]
+)
 
 
 def use_style() -> None:
-    """Set matplotlib up for all figures of the notebooks, and pandas to print a table in one piece."""
+    """Set up matplotlib and pandas for all notebooks; in a kernel, show small figures and adapt torch's threads."""
     pd.set_option("display.width", 140)
     keep_notebooks_small()
-    mpl.rcParams.update(
-        {
-            "figure.dpi": 84,
-            "savefig.dpi": 160,
-            "savefig.bbox": "tight",
-            "figure.constrained_layout.use": True,
-            "font.size": 10,
-            "axes.titlesize": 10.5,
-            "axes.titleweight": "bold",
-            "axes.titlelocation": "left",
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.grid": True,
-            "grid.alpha": 0.25,
-            "legend.frameon": False,
-            "svg.hashsalt": "deepchest",  # the same figure, the same bytes
-            "svg.fonttype": "none",
-            "image.cmap": "gray",
-        }
-    )
+    mpl.rcParams.update(STYLE)
+
+
+def keep_notebooks_small() -> None:
+    """In a kernel, show figures as PNG of few colours, and look for free cores before each cell."""
+    from IPython import get_ipython
+
+    if (shell := get_ipython()) is not None and hasattr(shell, "kernel"):
+        plt.switch_backend(mpl.get_backend())  # Jupyter's backend sets its own formatter when it is loaded
+        shell.display_formatter.formatters["image/png"].for_type(Figure, _small_png)
+        shell.events.register("pre_run_cell", _before_cell)  # a second time changes nothing
+
+
+def _before_cell(info: object) -> None:
+    if "torch" in sys.modules:
+        adapt_threads()
 
 
 def _png(fig: Figure) -> bytes:
@@ -53,26 +76,15 @@ def _png(fig: Figure) -> bytes:
 
 
 def _small_png(fig: Figure) -> bytes:
-    """The figure as PNG with a palette of 128 colours: a third of the bytes, and no difference to the eye, unless the
-    figure is of radiographs."""
-    small = io.BytesIO()
+    """A PNG of 128 colours: a third of the bytes, and no visible difference unless the figure shows radiographs."""
+    buffer = io.BytesIO()
     image = Image.open(io.BytesIO(_png(fig))).convert("RGB")
-    image.quantize(128, dither=Image.Dither.NONE).save(small, "png", optimize=True)
-    return small.getvalue()
-
-
-def keep_notebooks_small() -> None:
-    """In a notebook, show figures through `_small_png`."""
-    from IPython import get_ipython
-
-    if (shell := get_ipython()) is not None and hasattr(shell, "kernel"):
-        plt.switch_backend(mpl.get_backend())  # Jupyter's backend sets its own formatter when it is loaded
-        shell.display_formatter.formatters["image/png"].for_type(Figure, _small_png)
+    image.quantize(128, dither=Image.Dither.NONE).save(buffer, "png", optimize=True)
+    return buffer.getvalue()
 
 
 def show_as_jpeg(fig: Figure, dpi: int = 100, quality: int = 82) -> None:
-    """Show a figure of radiographs in the notebook, in a tenth of the bytes: their grain does not compress as
-    PNG."""
+    """Show a figure of radiographs in the notebook, in a tenth of the bytes: PNG cannot compress their grain."""
     from IPython import display
 
     buffer = io.BytesIO()
@@ -82,9 +94,8 @@ def show_as_jpeg(fig: Figure, dpi: int = 100, quality: int = 82) -> None:
 
 
 def save_figure(fig: Figure, name: str, folder: str | Path | None = None) -> list[Path]:
-    """Write `<folder>/<name>.svg` and `.png`, e.g. `save_figure(fig, "01_montage", folder)`; default folder
-    `figures/`."""
-    folder = Path(folder) if folder is not None else PROJECT / "figures"
+    """Write `<folder>/<name>.svg` and `.png`, e.g. `save_figure(fig, "01_montage", folder)`; default folder `figures/`."""
+    folder = base_dir() / "figures" if folder is None else Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.svg", folder / f"{name}.png"]
     fig.savefig(paths[0], metadata={"Date": None, "Creator": None})
@@ -95,7 +106,7 @@ def save_figure(fig: Figure, name: str, folder: str | Path | None = None) -> lis
 def show_radiograph(
     ax: Axes, image: UInt8[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"] | None = None, title: str = ""
 ) -> None:
-    """One image with the outline of a mask, 0 black and 255 white, no axes."""
+    """One image, 0 black and 255 white, without axes, with the outline of a mask."""
     ax.imshow(image, vmin=0, vmax=255, interpolation="bilinear")
     if mask is not None and mask.any() and not mask.all():
         ax.contour(mask, [0.5], colors=ORANGE, linewidths=1.3)
@@ -103,69 +114,128 @@ def show_radiograph(
     ax.axis("off")
 
 
+def show_heat_map(
+    ax: Axes,
+    image: UInt8[np.ndarray, "h w"],
+    heat: Float[np.ndarray, "a b"],
+    mask: Bool[np.ndarray, "c d"] | None = None,
+    title: str = "",
+) -> None:
+    """A heat map over its radiograph, its maximum marked, with the outline of the true region; sizes may differ.
+
+    A blank map is marked as having no positive evidence, since it would look like a mistake.
+    """
+    show_radiograph(ax, image, title=title)
+    height, width = image.shape
+    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+    if heat.max() > 0:
+        ax.imshow(heat, cmap=HEAT, vmin=0, vmax=1, interpolation="bilinear", extent=extent)
+        row, column = np.unravel_index(heat.argmax(), heat.shape)
+        peak = (column + 0.5) * width / heat.shape[1] - 0.5, (row + 0.5) * height / heat.shape[0] - 0.5
+        ax.plot(*peak, "+", color="white", markersize=7, markeredgewidth=1.4)
+    else:
+        ax.text(0.5, 0.04, "no positive evidence", color="white", fontsize=8, ha="center", transform=ax.transAxes)
+    if mask is not None and mask.any() and not mask.all():
+        ax.contour(mask, [0.5], colors=SKY, linewidths=1.4, extent=extent[:2] + extent[:1:-1])
+
+
+def draw_maps(trained: Trained, path: Path, out: Path, findings: Sequence[str], cam: str = "layercam") -> None:
+    """Write a picture of an image file at 1024 px, and of the heat map of each finding over it.
+
+    Args:
+        trained: The network, as `load_trained` gives it.
+        path: The image file.
+        out: The picture, .png, .svg or .pdf.
+        findings: Of the maps.
+        cam: Method of the maps, as in `heat_maps`.
+
+    Raises:
+        ValueError: If `out` has another ending, or the network is not a MultiTaskNet.
+    """
+    if out.suffix not in (".png", ".svg", ".pdf"):
+        raise ValueError(f"out should end in .png, .svg or .pdf. Found {out.name!r}.")
+    tasks = [trained.findings.index(name) for name in findings]
+    heat = heat_maps(trained.net, decode(path, trained.image_size)[None], tasks, cam)
+    image = decode(path, 1024)
+    fig = Figure(figsize=(3.2 * (len(tasks) + 1), 3.6), layout="constrained")
+    first, *others = fig.subplots(1, len(tasks) + 1)
+    show_radiograph(first, image, title=path.name)
+    for ax, name, map_ in zip(others, findings, heat.maps[0], strict=True):
+        show_heat_map(ax, image, map_, title=pretty(name))
+    fig.supxlabel(f"{cam} at {', '.join(heat.layers)}. {NOTE}", fontsize=8)
+    fig.savefig(out, dpi=160)
+
+
 def label_ends(ax: Axes, x: float, ends: dict[str, float], colors: dict[str, str]) -> None:
-    """Write each finding's name at its line's end, pushed apart by at least 5.5% of the axis; of several that end at
-    one value (to three digits), how many they are."""
+    """Write each finding's name at the end of its line, at least 5.5% of the axis apart.
+
+    Where several lines end at one value (to three digits), their number is written instead.
+
+    Args:
+        ax: Axes whose limits are final.
+        x: Where the lines end.
+        ends: Finding -> value at the end; NaN is left out.
+        colors: Finding -> colour.
+    """
     low, high = ax.get_ylim()
     gap = 0.055 * (high - low)
-    together: dict[float, list[str]] = {}
+    names_at: dict[float, list[str]] = {}
     for name in sorted((n for n in ends if np.isfinite(ends[n])), key=lambda n: ends[n]):
-        together.setdefault(round(ends[name], 3), []).append(name)
-    places: list[float] = []
-    for end in together:
-        places.append(max(end, places[-1] + gap) if places else end)
-    if places:  # pushed up as little as can be: the group keeps its centre
-        shift = float(np.mean(places) - np.mean([*together]))
-        places = [p - min(shift, places[0] - low) for p in places]
-    for (end, names), place in zip(together.items(), places, strict=True):
-        one = len(names) == 1
-        label, color = (pretty(names[0]), colors[names[0]]) if one else (f"{len(names)} findings", "black")
-        ax.annotate(label, (x, end), (x, place), color=color, fontsize=8, va="center", annotation_clip=False)
+        names_at.setdefault(round(ends[name], 3), []).append(name)
+    heights: list[float] = []
+    for end in names_at:
+        heights.append(max(end, heights[-1] + gap) if heights else end)
+    if heights:  # moved up as little as possible: the group keeps its centre
+        shift = float(np.mean(heights) - np.mean([*names_at]))
+        heights = [height - min(shift, heights[0] - low) for height in heights]
+    for (end, names), height in zip(names_at.items(), heights, strict=True):
+        single = len(names) == 1
+        label, color = (pretty(names[0]), colors[names[0]]) if single else (f"{len(names)} findings", "black")
+        ax.annotate(label, (x, end), (x, height), color=color, fontsize=8, va="center", annotation_clip=False)
 
 
 def interval_plot(ax: Axes, table: pd.DataFrame, columns: Sequence[tuple[str, str, str]], offset: float = 0.16) -> None:
-    """Points with 95% intervals, a row a task (first row on top). columns: (column of `table`, label,
-    colour); `<column>_low` and `_high` beside it."""
+    """Points with 95% intervals, a row for each task, the first on top.
+
+    Args:
+        ax: Where to draw.
+        table: Indexed by task, with `<column>`, `<column>_low` and `<column>_high`.
+        columns: (column, label, colour) of each series.
+        offset: Half the distance between two series.
+    """
     y = np.arange(len(table))[::-1].astype(float)
     for i, (column, label, color) in enumerate(columns):
         shifted = y + offset * ((len(columns) - 1) / 2 - i) * 2
-        value = table[column].to_numpy(float)
         low, high = table[f"{column}_low"].to_numpy(float), table[f"{column}_high"].to_numpy(float)
         ax.hlines(shifted, low, high, color=color, linewidth=2, alpha=0.75)
-        ax.plot(value, shifted, "o", color=color, markersize=4.5, label=label)
-    ax.set_yticks(y, [pretty(str(t)) for t in table.index])
-    ax.set_ylim(-0.7, len(table) - 0.3)
+        ax.plot(table[column].to_numpy(float), shifted, "o", color=color, markersize=4.5, label=label)
+    _name_rows(ax, [pretty(str(task)) for task in table.index])
+
+
+def _name_rows(ax: Axes, labels: Sequence[str], **options: Any) -> None:
+    """Ticks of a figure that has a row for each label, the first on top."""
+    ax.set_yticks(np.arange(len(labels))[::-1], labels, **options)
+    ax.set_ylim(-0.7, len(labels) - 0.3)
     ax.grid(axis="y", visible=False)
-
-
-def annotated_heatmap(
-    ax: Axes, values: Float[np.ndarray, "r c"], labels: Sequence[str], text: Sequence[Sequence[str]], **options: Any
-) -> None:
-    """A square heat map through seaborn, findings on both axes, the given text in its cells."""
-    import seaborn as sns
-
-    names = [pretty(name) for name in labels]
-    sns.heatmap(
-        values, ax=ax, xticklabels=names, yticklabels=names, annot=np.asarray(text), fmt="",
-        annot_kws={"fontsize": 6.5}, linewidths=0.5, square=True, **options,
-    )  # fmt: skip
-    ax.tick_params(axis="both", labelsize=8, length=0)
-    ax.grid(visible=False)
 
 
 def forest_plot(
     ax: Axes, table: pd.DataFrame, labels: Sequence[str], colors: Sequence[str], filled: Sequence[bool] | None = None
 ) -> None:
-    """A mean with its interval a row, first row on top. table: columns mean, low and high. filled: rows whose dot is
-    full, by default all."""
-    y = np.arange(len(table))[::-1]
+    """A mean with its interval in each row, the first row on top.
+
+    Args:
+        ax: Where to draw.
+        table: Columns mean, low and high.
+        labels, colors: Of each row.
+        filled: Whether the dot of a row is full; all are if None.
+    """
     filled = [True] * len(table) if filled is None else filled
-    for place, row, color, full in zip(y, table.itertuples(), colors, filled, strict=True):
-        ax.hlines(place, row.low, row.high, color=color, linewidth=2, alpha=0.75)
-        ax.plot(row.mean, place, "o", color=color, markersize=5, markerfacecolor=color if full else "white")
-    ax.set_yticks(y, labels, fontsize=8)
-    ax.set_ylim(-0.7, len(table) - 0.3)
-    ax.grid(axis="y", visible=False)
+    heights = range(len(table) - 1, -1, -1)
+    for y, row, color, full in zip(heights, table.itertuples(), colors, filled, strict=True):
+        ax.hlines(y, row.low, row.high, color=color, linewidth=2, alpha=0.75)
+        ax.plot(row.mean, y, "o", color=color, markersize=5, markerfacecolor=color if full else "white")
+    _name_rows(ax, labels, fontsize=8)
 
 
 def method_forest(
@@ -184,11 +254,33 @@ def method_forest(
         ax.tick_params(axis="x", labelsize=fontsize)
 
 
+def annotated_heatmap(
+    ax: Axes, values: Float[np.ndarray, "r c"], labels: Sequence[str], text: Sequence[Sequence[str]], **options: Any
+) -> None:
+    """A square heat map through seaborn, with findings on both axes and a text in each cell."""
+    import seaborn as sns
+
+    names = [pretty(name) for name in labels]
+    sns.heatmap(
+        values, ax=ax, xticklabels=names, yticklabels=names, annot=np.asarray(text), fmt="",
+        annot_kws={"fontsize": 6.5}, linewidths=0.5, square=True, **options,
+    )  # fmt: skip
+    ax.tick_params(axis="both", labelsize=8, length=0)
+    ax.grid(visible=False)
+
+
 def difference_heatmap(
     ax: Axes, values: pd.DataFrame, marked: pd.DataFrame, limit: float, labels: Sequence[str]
 ) -> None:
-    """Differences, a row a method and a column a finding, orange above zero and blue below; a dot in the cells that
-    are marked. limit: where the colours end."""
+    """Differences, orange above zero and blue below.
+
+    Args:
+        ax: Where to draw.
+        values: A row for each method and a column for each finding.
+        marked: The same shape; a dot is drawn where it is True.
+        limit: Where the colours end.
+        labels: Of the rows.
+    """
     import seaborn as sns
 
     sns.heatmap(
@@ -197,7 +289,7 @@ def difference_heatmap(
         cbar_kws={"shrink": 0.6, "pad": 0.02, "extend": "both"},
     )  # fmt: skip
     rows, columns = np.nonzero(marked.to_numpy(bool))
-    # seen on light and on dark
+    # the white edge makes a dot visible on dark cells
     dots: dict[str, Any] = {"color": "black", "markeredgecolor": "white", "markeredgewidth": 0.6}
     ax.plot(columns + 0.5, rows + 0.5, "o", markersize=4, **dots)
     ax.tick_params(axis="both", labelsize=8, length=0)
@@ -208,42 +300,11 @@ def difference_heatmap(
     ax.set(xlabel="", ylabel="")
 
 
-def family_legend(ax: Axes, families: Sequence[str], **options: Any) -> None:
-    """What the colours of methods mean."""
+def family_legend(ax: Axes, families: Iterable[str], **options: Any) -> None:
+    """A legend of the colours of these families of methods."""
     handles = [
         mpl.lines.Line2D([], [], color=color, marker="o", linewidth=2, markersize=4.5, label=label)
         for name, (label, color) in FAMILY_STYLE.items()
         if name in families
     ]
     ax.legend(handles=handles, fontsize=8, **options)
-
-
-# from nothing to orange: what is not hot shows the radiograph as it is; blue is left for the truth
-HEAT = mpl.colors.LinearSegmentedColormap.from_list(
-    "heat", [(0.84, 0.37, 0.0, 0.0), (0.90, 0.50, 0.0, 0.35), (1.0, 0.78, 0.1, 0.8)]
-)
-
-
-def show_heat_map(
-    ax: Axes,
-    image: UInt8[np.ndarray, "h w"],
-    heat: Float[np.ndarray, "a b"],
-    mask: Bool[np.ndarray, "c d"] | None = None,
-    title: str = "",
-) -> None:
-    """A map over its radiograph, whatever the size of either, its maximum marked, with the outline of the truth. Says so
-    where it is blank, for want of positive evidence, which would look like a mistake."""
-    show_radiograph(ax, image, title=title)
-    height, width = image.shape
-    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-    if heat.max() > 0:
-        ax.imshow(heat, cmap=HEAT, vmin=0, vmax=1, interpolation="bilinear", extent=extent)
-        row, column = np.unravel_index(heat.argmax(), heat.shape)
-        at = (column + 0.5) * width / heat.shape[1] - 0.5, (row + 0.5) * height / heat.shape[0] - 0.5
-        ax.plot(*at, "+", color="white", markersize=7, markeredgewidth=1.4)
-    else:
-        ax.text(
-            0.5, 0.04, "no positive evidence", color="white", fontsize=8, ha="center", transform=ax.transAxes
-        )  # fmt: skip
-    if mask is not None and mask.any() and not mask.all():
-        ax.contour(mask, [0.5], colors=SKY, linewidths=1.4, extent=extent[:2] + extent[:1:-1])
