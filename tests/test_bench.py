@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -13,9 +14,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from deepchest_utils import TrainConfig
 from deepchest_utils.__main__ import main
 from deepchest_utils.datasets.cache import decode
-from deepchest_utils.studies.bench import PLAIN_STEP, BenchmarkSetup, full_bench, ratios, run, time_interleaved
+from deepchest_utils.studies.bench import PLAIN_STEP, BenchmarkSetup, full_bench, parts, ratios, run, time_interleaved
 from deepchest_utils.studies.bench.inputs import write_pngs
-from deepchest_utils.studies.bench.parts import bench_recipes, bench_starts, phantom_splits
+from deepchest_utils.studies.bench.parts import CONDITIONS, bench_beside, bench_recipes, bench_starts, phantom_splits
 from deepchest_utils.studies.bench.recipes import RECIPES
 from deepchest_utils.studies.bench.steps import Step, loop_epoch, passes_through_trunk, peak_memory, plain_epoch
 
@@ -159,6 +160,22 @@ def test_both_loops_take_the_same_steps(data):
     assert counts == [3, 3]
 
 
+def test_beside_other_work_a_child_is_busy_in_half_of_the_conditions(data, rng, monkeypatch):
+    config, busy, threads = TrainConfig(image_size=32, batch_size=32, device="cpu"), [], torch.get_num_threads()
+    children, popen = [], psutil.Popen
+    monkeypatch.setattr(parts.psutil, "Popen", lambda command: children.append(popen(command)) or children[0])
+
+    def epoch():
+        busy.append(children[0].status() != psutil.STATUS_STOPPED)
+
+    monkeypatch.setattr(parts, "loop_epoch", lambda config, data: epoch)
+    table = bench_beside(config, data, 2, rng, settle=0.0)
+    assert table.method.tolist() == [*CONDITIONS]
+    assert sum(busy) == len(busy) / 2 == 6  # one round of warm-up and two more
+    assert not children[0].is_running()
+    assert torch.get_num_threads() == threads
+
+
 @pytest.mark.slow
 def test_starts_are_those_of_a_new_python(rng):
     table = bench_starts(1, rng).set_index("method")
@@ -188,7 +205,7 @@ def test_whole_benchmark_goes_on_where_it_stopped(tmp_path, monkeypatch):
         return measure
 
     monkeypatch.setattr(run, "phantom_splits", lambda config, **sizes: None)
-    for name in ("steps", "memory", "loop", "inputs", "settings", "recipes", "flat", "starts"):
+    for name in ("steps", "memory", "loop", "beside", "inputs", "settings", "recipes", "flat", "starts"):
         monkeypatch.setattr(run, f"bench_{name}", part(name))
     out = tmp_path / "bench.csv"
     with pytest.raises(KeyboardInterrupt):
@@ -218,7 +235,7 @@ def test_named_parts_alone_are_measured(tmp_path, monkeypatch, capsys):
     assert "Found 'close candidate'" in error
     with pytest.raises(SystemExit, match="2"):  # the quick one has no parts to choose from
         main(["bench", "--quick", "--part", "close candidates"])
-    assert "not allowed with argument --quick" in capsys.readouterr().err
+    assert "--quick and --part are not allowed together" in capsys.readouterr().err
 
 
 @pytest.mark.slow

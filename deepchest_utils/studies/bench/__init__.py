@@ -1,7 +1,7 @@
 """What weighting costs: steps, memory, the loop, its input, and other recipes, measured in turns."""
 
 from deepchest_utils.studies.bench.parts import bench_loop, bench_steps
-from deepchest_utils.studies.bench.run import QUICK, full_bench, quick_bench
+from deepchest_utils.studies.bench.run import QUICK, format_bench, full_bench, quick_bench
 from deepchest_utils.studies.bench.steps import PLAIN_STEP, BenchmarkSetup
 from deepchest_utils.studies.bench.timing import ratios, time_interleaved
 
@@ -11,6 +11,7 @@ __all__ = [
     "BenchmarkSetup",
     "bench_loop",
     "bench_steps",
+    "format_bench",
     "full_bench",
     "quick_bench",
     "ratios",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import os
 import subprocess
 import sys
 import tempfile
@@ -11,9 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
+import psutil
 import torch
 
 from deepchest_utils.config import TrainConfig
@@ -29,6 +32,7 @@ from deepchest_utils.studies.bench.steps import (
     plain_epoch,
 )
 from deepchest_utils.studies.bench.timing import Name, ratios, time_interleaved
+from deepchest_utils.threads import INTERVAL, adapt_threads
 from deepchest_utils.training.setup import epoch_shape, resolve_device
 
 NO_BUDGET = float("inf")
@@ -48,9 +52,10 @@ def _measure(
     rng: np.random.Generator,
     warmup: int = 1,
     budget: float = NO_BUDGET,
+    prepare: Callable[[Name], object] | None = None,
 ) -> pd.DataFrame:
     """`ratios` to the first of the steps, which take turns."""
-    return ratios(time_interleaved(steps, rounds, rng, warmup, budget), next(iter(steps))).reset_index()
+    return ratios(time_interleaved(steps, rounds, rng, warmup, budget, prepare), next(iter(steps))).reset_index()
 
 
 def _describe(setup: BenchmarkSetup) -> dict[str, object]:
@@ -101,6 +106,49 @@ def _describe_epochs(table: pd.DataFrame, config: TrainConfig, data: Splits) -> 
     images = np.prod(epoch_shape(len(data.train), config.batch_size))
     device = resolve_device(config.device).type
     return table.assign(device=device, images_per_second=images / table.seconds, **settings)
+
+
+CONDITIONS = {  # what threads do, and whether another process is busy
+    "fixed threads, idle": (False, False),
+    "adapted threads, idle": (True, False),
+    "fixed threads, beside": (False, True),
+    "adapted threads, beside": (True, True),
+}
+_BUSY = "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"  # ends with this process
+
+
+def bench_beside(
+    config: TrainConfig, data: Splits, rounds: int, rng: np.random.Generator, settle: float = 2 * INTERVAL
+) -> pd.DataFrame:
+    """An epoch of `train`'s loop on an idle machine and beside one busy process, with as many threads as torch starts with
+    and with `adapt_threads`.
+
+    Args:
+        settle: seconds before each epoch, untimed, in which `adapt_threads` looks at the machine.
+    """
+    threads, epoch = torch.get_num_threads(), loop_epoch(config, data)
+    busy_process = psutil.Popen([sys.executable, "-c", _BUSY])
+
+    def prepare(condition: str) -> None:
+        adapted, beside = CONDITIONS[condition]
+        (busy_process.resume if beside else busy_process.suspend)()
+        torch.set_num_threads(threads)
+        if adapted:
+            os.environ.pop("OMP_NUM_THREADS", None)
+        else:  # with a number of the user's own, nothing is adapted
+            os.environ["OMP_NUM_THREADS"] = str(threads)
+        adapt_threads()
+        time.sleep(settle)
+        adapt_threads()
+
+    try:
+        with patch.dict(os.environ):
+            table = _measure(dict.fromkeys(CONDITIONS, epoch), rounds, rng, prepare=prepare)
+    finally:
+        busy_process.kill()
+        busy_process.wait()
+        torch.set_num_threads(threads)
+    return _describe_epochs(table, config, data).assign(part="beside")
 
 
 def bench_inputs(rounds: int, rng: np.random.Generator, num_pngs: int) -> pd.DataFrame:

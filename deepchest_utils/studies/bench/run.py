@@ -16,6 +16,7 @@ from deepchest_utils.files import write_file
 from deepchest_utils.results.labels import METHOD_LABELS, method_family
 from deepchest_utils.results.store import environment_report, read_results
 from deepchest_utils.studies.bench.parts import (
+    bench_beside,
     bench_flat,
     bench_inputs,
     bench_loop,
@@ -89,6 +90,8 @@ def all_parts(device: str, rng: np.random.Generator) -> dict[str, Callable[[], p
     parts["flat"] = partial(bench_flat, default, tasks=(2, 56), method="deepchest", rounds=800, rng=rng)
     parts["start"] = partial(bench_starts, rounds=30, rng=rng)
     parts["input"] = partial(bench_inputs, rounds=25, rng=rng, num_pngs=256)
+    on_cpu = dataclasses.replace(config, device="cpu")
+    parts["beside"] = partial(on_phantom, bench_beside, on_cpu, num_train=6000, rounds=12, rng=rng)  # as `train` has
     parts["every"] = partial(steps, default, ALL_ONE_PASS, rounds=60, budget=60.0)
     parts["every, parameters"] = partial(steps, default, ALL_ON_PARAMETERS, rounds=15, budget=60.0)
     parts["every memory"] = partial(bench_memory, default, (*ALL_ONE_PASS, *ALL_ON_PARAMETERS))
@@ -127,3 +130,19 @@ def full_bench(out: str | Path, device: str = "auto", seed: int = 0, only: Seque
             table = pd.concat([table, measured], ignore_index=True) if len(table) else measured
             write_file(out, table.to_csv(index=False, float_format="%.5g"))
     return table
+
+
+SHOWN = (
+    "backbone", "num_tasks", "method", "seconds", "ratio", "low", "high", "spread", "rounds", "passes", "first_step", "mib",
+    "images_per_second", "epoch", "auroc",
+)  # fmt: skip
+
+
+def format_bench(table: pd.DataFrame) -> str:
+    """The table for a terminal, part by part."""
+    columns = [name for name in SHOWN if name in table]
+    parts = [
+        f"\n{name}\n{part[columns].dropna(axis=1, how='all').to_string(index=False, float_format='%.4g')}"
+        for name, part in table.groupby("part", sort=False)
+    ]
+    return "\n".join(parts)

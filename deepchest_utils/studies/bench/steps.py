@@ -122,7 +122,7 @@ def passes_through_trunk(setup: BenchmarkSetup, method: str) -> int:
 def loop_epoch(config: TrainConfig, data: Splits) -> Callable[[], object]:
     """A function that trains for one epoch with `train`'s loop, without the evaluation after it."""
     loop = Loop(config, data)
-    return lambda: loop.pass_over_training(1)
+    return lambda: loop.train_epoch(1)
 
 
 def plain_epoch(config: TrainConfig, data: Splits) -> Callable[[], None]:

@@ -25,6 +25,7 @@ def time_interleaved(
     rng: np.random.Generator,
     warmup: int = 2,
     budget: float = float("inf"),
+    prepare: Callable[[Name], object] | None = None,
 ) -> pd.DataFrame:
     """Time steps that take turns. In each round every step runs once, in an order drawn anew, so that all share whatever
     else the machine is doing.
@@ -33,6 +34,7 @@ def time_interleaved(
         rounds: how many at most, at least 1.
         warmup: rounds before the first that is timed.
         budget: seconds after which no further round begins once MIN_ROUNDS are timed; warm-up does not count.
+        prepare: called with a step's name before each of its turns, untimed.
 
     Returns:
         Seconds, a row a round and a column a step.
@@ -51,6 +53,8 @@ def time_interleaved(
             seconds = seconds[:round_number]
             break
         for column in rng.permutation(len(names)):
+            if prepare:
+                prepare(names[column])
             _wait_for_gpu()
             start = time.perf_counter()
             steps[names[column]]()
