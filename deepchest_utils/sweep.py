@@ -26,7 +26,7 @@ from deepchest_utils.datasets import Splits, load_dataset
 from deepchest_utils.files import exclusive_lock
 from deepchest_utils.paths import PROJECT
 from deepchest_utils.results.statistics import BOOTSTRAP_METRICS, bootstrap_metric
-from deepchest_utils.results.store import Tables, environment_report, task_rows, to_table
+from deepchest_utils.results.store import RunTable, environment_report, task_rows, to_table
 from deepchest_utils.training import Run, train
 from deepchest_utils.weighting import check_names
 from deepchest_utils.weighting.spec import parse_method
@@ -189,7 +189,7 @@ def failed_trial(cell: Trial, error: str) -> TrialResult:
 BACKENDS = ("joblib", "dask")
 
 
-def check_data(tables: Tables, cells: Sequence[Trial]) -> None:
+def check_data(tables: RunTable, cells: Sequence[Trial]) -> None:
     """Raise ValueError if a finished cell ran on other data than it would now: cells do not say where data lie."""
     known = tables.cells[tables.cells.status == "done"].set_index("cell")
     for cell in sorted(cells, key=lambda c: json.dumps(c.config.data_options, sort_keys=True)):
@@ -207,7 +207,7 @@ def run_sweep(
     backend: str = "joblib",
     scheduler: str | None = None,
     folder: str | Path | None = None,
-) -> Tables:
+) -> RunTable:
     """Run every cell that has not finished yet; a stop loses the epoch it is in, a failed cell does not stop the rest
     and is tried again by the next call.
 
@@ -226,10 +226,10 @@ def run_sweep(
         raise ValueError(f"jobs should be at least 1. Found {jobs}.")
     threads = max(1, cores // jobs)
     cells = list({cell.id: cell for cell in cells}.values())  # the same one twice would share a checkpoint
-    tables = Tables(out)
+    tables = RunTable(out)
     folder = Path(folder) if folder else PROJECT / "runs" / "sweeps" / tables.out.stem
     with exclusive_lock(tables.out.with_suffix(".lock"), "sweep"):
-        tables = Tables(out)  # once more: another sweep may have ended just now
+        tables = RunTable(out)  # once more: another sweep may have ended just now
         finished = tables.finished()
         if backend == "joblib":  # a cluster may have data that are not here
             check_data(tables, cells)
@@ -326,7 +326,7 @@ def with_dask(cells: list[Trial], scheduler: str, threads: int) -> Iterator[Tria
             yield outcome
 
 
-def tuning_scores(tables: Tables) -> pd.DataFrame:
+def tuning_scores(tables: RunTable) -> pd.DataFrame:
     """Macro AUROC on validation, each run's best epoch: mean, std and count over seeds, a row a method and lr."""
     rows = tables.rows.query("split == 'val' and task == 'macro' and metric == 'auroc'")
     best = rows.groupby("cell").value.max()
@@ -341,7 +341,7 @@ def tuning_scores(tables: Tables) -> pd.DataFrame:
 def best_lr(out: str | Path) -> dict[str, float]:
     """The learning rate of each method with the best mean in `tuning_scores`, of the sweep whose long table is `out`.
     Raises ValueError if no finished run is there."""
-    scores = tuning_scores(Tables(out))
+    scores = tuning_scores(RunTable(out))
     if scores.empty:
         raise ValueError(f"{out} holds no finished run: nothing to choose a learning rate from.")
     return {method: group.idxmax()[1] for method, group in scores["mean"].groupby("method")}

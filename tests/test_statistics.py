@@ -5,6 +5,7 @@ import math
 from itertools import combinations
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,13 +13,16 @@ from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from deepchest_utils.results.statistics import (
+    adjust_p,
     bootstrap_metric,
     compare_runs,
     delta_m,
+    format_interval,
     friedman,
     holm,
     interval,
     mean_interval,
+    paired_differences,
     patient_weights,
 )
 
@@ -344,6 +348,115 @@ def test_holm_is_the_closed_test_of_bonferroni(p):
     assert (found[tested] >= p[tested]).all()
     order = np.random.default_rng(0).permutation(len(p))
     assert np.array_equal(holm(p[order]), found[order], equal_nan=True)
+
+
+# every difference of the project
+
+
+def long_table(methods=("equal", "famo", "gls"), tasks=("macro", "Mass"), seeds=5, data=("a",)) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    rows = [(m, "auroc", t, d, s) for s in range(seeds) for m in methods for t in tasks for d in data]
+    table = pd.DataFrame(rows, columns=["method", "metric", "task", "data", "seed"])
+    return table.assign(value=rng.normal(0.7, 0.05, len(rows)))
+
+
+def by_hand(table, method, baseline="equal", **chosen):
+    for name, value in chosen.items():
+        table = table[table[name] == value]
+    wide = table.pivot(index=["seed", "data"], columns="method", values="value")
+    return mean_interval((wide[method] - wide[baseline]).groupby("seed").mean().to_numpy())
+
+
+def test_differences_are_paired_and_corrected_over_the_methods():
+    table = long_table()
+    found = paired_differences(table.sample(frac=1, random_state=0))
+    assert list(found.columns) == [
+        "method", "metric", "task", "pairs", "mean", "low", "high", "p", "seed_sd", "patient_sd", "p_holm"
+    ]  # fmt: skip
+    assert set(zip(found.method, found.task, strict=True)) == {
+        (m, t) for m in ("famo", "gls") for t in ("macro", "Mass")
+    }
+    for row in found.itertuples():
+        numbers = by_hand(table, row.method, task=row.task)
+        assert [getattr(row, name) for name in ("mean", "low", "high", "p")] == pytest.approx(
+            [numbers[name] for name in ("mean", "low", "high", "p")]
+        )
+    for _, family in found.groupby("task"):
+        np.testing.assert_array_equal(family.p_holm, holm(family.p.to_numpy()))
+
+
+@pytest.mark.parametrize(
+    ("family", "sizes"), [(None, [2, 2]), ((), [4]), (["method"], [2, 2]), (["method", "task"], [1] * 4)]
+)
+def test_families_are_those_asked_for(family, sizes):
+    found = paired_differences(long_table(), family=family)
+    groups = [found] if family == () else [g for _, g in found.groupby(["task"] if family is None else family)]
+    assert [len(group) for group in groups] == sizes
+    for group in groups:
+        np.testing.assert_array_equal(group.p_holm, holm(group.p.to_numpy()))
+    part = found[found.method == "gls"].set_index("task")  # whatever the index
+    np.testing.assert_array_equal(adjust_p(part).p_holm, holm(part.p.to_numpy()))
+
+
+def test_several_data_sets_are_a_mean_within_a_seed_that_has_all_of_them():
+    table = long_table(data=("a", "b"))
+    (row,) = paired_differences(table.query("task == 'macro' and method != 'gls'"), average=["data"]).itertuples()
+    numbers = by_hand(table, "famo", task="macro")
+    assert (row.pairs, row.mean, row.p) == (5, pytest.approx(numbers["mean"]), pytest.approx(numbers["p"]))
+    for lost in ({"method": "famo"}, {"method": "equal"}):
+        partial = table[(table.data != "b") | (table.seed != 3) | (table.method != lost["method"])]
+        row = paired_differences(partial, average=["data"]).query("method == 'famo' and task == 'macro'").iloc[0]
+        numbers = by_hand(table[table.seed != 3], "famo", task="macro")
+        assert (row.pairs, row["mean"], row.p) == (4, pytest.approx(numbers["mean"]), pytest.approx(numbers["p"]))
+    # a finding that is defined nowhere is in no mean
+    undefined = table.assign(value=table.value.mask(table.data == "b"))
+    row = paired_differences(undefined, average=["data"]).query("method == 'famo' and task == 'macro'").iloc[0]
+    assert row["mean"] == pytest.approx(by_hand(table, "famo", task="macro", data="a")["mean"])
+
+
+def test_without_a_baseline_there_are_means_and_no_question():
+    found = paired_differences(long_table(), None)
+    assert set(found.method) == {"equal", "famo", "gls"}
+    assert found[["p", "p_holm"]].isna().all(axis=None)
+    table = long_table().query("method == 'gls' and task == 'Mass'")
+    row = found.query("method == 'gls' and task == 'Mass'").iloc[0]
+    assert row["mean"] == pytest.approx(table.value.mean())
+    assert row.high - row.low == pytest.approx(2 * stats.t.ppf(0.975, 4) * table.value.std() / math.sqrt(5))
+
+
+def test_replicates_belong_to_their_rows():
+    table = long_table()
+    samples = table.value.to_numpy()[:, None] + np.random.default_rng(1).normal(0, 0.02, (len(table), 30))
+    order = np.random.default_rng(2).permutation(len(table))
+    found = paired_differences(table.iloc[order], replicates=samples[order])
+    for row in found.itertuples():
+        one, other = (np.flatnonzero((table.method == m) & (table.task == row.task)) for m in (row.method, "equal"))
+        numbers = mean_interval(
+            (table.value.to_numpy()[one] - table.value.to_numpy()[other]), (samples[one] - samples[other]).mean(0)
+        )
+        assert (row.low, row.patient_sd) == (pytest.approx(numbers["low"]), pytest.approx(numbers["patient_sd"]))
+    samples[table.index[(table.method == "gls") & (table.seed == 0)]] = np.nan  # patients are left out, of gls alone
+    found = paired_differences(table, replicates=samples)
+    assert found.patient_sd.isna().tolist() == (found.method == "gls").tolist()
+
+
+def test_values_that_are_no_pairs_are_refused():
+    table = long_table()
+    with pytest.raises(ValueError, match=r"baseline should be one of equal, famo, gls. Found 'magic'"):
+        paired_differences(table, "magic")
+    with pytest.raises(ValueError, match=r"one row a pair. Found two of equal: {'metric': 'auroc', 'task': 'macro'"):
+        paired_differences(pd.concat([table, table[:1]]))
+    assert paired_differences(table[table.method == "equal"]).empty  # nothing beside the baseline
+
+
+def test_an_interval_in_words():
+    row = {"mean": 0.00412, "low": -0.00678, "high": 0.01512, "p_holm": 0.01}
+    assert format_interval(row) == "+0.0041 [-0.0068, +0.0151]"
+    assert format_interval(row, digits=3, sign="") == "0.004 [-0.007, 0.015]"
+    assert format_interval(row, star=True)[-1] == "*"
+    assert format_interval(row | {"p_holm": NAN}, star=True)[-1] == " "
+    assert format_interval(row | {"low": NAN, "high": NAN}) == "+0.0041"
+    assert format_interval(dict.fromkeys(row, NAN)) == "-"
 
 
 # four methods on fourteen data sets (Demsar 2006, table 6): ranks

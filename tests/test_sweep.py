@@ -17,7 +17,7 @@ from deepchest_utils import TrainConfig, load_dataset, train
 from deepchest_utils import sweep as run_module
 from deepchest_utils.datasets import DataWarning
 from deepchest_utils.results.statistics import bootstrap_metric
-from deepchest_utils.results.store import COLUMNS, PACKAGES, Tables, environment_report
+from deepchest_utils.results.store import COLUMNS, PACKAGES, RunTable, environment_report
 from deepchest_utils.sweep import PATIENTS_SEED, TrialResult, make_trials, run_sweep
 from deepchest_utils.training.loop import Loop
 
@@ -53,7 +53,7 @@ def sweep(tmp_path_factory, cache_dir, one_core):
         stack.callback(os.dup2, kept, 2)
         run_sweep([*CELLS, STATIC, FAILING], folder / "out.csv", jobs=2, folder=folder / "runs")
     os.close(kept)
-    return Tables(folder / "out.csv"), printed.getvalue() + (folder / "stderr").read_text()
+    return RunTable(folder / "out.csv"), printed.getvalue() + (folder / "stderr").read_text()
 
 
 @pytest.fixture
@@ -75,14 +75,14 @@ def data(cache_dir):
 def lines(out) -> dict[str, list[str]]:
     """Each cell's lines of the long table, as they are in the file."""
     found: dict[str, list[str]] = {}
-    for line in Tables(out).out.read_text().splitlines()[1:]:
+    for line in RunTable(out).out.read_text().splitlines()[1:]:
         found.setdefault(line.partition(",")[0], []).append(line)
     return found
 
 
 def assert_cells_are_whole(out, sweep, cells):
     """These cells and no other are finished, each with all that the undisturbed sweep has of it."""
-    tables, whole = Tables(out), sweep[0]
+    tables, whole = RunTable(out), sweep[0]
     assert tables.finished() == {cell.id for cell in cells}
     assert not tables.cells.cell.duplicated().any()
     found, expected = lines(out), lines(whole.out)
@@ -91,7 +91,7 @@ def assert_cells_are_whole(out, sweep, cells):
         np.testing.assert_array_equal(tables.replicates[cell.id], whole.replicates[cell.id])
 
 
-def known(tables: Tables, calls: list | None = None):
+def known(tables: RunTable, calls: list | None = None):
     """Stands for `run_cell` where training is beside the point: it hands over what `tables` have of the cell."""
     rows, replicates, records = tables.rows, dict(tables.replicates), tables.cells.set_index("cell")
 
@@ -208,7 +208,7 @@ def test_failed_cell_is_tried_again_and_its_row_replaced(sweep, tmp_path, monkey
     tables = run_sweep([CELLS[0], CELLS[2]], **given)
     assert_cells_are_whole(given["out"], sweep, CELLS[:3])
     # a failure that nobody asked for again stays on record, as the file has it
-    assert list(Tables(given["out"]).cells.query("status == 'failed'").cell) == [FAILING.id]
+    assert list(RunTable(given["out"]).cells.query("status == 'failed'").cell) == [FAILING.id]
 
 
 # stopped
@@ -216,7 +216,7 @@ def test_failed_cell_is_tried_again_and_its_row_replaced(sweep, tmp_path, monkey
 
 def test_sweep_stopped_between_cells_goes_on(sweep, tmp_path, monkeypatch):
     given = {"out": tmp_path / "out.csv", "folder": tmp_path / "runs"}
-    add, seen = Tables.add, []
+    add, seen = RunTable.add, []
 
     def stopped(self, outcome):
         if len(seen) == 2:
@@ -224,12 +224,12 @@ def test_sweep_stopped_between_cells_goes_on(sweep, tmp_path, monkeypatch):
         seen.append(outcome.cell)
         add(self, outcome)
 
-    monkeypatch.setattr(Tables, "add", stopped)
+    monkeypatch.setattr(RunTable, "add", stopped)
     with pytest.raises(KeyboardInterrupt):
         run_sweep(CELLS, jobs=2, **given)
     assert_cells_are_whole(given["out"], sweep, seen)
     assert lines(given["out"]).keys() == {cell.id for cell in seen}
-    monkeypatch.setattr(Tables, "add", add)
+    monkeypatch.setattr(RunTable, "add", add)
     run_sweep(CELLS, jobs=1, **given)
     assert_cells_are_whole(given["out"], sweep, CELLS)
 
@@ -258,7 +258,7 @@ def test_sweep_stopped_between_its_tables_has_no_half_cell(sweep, tmp_path, monk
 
 def count_epochs(patch, stop_in: int | None = None) -> list[int]:
     """The epochs that are trained in this process from now on; in one of them, whatever stops a process."""
-    whole, seen = Loop.pass_over_training, []
+    whole, seen = Loop.train_epoch, []
 
     def counted(self, epoch):
         seen.append(epoch)
@@ -267,7 +267,7 @@ def count_epochs(patch, stop_in: int | None = None) -> list[int]:
             raise KeyboardInterrupt
         return out
 
-    patch.setattr(Loop, "pass_over_training", counted)
+    patch.setattr(Loop, "train_epoch", counted)
     return seen
 
 
@@ -305,7 +305,7 @@ def one_kills_the_other_waits(killer: str, waiting: str, marker: str):
             while not Path(marker).exists():
                 time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
-        whole, first = Loop.pass_over_training, not Path(marker).exists()
+        whole, first = Loop.train_epoch, not Path(marker).exists()
 
         def waits(self, epoch):
             if epoch == 2 and first:
@@ -316,7 +316,7 @@ def one_kills_the_other_waits(killer: str, waiting: str, marker: str):
             return whole(self, epoch)
 
         if cell.id == waiting:
-            Loop.pass_over_training = waits
+            Loop.train_epoch = waits
         return cells.run_cell(cell, threads, folder)
 
     return run_cell

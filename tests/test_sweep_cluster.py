@@ -13,7 +13,7 @@ import pytest
 from deepchest_utils import TrainConfig
 from deepchest_utils.__main__ import main
 from deepchest_utils.datasets import DataWarning
-from deepchest_utils.results.store import Tables
+from deepchest_utils.results.store import RunTable
 from deepchest_utils.sweep import make_trials, run_sweep
 
 # images this few have too few positives of the rare findings: that is what the warning says
@@ -47,7 +47,7 @@ def alone(tmp_path_factory, cache_dir, one_core):
         return run_sweep(CELLS, folder / "out.csv", jobs=1, folder=folder / "runs")
 
 
-def lines(tables: Tables) -> list[str]:
+def lines(tables: RunTable) -> list[str]:
     """The long table's lines, in one order."""
     return sorted(tables.out.read_text().splitlines())
 
@@ -82,7 +82,7 @@ def test_killed_worker_costs_only_what_it_was_at(cluster, alone, tmp_path, monke
     marks.mkdir()
     stand_in = kills_the_first_worker(str(marks), CELLS[0].id, CELLS[2].id)
     monkeypatch.setattr("deepchest_utils.sweep.run_trial", stand_in)
-    add, before = Tables.add, []
+    add, before = RunTable.add, []
 
     def noted(self, outcome):
         add(self, outcome)
@@ -90,7 +90,7 @@ def test_killed_worker_costs_only_what_it_was_at(cluster, alone, tmp_path, monke
         if not (marks / "killed").exists():
             before.append(outcome.cell.id)
 
-    monkeypatch.setattr(Tables, "add", noted)
+    monkeypatch.setattr(RunTable, "add", noted)
     given = {"backend": "dask", "scheduler": cluster}
     tables = run_sweep(CELLS, tmp_path / "out.csv", folder=tmp_path / "runs", **given)
     assert (marks / "killed").exists()
@@ -112,7 +112,7 @@ def test_command_line_takes_the_address_of_a_cluster(cluster, alone, tmp_path, m
     command += [word for size in SIZES.items() for word in ("--data-options", *map(str, size))]
     assert main(command) == 0
     assert capsys.readouterr().out.startswith("1 runs in ")
-    found = lines(Tables(tmp_path / "out.csv"))
+    found = lines(RunTable(tmp_path / "out.csv"))
     assert found == [line for line in lines(alone) if line.startswith((CELLS[0].id, "cell"))]
 
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from deepchest_utils.results.statistics import BOOTSTRAP_METRICS, compare_methods, holm, mean_interval
-from deepchest_utils.results.store import Tables, task_rows, to_table
+from deepchest_utils.results.store import RunTable, task_rows, to_table
 
 FINDINGS = ("Hernia", "Effusion", "Mass", "Edema", "Nodule")
 PREVALENCE = np.array([0.01, 0.30, 0.10, 0.20, 0.10])  # in a tie the table's order decides
@@ -27,7 +27,7 @@ def made_up(seed: int, methods=("equal", "deepchest", "famo"), seeds=3, undefine
     return out
 
 
-def write(folder, made: dict, without=()) -> Tables:
+def write(folder, made: dict, without=()) -> RunTable:
     """The tables of a sweep whose cells have these values. without: cells whose replicates are not there."""
     rows, cells, replicates = [], [], {}
     for number, ((method, seed), (value, sample)) in enumerate(made.items()):
@@ -42,12 +42,12 @@ def write(folder, made: dict, without=()) -> Tables:
         if (method, seed) not in without:
             replicates[cell] = sample
     cells.append({"cell": "f" * 10, "method": "broken", "seed": 0, "status": "failed", "error": "no memory"})
-    tables = Tables(folder / "out.csv")
+    tables = RunTable(folder / "out.csv")
     pd.concat(rows).to_csv(tables.out, index=False)
     pd.DataFrame(cells).to_csv(tables.cells_path, index=False)
     if replicates:
         np.savez(tables.replicates_path, **replicates)
-    return Tables(folder / "out.csv")
+    return RunTable(folder / "out.csv")
 
 
 def expected(made: dict, method: str, baseline: str | None, m: int, tasks, seeds=range(3)) -> dict:

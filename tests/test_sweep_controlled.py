@@ -7,14 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from deepchest_utils.results.store import COLUMNS, Tables
+from deepchest_utils.results.store import COLUMNS, RunTable
 from deepchest_utils.studies.controlled import controlled_effects, controlled_runs, weight_ratios
 
 FINDINGS = ["A", "B", "C", "D"]
 BASE = {"A": 0.9, "B": 0.5, "C": 0.7, "D": 0.6}
 
 
-def tables(folder, gain=0.03, cost=0.01, settings=None) -> Tables:
+def tables(folder, gain=0.03, cost=0.01, settings=None) -> RunTable:
     """Two methods, two seeds, two halves: `rule` gains on the changed findings and pays on the others."""
     cells, rows = [], []
     halves = [{}, *({"prevalence": dict.fromkeys(FINDINGS[i::2], 0.02)} for i in (0, 1))]
@@ -35,7 +35,7 @@ def tables(folder, gain=0.03, cost=0.01, settings=None) -> Tables:
     table = pd.DataFrame(rows, columns=["cell", "epoch", "split", "task", "metric", "value"]).assign(method="", seed=0)
     table[["cell", *COLUMNS]].to_csv(folder / "x.csv", index=False)
     pd.DataFrame(cells).to_csv(folder / "x_cells.csv", index=False)
-    return Tables(folder / "x.csv")
+    return RunTable(folder / "x.csv")
 
 
 def test_effects_are_paired_within_half_and_seed(tmp_path):

@@ -14,7 +14,7 @@ import pytest
 
 from deepchest_utils import TrainConfig
 from deepchest_utils import sweep as run_module
-from deepchest_utils.results.store import COLUMNS, Tables, to_table
+from deepchest_utils.results.store import COLUMNS, RunTable, to_table
 from deepchest_utils.sweep import TrialResult, make_trials, run_sweep
 
 CELLS = make_trials(TrainConfig(), {"method": ["equal", "deepchest"], "seed": [0, 1]})
@@ -34,7 +34,7 @@ def outcome(cell, **record) -> TrialResult:
 def given(tmp_path, monkeypatch):
     """Where the sweep writes. Cells are run by `outcome`; their data are never looked at."""
     monkeypatch.setattr("deepchest_utils.sweep.run_trial", lambda cell, *_: outcome(cell))
-    monkeypatch.setattr(Tables, "check_data", lambda *_: None)
+    monkeypatch.setattr(RunTable, "check_data", lambda *_: None)
     return {"out": tmp_path / "out.csv", "jobs": 1, "folder": tmp_path / "runs"}
 
 
@@ -171,8 +171,8 @@ def test_what_another_sweep_wrote_just_before_is_not_lost(given, monkeypatch):
 
     monkeypatch.setattr(run_module, "alone", late)
     run_sweep(CELLS[1:], **given)
-    assert Tables(given["out"]).finished() == {cell.id for cell in CELLS}
-    assert not Tables(given["out"]).cells.cell.duplicated().any()
+    assert RunTable(given["out"]).finished() == {cell.id for cell in CELLS}
+    assert not RunTable(given["out"]).cells.cell.duplicated().any()
 
 
 def test_tuned_cell_runs_again_for_its_test_scores_and_not_the_other_way_round(given, monkeypatch):
@@ -204,13 +204,13 @@ def test_tuned_cell_runs_again_for_its_test_scores_and_not_the_other_way_round(g
 def test_tables_read_back_are_written_the_same(given):
     """Also hashes that look like numbers; and the text of a value does not depend on what else is in the table."""
     run_sweep(CELLS[:1], **given)
-    first, _ = (path.read_text().splitlines() for path in (given["out"], Tables(given["out"]).cells_path))
+    first, _ = (path.read_text().splitlines() for path in (given["out"], RunTable(given["out"]).cells_path))
     assert first[1].endswith(",0.3333333")
     tables = run_sweep(CELLS, **given)
     assert given["out"].read_text().splitlines()[:2] == first
     assert set(tables.cells.data) == {DATA}
     assert set(tables.cells.commit) == {COMMIT}
-    again = Tables(given["out"])
+    again = RunTable(given["out"])
     assert set(again.cells.data) == {DATA}
     assert set(again.cells.commit) == {COMMIT}
     pd.testing.assert_frame_equal(again.rows, tables.rows, check_exact=True)
@@ -220,17 +220,17 @@ def test_tables_read_back_are_written_the_same(given):
 
 
 def test_cell_that_failed_and_its_successor_have_one_row(tmp_path):
-    tables = Tables(tmp_path / "out.csv")
+    tables = RunTable(tmp_path / "out.csv")
     failed = outcome(CELLS[0], status="failed", error='ValueError: "this",\nand that')
     tables.add(TrialResult(CELLS[0], failed.record, failed.rows[:0], np.empty(0)))
     tables.add(outcome(CELLS[1]))
-    read = Tables(tmp_path / "out.csv")
+    read = RunTable(tmp_path / "out.csv")
     assert read.finished() == {CELLS[1].id}
     assert read.cells.error[0] == 'ValueError: "this",\nand that'
     assert read.replicates.keys() == {CELLS[1].id}
     read.add(outcome(CELLS[0]))
     with warnings.catch_warnings(action="error"):
-        last = Tables(tmp_path / "out.csv")
+        last = RunTable(tmp_path / "out.csv")
     assert list(last.cells.cell) == [CELLS[1].id, CELLS[0].id]
     assert list(last.rows.cell) == [CELLS[1].id, CELLS[0].id]
     assert last.rows.dtypes[["seed", "epoch", "value"]].astype(str).to_list() == ["int64", "int64", "float64"]

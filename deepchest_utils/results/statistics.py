@@ -1,7 +1,8 @@
 """How sure we are: bootstrap over patients, on images that one network or two have scored; intervals over training
 seeds and patients; many methods compared at once. Randomness is an argument."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,9 +10,10 @@ from jaxtyping import Float, Int
 from scipy import stats
 
 from deepchest_utils.results.metrics import rank_tasks
-from deepchest_utils.results.store import Tables
+from deepchest_utils.results.store import RunTable
 
 BOOTSTRAP_METRICS = ("auroc", "average_precision")
+NUMBERS = ["mean", "low", "high", "p", "seed_sd", "patient_sd"]  # of `mean_interval`
 _BLOCK = 100  # replicates at a time, to bound memory
 _NO_REPLICATES = np.empty(0)
 
@@ -108,15 +110,23 @@ def compare_runs(
 def mean_interval(
     values: Float[np.ndarray, " s"], replicates: Float[np.ndarray, " r"] = _NO_REPLICATES, level: float = 0.95
 ) -> dict[str, float]:
-    """The mean over S training seeds of a score, or of a paired difference, with an interval for other seeds and
-    other patients.
+    """The mean over training seeds of a score or a paired difference, with an interval for other seeds and patients.
 
-    values: one a seed, all on the same test patients. replicates: of their mean, under a bootstrap over patients;
-    empty, as by default: patients are left out. The squared standard error is var(values) / S + var(replicates), and the interval
-    Student's with Welch and Satterthwaite's degrees of freedom, S - 1 if seeds are all there is. With S = 1 it holds
-    for that one network. The two parts share what a seed makes of single patients, which errs on the wide side.
-    Returns mean, low, high, p (two-sided, of a mean of 0), seed_sd (of one value), patient_sd (of the mean); a NaN
-    among values or replicates makes the interval NaN.
+    The squared standard error is var(values) / S + var(replicates). The interval is Student's with Welch and
+    Satterthwaite's degrees of freedom: S - 1 if seeds are all there is. With S = 1 it holds for that one network. Both
+    variances contain what a seed makes of single patients, so the interval is rather too wide than too narrow.
+
+    Args:
+        values: (S,) one a seed, all on the same test patients.
+        replicates: (R,) the mean of `values` in each resampling of the patients; empty leaves patients out.
+        level: Of the interval, in (0, 1).
+
+    Returns:
+        mean, low, high, p (two-sided, that the mean is 0), seed_sd (of one value), patient_sd (of the mean). A NaN among
+        values or replicates makes the interval NaN.
+
+    Raises:
+        ValueError: `values` is empty, or `level` is not in (0, 1).
     """
     if not 0 < level < 1:
         raise ValueError(f"level should be between 0 and 1. Found {level}.")
@@ -124,28 +134,134 @@ def mean_interval(
     if count == 0:
         raise ValueError("values should hold at least one seed. Found none.")
     seed_sd = values.std(ddof=1) if count > 1 else np.nan
-    of_seeds = seed_sd**2 / count if count > 1 else 0.0
-    of_patients = replicates.var(ddof=1) if len(replicates) > 1 else 0.0
-    error = np.sqrt(of_seeds + of_patients)
-    freedom = (of_seeds + of_patients) ** 2 / (of_seeds**2 / (count - 1)) if of_seeds > 0 else np.inf
+    seed_variance = seed_sd**2 / count if count > 1 else 0.0
+    patient_variance = replicates.var(ddof=1) if len(replicates) > 1 else 0.0
+    error = np.sqrt(seed_variance + patient_variance)
+    freedom = (
+        (seed_variance + patient_variance) ** 2 / (seed_variance**2 / (count - 1)) if seed_variance > 0 else np.inf
+    )
     mean = values.mean()
     if error != 0:  # NaN goes on as NaN
         reach, p = stats.t.ppf(0.5 + level / 2, freedom) * error, 2 * stats.t.sf(abs(mean) / error, freedom)
     else:  # the same in every seed and every replicate, or one number alone: certain if it is a difference of 0
         reach, p = (0.0, 1.0 if mean == 0 else 0.0) if count > 1 or len(replicates) > 1 else (np.nan, np.nan)
-    patient_sd = np.sqrt(of_patients) if len(replicates) > 1 else np.nan
-    named = {"mean": mean, "low": mean - reach, "high": mean + reach, "p": p}
-    return {k: float(v) for k, v in {**named, "seed_sd": seed_sd, "patient_sd": patient_sd}.items()}
+    patient_sd = np.sqrt(patient_variance) if len(replicates) > 1 else np.nan
+    row = {"mean": mean, "low": mean - reach, "high": mean + reach, "p": p}
+    return {name: float(value) for name, value in {**row, "seed_sd": seed_sd, "patient_sd": patient_sd}.items()}
+
+
+def format_interval(row: Mapping[str, Any] | pd.Series, digits: int = 4, sign: str = "+", star: bool = False) -> str:
+    """A row of `paired_differences` or of a summary as "+0.0041 [-0.0068, +0.0151]".
+
+    Args:
+        row: Has mean, low and high, and p_holm for the star. "-" without a mean, the mean alone without an interval.
+        digits: After the point.
+        sign: "+" for a difference, "" for a score.
+        star: Append "*" where p_holm is below 0.05, else a space, so that a column stays aligned.
+    """
+    mean, low, high = (f"{row[name]:{sign}.{digits}f}" for name in ("mean", "low", "high"))
+    text = "-" if np.isnan(row["mean"]) else mean if np.isnan(row["low"]) else f"{mean} [{low}, {high}]"
+    return text + (("*" if row["p_holm"] < 0.05 else " ") if star else "")
 
 
 def holm(p: Float[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
-    """p-values of M tests, each raised so that rejecting those below alpha errs once in 1 / alpha families at most
-    (Holm 1979). NaN stays NaN and does not count."""
+    """Holm's correction (1979) of the p-values of M tests: to reject those below alpha is wrong about any of them in at
+    most a share alpha of such families. NaN stays NaN and is no test. Tables are corrected by `adjust_p`."""
     out, tested = np.full(len(p), np.nan), np.flatnonzero(~np.isnan(p))
     order = tested[np.argsort(p[tested])]
     raised = p[order] * np.arange(len(order), 0, -1)
     out[order] = np.minimum(np.maximum.accumulate(raised), 1.0)
     return out
+
+
+def adjust_p(table: pd.DataFrame, family: Sequence[str] = ()) -> pd.DataFrame:
+    """The table with a column p_holm: its p corrected by `holm` within each family, in place of what p_holm it had.
+
+    Correct anew whatever part of a summary a figure or a sentence is about.
+
+    Args:
+        table: Has a column p; its index may be anything.
+        family: Columns. Rows that are alike in all of them are one family; without columns all rows are one.
+    """
+    p = table.p.astype(float).reset_index(drop=True)
+    groups = table[[*family]].reset_index(drop=True).groupby([*family]).indices.values() if family else [p.index]
+    adjusted = np.full(len(p), np.nan)
+    for positions in groups:
+        adjusted[positions] = holm(p.to_numpy()[positions])
+    return table.assign(p_holm=adjusted)
+
+
+def paired_differences(
+    values: pd.DataFrame,
+    baseline: str | None = "equal",
+    by: Sequence[str] = ("metric", "task"),
+    pair: Sequence[str] = ("seed",),
+    average: Sequence[str] = (),
+    family: Sequence[str] | None = None,
+    replicates: Float[np.ndarray, "n r"] | None = None,
+) -> pd.DataFrame:
+    """Each method minus a baseline, paired, with interval and p-value: every difference of this project is one of these.
+
+    To compare fewer methods, metrics or tasks, pass fewer rows. To compare tables with each other, put one below the
+    other and name the methods apart.
+
+    Args:
+        values: Long table, a row a value: columns method, value and those named below, such as the rows of a `RunTable`
+            with split "test". A pair counts if both methods have a row; a row whose value is NaN makes the mean NaN.
+        baseline: A method of the table. None gives the means of the values themselves, without p.
+        by: Columns that say what is compared: a row of the result for each method and combination.
+        pair: Columns that name the pairs, over which mean and interval are taken.
+        average: Columns over which a pair is a mean, such as data sets or findings. Those without any value are left
+            out; then a pair that lacks one of them is.
+        family: Columns within whose groups p is corrected, see `adjust_p`; default `by`: over the methods.
+        replicates: (N, R) each row's value in R resamplings of the patients, the same patients in all rows. NaN where a
+            value is undefined. The patients are left out of an interval if one of its rows is all NaN.
+
+    Returns:
+        Columns method, those of `by`, pairs (how many), those of `mean_interval` and p_holm; methods in order of
+        appearance.
+
+    Raises:
+        ValueError: The baseline has no row, or a method has two rows of the same `by`, `pair` and `average`.
+    """
+    keys = [*by, *pair, *average]
+    table = values[["method", *keys, "value"]].reset_index(drop=True)
+    table = table.assign(place=table.index, difference=table.value.astype(float))
+    if (twice := table.duplicated(["method", *keys])).any():
+        row = table[twice].iloc[0]
+        raise ValueError(f"values should have one row a pair. Found two of {row.method}: {row[keys].to_dict()}.")
+    if baseline is not None:
+        if baseline not in (methods := list(dict.fromkeys(table.method))):
+            raise ValueError(f"baseline should be one of {', '.join(methods)}. Found {baseline!r}.")
+        other = table.loc[table.method == baseline, [*keys, "value", "place"]]
+        table = table[table.method != baseline].merge(other, on=keys, suffixes=("", "_baseline"))
+        table["difference"] = table.value - table.value_baseline
+    rows = []
+    for group, members in table.groupby(["method", *by], sort=False):
+        if average:
+            members = members[members.groupby([*average]).difference.transform("count") > 0]
+            full = len(members[[*average]].drop_duplicates())
+            members = members[members.groupby([*pair]).difference.transform("size") == full]
+            differences = members.groupby([*pair]).difference.mean(skipna=False)
+        else:
+            differences = members.difference
+        if len(differences):
+            sample = _NO_REPLICATES if replicates is None else _sample_means(members, replicates)
+            named = dict(zip(("method", *by), group, strict=True))
+            rows.append({**named, "pairs": len(differences), **mean_interval(differences.to_numpy(), sample)})
+    result = pd.DataFrame(rows, columns=["method", *by, "pairs", *NUMBERS])
+    if baseline is None:
+        return result.assign(p=np.nan, p_holm=np.nan)  # nobody asks whether a score is 0
+    return adjust_p(result, by if family is None else family)
+
+
+def _sample_means(members: pd.DataFrame, replicates: Float[np.ndarray, "n r"]) -> Float[np.ndarray, " d"]:
+    """The mean difference in each resampling where it is defined; empty if a row has no replicates."""
+    samples = replicates[members.place]
+    if "place_baseline" in members:
+        samples = samples - replicates[members.place_baseline]
+    means = samples.mean(axis=0)
+    return means[~np.isnan(means)]
 
 
 def friedman(scores: Float[np.ndarray, "k m"], alpha: float = 0.05) -> tuple[Float[np.ndarray, " m"], float, float]:
@@ -176,13 +292,20 @@ ITSELF = "itself"
 GROUPS = ("macro", "common", "rare")  # means over all findings, and over the more and the less common half
 
 
-def compare_methods(tables: Tables, baselines: Sequence[str] = ("equal",)) -> pd.DataFrame:
-    """A row a method, baseline, metric and task: mean, low, high, p, seed_sd, patient_sd of `mean_interval`, the number
-    of seeds, and p_holm. Tasks are the findings and GROUPS, means over the findings where the metric is defined.
+def compare_methods(tables: RunTable, baselines: Sequence[str] = ("equal",)) -> pd.DataFrame:
+    """The summary of a sweep: `paired_differences` over seeds and patients, to each baseline.
 
-    Baseline "itself" is the score (without p); for the others it is the difference, paired by seed and by patient. p_holm
-    corrects each group over the methods, and the findings over methods and findings. Raises ValueError for a baseline
-    that no finished run has, or a method that ran twice with one seed (with two learning rates, say).
+    Args:
+        tables: A sweep with one run a method and seed.
+        baselines: Methods of it. Before them comes "itself": the scores, without p.
+
+    Returns:
+        A row a method, baseline, metric and task: method, baseline, metric, seeds (how many), task, mean, low, high, p,
+        seed_sd, patient_sd and p_holm. Tasks are the findings and GROUPS, means over the findings where the metric is
+        defined. p_holm corrects each of GROUPS over the methods, and the findings over methods and findings.
+
+    Raises:
+        ValueError: A baseline has no finished run, or a method ran twice with one seed (with two learning rates, say).
     """
     done = tables.cells[tables.cells.status == "done"]
     twice = done[done.duplicated(["method", "seed"])]
@@ -192,55 +315,39 @@ def compare_methods(tables: Tables, baselines: Sequence[str] = ("equal",)) -> pd
         failed = tables.cells[tables.cells.method.isin(missing)]
         why = f" It failed: {failed.error.iloc[0]}" if len(failed) else ""
         raise ValueError(f"{tables.out}: no finished run of baseline {min(missing)!r}.{why}")
-    scores = {cell: _scores(tables, cell, rows) for cell, rows in tables.rows.groupby("cell") if cell in set(done.cell)}
-    cells = {method: group.set_index("seed").cell for method, group in done.groupby("method", sort=False)}
-    rows = []
-    for baseline in (ITSELF, *baselines):
-        for method in (name for name in cells if name != baseline):
-            own, other = cells[method], cells.get(baseline)
-            seeds = own.index if other is None else own.index.intersection(other.index)
-            for metric in BOOTSTRAP_METRICS if len(seeds) else ():
-                each = [scores[own[s]][metric] for s in seeds]
-                if other is not None:
-                    each = [mine - scores[other[s]][metric] for mine, s in zip(each, seeds, strict=True)]
-                named = {"method": method, "baseline": baseline, "metric": metric, "seeds": len(seeds)}
-                rows += [{**named, "task": task, **_interval([e[task] for e in each])} for task in each[0]]
-    table = pd.DataFrame(rows)
-    table["p_holm"] = np.nan
-    family = table.task.where(table.task.isin(GROUPS), "finding")
-    for _, group in table[table.baseline != ITSELF].groupby(["baseline", "metric", family]):
-        table.loc[group.index, "p_holm"] = holm(group.p.to_numpy())
-    table.loc[table.baseline == ITSELF, "p"] = np.nan  # that a score is 0 is nobody's question
-    return table
+    values, replicates = _patient_scores(tables, done)
+    parts = [
+        paired_differences(values, baseline, replicates=replicates).assign(baseline=baseline or ITSELF)
+        for baseline in (None, *baselines)
+    ]
+    table = pd.concat(parts, ignore_index=True).rename(columns={"pairs": "seeds"})
+    table["family"] = table.task.where(table.task.isin(GROUPS), "finding")
+    table = adjust_p(table, ["baseline", "metric", "family"])
+    return table[["method", "baseline", "metric", "seeds", "task", *NUMBERS, "p_holm"]]
 
 
-def _scores(tables: Tables, cell: str, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Of each metric, a column a task: the value on all test images, then its bootstrap replicates, if the table has
-    them."""
-    test = rows[(rows.split == "test") & ~rows.task.isin([*GROUPS, "worst"])]
-    prevalence = rows[rows.metric == "prevalence"].set_index("task").value
-    replicates, out = tables.replicates.get(cell), {}
-    for m, metric in enumerate(BOOTSTRAP_METRICS):
-        value = test[test.metric == metric].set_index("task").value
-        table = value.to_frame().T.reset_index(drop=True)
-        if replicates is not None:
-            table = pd.concat(
-                [table, pd.DataFrame(replicates[m].astype(float), columns=value.index)], ignore_index=True
-            )
-        ranked = prevalence[value.index[value.notna()]].sort_values(ascending=False, kind="stable").index
-        half = (len(ranked) + 1) // 2
-        groups = dict(zip(GROUPS, (ranked, ranked[:half], ranked[half:]), strict=True))
-        # a replicate without a positive of some finding has no mean: it would be one over other findings
-        means = {name: table[members].mean(axis=1, skipna=False) for name, members in groups.items()}
-        out[metric] = table.assign(**means)
-    return out
-
-
-def _interval(each: list[pd.Series]) -> dict[str, float]:
-    """`mean_interval` of one task; each: a seed's value and, below it, its replicates. NaN if a seed has no value."""
-    values = np.array([series.iloc[0] for series in each])
-    if np.isnan(values).any():
-        return dict.fromkeys(("mean", "low", "high", "p", "seed_sd", "patient_sd"), np.nan)
-    length = min(len(series) for series in each)  # 1 if a seed has no replicates: patients are left out
-    sample = np.mean([series.iloc[1:length] for series in each], axis=0)
-    return mean_interval(values, sample[~np.isnan(sample)])
+def _patient_scores(tables: RunTable, done: pd.DataFrame) -> tuple[pd.DataFrame, Float[np.ndarray, "n r"]]:
+    """The values of `paired_differences`, GROUPS among the tasks, and their replicates."""
+    by_cell = dict(list(tables.rows.groupby("cell")))
+    values: list[pd.DataFrame] = []
+    samples: list[np.ndarray] = []
+    for trial in done.itertuples():
+        rows = by_cell[trial.cell]
+        test = rows[(rows.split == "test") & ~rows.task.isin([*GROUPS, "worst"])]
+        prevalence = rows[rows.metric == "prevalence"].set_index("task").value
+        for m, metric in enumerate(BOOTSTRAP_METRICS):
+            scores = test[test.metric == metric].set_index("task").value
+            sample = tables.replicates[trial.cell][m] if trial.cell in tables.replicates else np.empty((0, len(scores)))
+            ranked = prevalence[scores.index[scores.notna()]].sort_values(ascending=False, kind="stable").index
+            half = (len(ranked) + 1) // 2
+            stacked = np.column_stack([scores.to_numpy(), sample.T.astype(float)])  # (K, 1 + R)
+            members = [stacked[scores.index.get_indexer(tasks)] for tasks in (ranked, ranked[:half], ranked[half:])]
+            # a replicate without a positive of some finding has no mean: it would be one over other findings
+            means = [m.mean(axis=0) if len(m) else np.full(stacked.shape[1], np.nan) for m in members]
+            stacked = np.vstack([stacked, *means])
+            named = {"method": trial.method, "seed": trial.seed, "metric": metric}
+            values.append(pd.DataFrame({**named, "task": [*scores.index, *GROUPS], "value": stacked[:, 0]}))
+            samples.append(stacked[:, 1:])
+    longest = max(sample.shape[1] for sample in samples)
+    padded = [np.pad(s, ((0, 0), (0, longest - s.shape[1])), constant_values=np.nan) for s in samples]
+    return pd.concat(values, ignore_index=True), np.concatenate(padded)

@@ -135,10 +135,10 @@ def write_json(path: str | Path, value: object) -> None:
 
 
 NAME, PREVIOUS, DAMAGED = "checkpoint.pt", "checkpoint.previous.pt", "checkpoint.damaged.pt"
-VERSION = 3  # 2: names of the findings; 3: the epoch under way
+VERSION = 4  # 4: after an epoch, never in the middle of one
 _CONTENT: dict[str, type | tuple[type, ...]] = {
-    "identity": dict, "findings": list, "epoch": int, "rows": list, "best": dict, "under_way": (dict, type(None)),
-    "rng": dict, "net": dict, "method": dict, "optimizer": dict, "schedule": dict, "scaler": dict,
+    "identity": dict, "findings": list, "epoch": int, "history": list, "best": dict, "rng": dict, "net": dict,
+    "method": dict, "optimizer": dict, "schedule": dict, "scaler": dict,
 }  # fmt: skip
 
 
@@ -207,7 +207,7 @@ TYPES = {"cell": str, "data": str, "commit": str}  # a hash may look like a numb
 DIGITS = "%.7g"  # of a float32, and the same text whenever the same cell is run again
 
 
-class Tables:
+class RunTable:
     """The long table `<out>` (column "cell", then those of `records`); `<out>_cells.csv`, a row a cell: settings, status,
     error, seconds, environment; and `<out>_replicates.npz`, an array a finished cell: (M, R, K) values of the M
     BOOTSTRAP_METRICS in R resamplings of the test patients, the same in every cell."""

@@ -13,7 +13,7 @@ from deepchest_utils.explain.cam import CAM_METHODS, default_layers
 from deepchest_utils.explain.regions import load_regions
 from deepchest_utils.explain.scores import SCORES, localize, mean_scores
 from deepchest_utils.files import write_file
-from deepchest_utils.results.statistics import holm, mean_interval
+from deepchest_utils.results.statistics import paired_differences
 from deepchest_utils.results.store import environment_report, read_results
 from deepchest_utils.sweep import Trial, data_of
 from deepchest_utils.training import train
@@ -81,13 +81,9 @@ def compare_localization(table: pd.DataFrame, baseline: str, score: str, rng: np
     if missing := [key for key in runs if (baseline, key[1]) not in runs]:
         raise ValueError(f"{baseline} should have every seed. Found none for seed {missing[0][1]} of {missing[0][0]}.")
     means, samples = mean_scores(list(runs.values()), score, rng)
-    place, out = {key: i for i, key in enumerate(runs)}, []
-    for method in methods:
-        pairs = [(place[key], place[baseline, key[1]]) for key in runs if key[0] == method != baseline]
-        for column, finding in enumerate(means.index if pairs else ()):
-            values = np.array([means.iloc[column, a] - means.iloc[column, b] for a, b in pairs])
-            drawn = np.mean([samples[a, :, column] - samples[b, :, column] for a, b in pairs], axis=0)
-            found = mean_interval(values, drawn[~np.isnan(drawn)])
-            out.append({"method": method, "finding": finding, **found})
-    result = pd.DataFrame(out)
-    return result.assign(p_holm=holm(result.p.to_numpy()))
+    values = [
+        pd.DataFrame({"method": method, "seed": seed, "finding": means.index, "value": means.iloc[:, run].to_numpy()})
+        for run, (method, seed) in enumerate(runs)
+    ]
+    replicates = np.concatenate(samples.transpose(0, 2, 1))  # a row a run and finding, as the values have them
+    return paired_differences(pd.concat(values), baseline, by=["finding"], family=(), replicates=replicates)
