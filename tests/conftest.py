@@ -20,13 +20,9 @@ from PIL import Image
 settings.register_profile("deepchest", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("deepchest")
 
-# threads that wait give way soon instead of spinning on: a fifth slower on an idle machine, ten times as fast on one
-# that is busy otherwise. Read once, by torch
-os.environ.setdefault("GOMP_SPINCOUNT", "20000")
-
-# tests that run side by side share the cores; a notebook's kernel takes this over
-if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
+# One thread a process: networks this small gain nothing from a second one, tests that run side by side share the cores,
+# and numbers do not depend on what else the machine does. Notebook kernels and other processes inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 NIH_HEADERS = {  # the releases differ in how they write the columns that hold a comma
     "unquoted": "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]",
@@ -34,9 +30,12 @@ NIH_HEADERS = {  # the releases differ in how they write the columns that hold a
     "trailing": "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y],",
 }
 MODES = ("L", "RGB", "RGBA", "I;16")
-
-
 TALLY = pytest.StashKey[Counter]()
+
+
+def pytest_collection_modifyitems(items):
+    """Notebooks first: at the end of a session, short tests keep all workers at work."""
+    items.sort(key=lambda item: "notebooks" not in item.keywords)
 
 
 @pytest.fixture
@@ -78,10 +77,16 @@ def printed() -> Callable[[Path], str]:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_dir(tmp_path_factory) -> Iterator[Path]:
-    """The cache of this test session, so that no test reads or writes the user's."""
-    folder = tmp_path_factory.mktemp("cache")
+    """The image cache of this session and, beside it, the networks that notebooks share, so that no test reads or writes the
+    user's. Workers of one session share them too."""
+    session = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        session = session.parent
+    folder = session / "cache"
+    folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DEEPCHEST_CACHE", str(folder))
+        patch.setenv("DEEPCHEST_RUNS", str(session / "runs"))
         yield folder
 
 

@@ -47,7 +47,7 @@ def test_cascade_is_by_seed(net):
     assert not torch.equal(ends[0], ends[2])
 
 
-@pytest.mark.parametrize("backbone", ["densenet121", "vit_b_16"])
+@pytest.mark.parametrize("backbone", ["densenet121", pytest.param("vit_b_16", marks=pytest.mark.slow)])
 def test_cascade_reaches_every_weight_of_any_trunk(backbone):
     """DenseNet's weights lie a level deeper; a vision transformer has some that belong to no layer."""
     torch.manual_seed(0)

@@ -1,14 +1,20 @@
-"""The notebooks: committed as run once from top to bottom, and run here headless on every data set, their own
-assertions included."""
+"""The notebooks: committed as run once from top to bottom, and run here headless, their own assertions included.
 
+By default each runs on the phantom, loads every data set, and two run on data sets with files. `make test-slow` runs the
+others on those, and the solutions.
+"""
+
+import ast
 import json
 import re
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pytest
 
+from deepchest_utils.datasets import Splits
 from deepchest_utils.notebook.runner import FOLDER, find_notebooks, notebook_parameters, run_notebooks
 
 NOTEBOOKS = find_notebooks()
@@ -18,6 +24,14 @@ SOLVED = pytest.mark.parametrize("path", SOLUTIONS, ids=lambda path: path.stem)
 ALL = pytest.mark.parametrize("path", NOTEBOOKS + SOLUTIONS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 COMMON = {"dataset", "data_root", "image_size", "epochs", "seed", "device", "smoke"}
 SECTIONS = ("What was claimed, checked", "Summary", "Exercises", "References")
+
+
+def by_name(*default: str):
+    """Each notebook; all but these are slow."""
+    marks = {path: () if path.stem in default else pytest.mark.slow for path in NOTEBOOKS}
+    return pytest.mark.parametrize(
+        "path", [pytest.param(path, id=path.stem, marks=mark) for path, mark in marks.items()]
+    )
 
 
 def read(path: Path):
@@ -169,27 +183,6 @@ def execute(path: Path, output: Path, capsys, **parameters) -> str:
     return "".join(o.get("text", "") for cell in code_cells(output / path.name) for o in cell.outputs)
 
 
-@pytest.mark.notebooks
-@BY_NAME
-def test_runs_on_the_phantom(path, tmp_path, capsys):
-    printed = execute(path, tmp_path, capsys)
-    assert "phantom" in printed or path.stem == "03_training"
-    drawn = {figure.stem[:2] for figure in (tmp_path / "figures").glob("*.png")}
-    assert drawn == {path.stem[:2]}
-
-
-@pytest.mark.notebooks
-@BY_NAME
-def test_runs_on_chestmnist(path, tmp_path, capsys, chestmnist_folder):
-    if path.stem == "05_grad_cam":  # it asks for regions, which ChestMNIST does not have, and says so
-        given = {"smoke": True, "dataset": "chestmnist", "data_root": str(chestmnist_folder)}
-        assert run_notebooks([path], given, tmp_path, progress=False) == 1
-        assert 'dataset should be "phantom", split by patient, or "nih"' in capsys.readouterr().out
-        return
-    size = {"image_size": 64} if path.stem == "07_a_better_rule" else {}  # 32 px, its own, ChestMNIST has not
-    execute(path, tmp_path, capsys, dataset="chestmnist", data_root=str(chestmnist_folder), **size)
-
-
 def with_boxes(root: Path) -> Path:
     """The folder with a box for every image, in the middle, of the first finding that it has."""
     lines = (root / "BBox_List_2017.csv").read_text().splitlines()[:1]
@@ -201,8 +194,74 @@ def with_boxes(root: Path) -> Path:
     return root
 
 
+class Loaded(Exception):
+    """A sweep would begin."""
+
+
+def load_cell(path: Path, **parameters) -> Splits:
+    """Run a notebook's statements up to the first that has data: `load_dataset`, or a sweep that would load them."""
+    from deepchest_utils.sweep import data_of
+
+    def sweep(trials, *args, **kwargs):
+        raise Loaded(data_of(trials[0].config))
+
+    namespace = {}
+    with plt.rc_context():
+        for cell in code_cells(path):
+            for statement in ast.parse(cell.source).body:
+                try:
+                    exec(compile(ast.Module([statement], []), path.name, "exec"), namespace)
+                except Loaded as loaded:
+                    return loaded.args[0]
+                if "run_sweep" in namespace:
+                    namespace["run_sweep"] = sweep
+                if isinstance(namespace.get("data"), Splits):
+                    return namespace["data"]
+            if "parameters" in cell.metadata.get("tags", []):
+                assert set(parameters) <= set(namespace)
+                namespace.update(parameters)
+    raise AssertionError("the notebook loads no data")
+
+
+@pytest.mark.filterwarnings("ignore:.*findings without a positive")
+@pytest.mark.parametrize("dataset", ["phantom", "chestmnist", "nih"])
+@BY_NAME
+def test_any_data_set_is_loaded(path, dataset, chestmnist_folder, nih_folder):
+    files = {"chestmnist": chestmnist_folder, "nih": nih_folder(num_patients=20) if dataset == "nih" else None}
+    root, split = files.get(dataset), "patient" if dataset == "nih" else None
+    given = {"data_root": root and str(root), "image_size": 64, "split": split, "smoke": True}
+    data = load_cell(path, dataset=dataset, **given)
+    assert data.name == dataset
+    assert data.split == (split or data.split)
+    assert [*data.parts] == ["train", "val", "test"]
+    for part in data.parts.values():
+        assert part.images.shape == (len(part), 64, 64)
+        assert 0 < len(part) <= 512  # smoke: little data
+
+
 @pytest.mark.notebooks
 @BY_NAME
+def test_runs_on_the_phantom(path, tmp_path, capsys):
+    printed = execute(path, tmp_path, capsys)
+    assert "phantom" in printed or path.stem == "03_training"
+    drawn = {figure.stem[:2] for figure in (tmp_path / "figures").glob("*.png")}
+    assert drawn == {path.stem[:2]}
+
+
+@pytest.mark.notebooks
+@by_name("03_training")
+def test_runs_on_chestmnist(path, tmp_path, capsys, chestmnist_folder):
+    if path.stem == "05_grad_cam":  # it asks for regions, which ChestMNIST does not have, and says so
+        given = {"smoke": True, "dataset": "chestmnist", "data_root": str(chestmnist_folder)}
+        assert run_notebooks([path], given, tmp_path, progress=False) == 1
+        assert 'dataset should be "phantom", split by patient, or "nih"' in capsys.readouterr().out
+        return
+    size = {"image_size": 64} if path.stem == "07_a_better_rule" else {}  # 32 px, its own, ChestMNIST has not
+    execute(path, tmp_path, capsys, dataset="chestmnist", data_root=str(chestmnist_folder), **size)
+
+
+@pytest.mark.notebooks
+@by_name("03_training", "05_grad_cam")
 def test_runs_on_the_nih_layout(path, tmp_path, capsys, nih_folder):
     root = with_boxes(nih_folder(num_patients=40))
     more = {"full_size_root": str(root)} if path.stem == "05_grad_cam" else {}
@@ -211,12 +270,14 @@ def test_runs_on_the_nih_layout(path, tmp_path, capsys, nih_folder):
 
 
 @pytest.mark.notebooks
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["01_data_exploration", "03_training", "05_grad_cam"])
 def test_runs_on_real_radiographs(name, tmp_path, capsys, nih_sample):
     execute(FOLDER / f"{name}.ipynb", tmp_path, capsys, dataset="nih", data_root=str(nih_sample), split="patient")
 
 
 @pytest.mark.notebooks
+@pytest.mark.slow
 @SOLVED
 def test_solutions_run(path, tmp_path, capsys):
     execute(path, tmp_path, capsys)

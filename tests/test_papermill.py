@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from papermill.cli import papermill as command
 
 from deepchest_utils.notebook.runner import find_notebooks, notebook_parameters
-from deepchest_utils.paths import PROJECT
+from deepchest_utils.paths import PROJECT, runs_dir
 
 BY_NAME = pytest.mark.parametrize("path", find_notebooks(), ids=lambda path: path.stem)
 README = (PROJECT / "README.md").read_text()
@@ -64,14 +64,17 @@ def places(tmp_path, monkeypatch) -> Path:
     return tmp_path / "places.ipynb"
 
 
-@pytest.mark.parametrize("folder", ["root", "notebooks", "elsewhere"])
+SLOW_FOLDERS = [pytest.param(folder, marks=pytest.mark.slow) for folder in ("root", "notebooks")]
+
+
+@pytest.mark.parametrize("folder", ["elsewhere", *SLOW_FOLDERS])
 def test_a_rerun_spares_the_committed_figures_and_says_where_things_are(
     folder, places, tmp_path, cache_dir, monkeypatch, printed
 ):
     here = {"root": PROJECT, "notebooks": PROJECT / "notebooks", "elsewhere": tmp_path}[folder]
     out = tmp_path / "out.ipynb"
     papermill.execute_notebook(places, out, {"seed": 3}, cwd=here, progress_bar=False)
-    figures = PROJECT / "runs" / "figures" / "phantom"
+    figures = runs_dir() / "figures" / "phantom"
     assert printed(out).splitlines() == [
         f"figures: {figures}",
         f"decoded images: {cache_dir}",
@@ -84,6 +87,7 @@ def test_a_rerun_spares_the_committed_figures_and_says_where_things_are(
         assert printed(out).startswith(f"figures: {here / 'mine'}\n")
 
 
+@pytest.mark.slow
 def test_without_other_parameters_a_notebook_says_nothing_and_draws_the_committed_figures(places, tmp_path, printed):
     papermill.execute_notebook(places, tmp_path / "out.ipynb", cwd=PROJECT, progress_bar=False)
     assert printed(tmp_path / "out.ipynb") == f"-> {PROJECT / 'figures'}\n"
@@ -115,6 +119,7 @@ def run(arguments: list[str], folder: Path) -> str:
 
 
 @pytest.mark.notebooks
+@pytest.mark.slow
 def test_readme_loops_run_and_are_reported(tmp_path, monkeypatch, printed):
     """The shell loop, the Python loop and the file of parameters, from a folder that is not the repository."""
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
