@@ -1,35 +1,42 @@
 """DeepChest: dynamic, gradient-free task weighting for multi-label chest radiographs (arXiv 2505.23595), and
 all that it takes to judge it.
 
-Names are imported when they are first used, so that `from deepchest_utils import DeepChest` costs little more
-than torch.
+Names are imported when they are first used: `from deepchest_utils import DeepChest` needs torch, numpy and jaxtyping alone.
 """
 
 from importlib import import_module
 from typing import Any
 
-_HOME = {
-    "FINDINGS": "datasets.findings",
-    "ChestXrays": "datasets",
-    "DataError": "datasets",
-    "Splits": "datasets",
-    "load_dataset": "datasets",
-    "DeepChest": "weighting.deepchest",
-    "EpochReport": "weighting.base",
-    "Method": "weighting.base",
-    "METHODS": "weighting",
-    "make_method": "weighting",
-    "Run": "training",
-    "TrainConfig": "config",
-    "train": "training",
+_NAMES = {
+    "config": ("TrainConfig",),
+    "datasets": ("ChestXrays", "DataError", "Splits", "load_dataset"),
+    "datasets.findings": ("FINDINGS",),
+    "training": ("Run", "train"),
+    "weighting": ("METHODS", "make_method"),
+    "weighting.base": ("EpochReport", "Method"),
+    "weighting.deepchest": ("DeepChest",),
 }
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = sorted(_HOME)
+_NOTEBOOKS = {"IPython", "ipywidgets", "matplotlib", "nbclient", "nbformat", "papermill", "pytorch_grad_cam", "seaborn"}
+
+
+def missing_extra(error: ModuleNotFoundError) -> str:
+    """One line that names the extra with the module that is missing."""
+    module = (error.name or "").partition(".")[0]
+    if module == __name__:
+        raise error
+    extra = "notebooks" if module in _NOTEBOOKS else "train"
+    return f"{module} is missing: this needs the extra `{extra}`: pip install 'deepchest-utils[{extra}]'."
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    try:
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    except ModuleNotFoundError as error:
+        raise ImportError(f"deepchest_utils.{name}: {missing_extra(error)}") from error
 
 
 def __dir__() -> list[str]:

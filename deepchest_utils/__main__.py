@@ -1,182 +1,297 @@
-"""`python -m deepchest_utils train | sweep | report | localize | predict | bench | notebooks | data`: what the notebooks do, from a shell."""
+"""`python -m deepchest_utils COMMAND`: what the notebooks do, from a shell."""
 
-import argparse
 import dataclasses
+import inspect
 import os
+import re
 import signal
 import sys
-from types import FrameType
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
 
-from deepchest_utils.parser import build_parser
+from deepchest_utils import missing_extra
+from deepchest_utils.config import TrainConfig, did_you_mean
+from deepchest_utils.notebook import runner
 
-BENCH_COLUMNS = (
-    "backbone", "num_tasks", "method", "seconds", "ratio", "low", "high", "spread", "rounds", "passes", "first_step", "mib",
-    "images_per_second", "epoch", "auroc",
-)  # fmt: skip
+try:
+    import tyro
+    from tyro.conf import DisallowNone, Positional, UseAppendAction, arg
+except ModuleNotFoundError as missing:
+    sys.exit(f"error: {missing_extra(missing)}")
 
-
-def _pairs(pairs: list[list[str]]) -> dict[str, Any]:
-    from deepchest_utils.notebook.runner import parse_value
-
-    return {name: parse_value(value) for name, value in pairs}
-
-
-def _train(args: argparse.Namespace) -> int:
-    from deepchest_utils.config import TrainConfig
-    from deepchest_utils.training import train
-
-    given = {f.name: getattr(args, f.name) for f in dataclasses.fields(TrainConfig)}
-    given = {name: _pairs(value) if name.endswith("_options") else value for name, value in given.items()}
-    run = train(TrainConfig(**given))
-    if os.environ.get("RANK", "0") != "0":  # under torchrun the first process speaks for all
-        return 0
-    table = run.test.pivot(index="task", columns="metric", values="value")
-    shown = table[["auroc", "average_precision", "brier", "loss"]].reindex([*dict.fromkeys(run.test.task)])
-    print(f"\ntest, epoch {run.best_epoch} of {run.config.epochs}\n{shown.round(4).to_string(na_rep='-')}")
-    return 0
+PROGRAM = "python -m deepchest_utils"
 
 
-def _cells(args: argparse.Namespace, tune: bool = False, history: bool = True) -> list[Any]:
-    """The runs that the options of a sweep ask for."""
-    from deepchest_utils.config import TrainConfig
-    from deepchest_utils.sweep import best_lr, make_trials
-
-    names = [f.name for f in dataclasses.fields(TrainConfig) if hasattr(args, f.name)]
-    base = TrainConfig(data_options=_pairs(args.data_options))
-    lists = {name: getattr(args, name) for name in names if name != "data_options"}
-    return make_trials(base, lists, best_lr(args.lr_from) if args.lr_from else None, tune, history)
-
-
-def _sweep(args: argparse.Namespace) -> int:
-    from deepchest_utils.results.statistics import compare_methods
-    from deepchest_utils.sweep import run_sweep, tuning_scores
-
-    cells = _cells(args, args.tune, args.history)
-    tables = run_sweep(cells, args.out, args.jobs, args.backend, args.scheduler)
-    mine = tables.cells[tables.cells.cell.isin([cell.id for cell in cells])]
-    for row in mine[mine.status == "failed"].itertuples():
-        print(f"failed: {row.method} seed {row.seed}: {row.error}", file=sys.stderr)
-    if args.tune:
-        table = tuning_scores(tables)
-    else:
-        done = tables.rows[tables.rows.cell.isin(mine.cell[mine.status == "done"])]
-        test = done.query("split == 'test' and task == 'macro' and metric in ['auroc', 'average_precision']")
-        table = test.pivot_table("value", "method", "metric", aggfunc=["mean", "std", "count"])
-    print(f"{len(mine)} runs in {tables.out}, {'validation' if args.tune else 'test'}, macro")
-    print(table.round(4).to_string(na_rep="-"))
-    if args.baseline:
-        tables.write_summary(compare_methods(tables, args.baseline))
-        print(f"compared with {', '.join(args.baseline)}: {tables.summary_path}")
-    return 1 if (mine.status == "failed").any() else 0
-
-
-def _report(args: argparse.Namespace) -> int:
-    from pathlib import Path
-
-    from deepchest_utils.results.report import format_summary, report
-
-    out = Path(args.out or Path(args.folder, "report.csv"))
-    found = report(args.folder, out)
-    print(
-        f"{len(found.runs)} tested runs below {args.folder}, means over seeds [95%]\n\n{format_summary(found.summary)}\n"
+def _literal(metavar: str) -> Any:
+    """For an option whose value is a Python literal or a text."""
+    return tyro.constructors.PrimitiveConstructorSpec[Any](
+        1, metavar, lambda texts: runner.parse_value(texts[0]), lambda value: True, lambda value: [str(value).lower()]
     )
-    print(f"table in {out}, picture in {out.with_suffix('.png')}")
-    print("\n".join(found.remarks), file=sys.stderr, end="\n" if found.remarks else "")
-    return 1 if any(line.startswith("damaged") for line in found.remarks) else 0
 
 
-def _localize(args: argparse.Namespace) -> int:
-    from deepchest_utils.explain.scores import SCORES
-    from deepchest_utils.studies.localization import localize_runs
+def _options(several: bool) -> type:
+    """An option a field of TrainConfig, its help the comment beside the field.
 
-    cells = _cells(args)
-    rows = localize_runs(cells, args.out, args.cam, args.per_finding)
-    table = rows.groupby(["method", "seed", "finding"])[[*SCORES]].mean().groupby("method").mean()
-    print(f"{len(cells)} runs in {args.out}, mean over findings and seeds\n{table.round(3).to_string()}")
-    return 0
-
-
-def _predict(args: argparse.Namespace) -> int:
-    from pathlib import Path
-
-    from deepchest_utils.datasets.cache import decode
-    from deepchest_utils.explain.predict import NOTE, draw_maps, load_trained, predict_image
-
-    path, trained = Path(args.image), load_trained(args.checkpoint, args.device)
-    if unknown := set(args.findings or ()) - set(trained.findings):
-        raise ValueError(f"findings should be among {', '.join(trained.findings)}. Found {min(unknown)!r}.")
-    found = predict_image(trained, decode(path, trained.image_size))
-    words = "not calibrated: the run has no calibration.json" if trained.calibration is None else "calibrated"
-    print(f"{path.name}, {words}\n{found.round(3).to_string()}\n{NOTE}")
-    if args.out:
-        draw_maps(trained, path, Path(args.out), args.findings or [*found.index[:3]], args.cam)
-        print(f"heat maps in {args.out}")
-    return 0
+    several: each takes a list of values. A method has its options in its own text then, and the sweep its own folders.
+    """
+    comments = dict(re.findall(r"^    (\w+): .*  # (.*)$", inspect.getsource(TrainConfig), re.MULTILINE))
+    hints, options = get_type_hints(TrainConfig), list[tuple[str, Any, Any]]()
+    for f in dataclasses.fields(TrainConfig):
+        hint, default = hints[f.name], f.default
+        if f.name.endswith("_options"):
+            hint, default = Pairs, field(default_factory=dict)
+        elif several:
+            item: Any = Annotated[bool, _literal("{true,false}")] if hint is bool else hint
+            hint, default = tuple[item, ...], (default,)
+        if not several or f.name not in ("run_dir", "method_options"):
+            options.append((f.name, Annotated[hint, arg(help=comments[f.name])], default))
+    return dataclasses.make_dataclass("Options", options)
 
 
-def _bench(args: argparse.Namespace) -> int:
-    from deepchest_utils.studies.bench import full_bench, quick_bench
-
-    table = quick_bench(args.device) if args.quick else full_bench(args.out, args.device, only=args.part)
-    columns = [c for c in BENCH_COLUMNS if c in table]
-    for part, rows in table.groupby("part", sort=False):
-        print(f"\n{part}\n{rows[columns].dropna(axis=1, how='all').to_string(index=False, float_format='%.4g')}")
-    if not args.quick:
-        print(f"\n{len(table)} measurements in {args.out}")
-    return 0
+Pairs = Annotated[dict[str, Annotated[Any, _literal("VALUE")]], UseAppendAction, arg(metavar="NAME VALUE")]
+Options = Annotated[Any, arg(name="", constructor=_options(several=False))]
+ListOptions = Annotated[Any, arg(name="", constructor=_options(several=True))]
+Names = Annotated[tuple[str, ...], arg(metavar="[NAME ...]", help_behavior_hint="")]
+OneOf = tyro.conf.create_mutex_group(required=False)
 
 
-def _notebooks(args: argparse.Namespace) -> int:
-    from pathlib import Path
+@dataclass
+class Train:
+    """One run; with --run-dir it can be stopped and continued."""
 
-    from deepchest_utils.notebook import runner as notebooks
+    config: Options
 
-    paths = notebooks.find_notebooks(args.names, args.solutions)
-    if args.list:
-        print("\n\n".join(map(notebooks.describe_parameters, paths)))
+    def run(self) -> int:
+        from deepchest_utils.training import train
+
+        run = train(TrainConfig(**vars(self.config)))
+        if os.environ.get("RANK", "0") != "0":  # under torchrun the first process speaks for all
+            return 0
+        table = run.test.pivot(index="task", columns="metric", values="value")
+        scores = table[["auroc", "average_precision", "brier", "loss"]].reindex([*dict.fromkeys(run.test.task)])
+        print(f"\ntest, epoch {run.best_epoch} of {run.config.epochs}\n{scores.round(4).to_string(na_rep='-')}")
         return 0
-    usual = notebooks.OUTPUT / "solutions" if args.solutions else notebooks.OUTPUT  # they share their names
-    output = Path(args.output).resolve() if args.output else usual
-    return 1 if notebooks.run_notebooks(paths, _pairs(args.parameter), output) else 0
 
 
-def _data(args: argparse.Namespace) -> int:
-    from deepchest_utils.datasets import load_dataset
+@dataclass
+class _Many:
+    """Options of many runs."""
 
-    options = _pairs(args.data_options)
-    data = load_dataset(args.dataset, args.data_root, args.image_size, args.data_seed, args.split, **options)
-    print(f"{data.name}, {args.image_size} px, split={data.split}\n{data.summary().to_string()}")
-    return 0
+    config: ListOptions
+    lr_from: str | None = None  # table of a sweep with --tune: each method takes its lr that was best there
 
+    def trials(self, **options: bool) -> list[Any]:
+        from deepchest_utils.sweep import best_lr, make_trials
 
-COMMANDS = {
-    "train": _train, "sweep": _sweep, "report": _report, "localize": _localize, "predict": _predict,
-    "bench": _bench, "notebooks": _notebooks, "data": _data,
-}  # fmt: skip
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    """SIGTERM as SIGINT: what is open is closed, and how to go on is said."""
-    raise KeyboardInterrupt
+        values = dict(vars(self.config))
+        if empty := [name for name, given in values.items() if given == ()]:
+            raise ValueError(f"{empty[0]} should have at least one value. Found none.")
+        base = TrainConfig(data_options=values.pop("data_options"))
+        return make_trials(base, values, best_lr(self.lr_from) if self.lr_from else None, **options)
 
 
-def main(argv: list[str] | None = None) -> int:
+@dataclass
+class Sweep(_Many):
+    """Many runs, one for each combination of the values given; a finished one is not run again."""
+
+    out: str = "runs/sweep.csv"  # the long table
+    jobs: int | None = None  # runs at a time, one a core if not given
+    backend: str = "joblib"  # joblib, or dask for a cluster
+    scheduler: str | None = None  # address of the Dask cluster, e.g. tcp://host:8786
+    baseline: Names = ()  # methods that the others are compared with, in <out>_summary.csv
+    tune: bool = False  # keep the validation score alone, for --lr-from of a later sweep
+    history: bool = True  # keep the weights and scores of each epoch beside the test scores
+
+    def run(self) -> int:
+        from deepchest_utils.results.statistics import compare_methods
+        from deepchest_utils.sweep import run_sweep, tuning_scores
+
+        trials = self.trials(tune=self.tune, history=self.history)
+        tables = run_sweep(trials, self.out, self.jobs, self.backend, self.scheduler)
+        asked = tables.cells[tables.cells.cell.isin([trial.id for trial in trials])]
+        for row in asked[asked.status == "failed"].itertuples():
+            print(f"failed: {row.method} seed {row.seed}: {row.error}", file=sys.stderr)
+        if self.tune:
+            table = tuning_scores(tables)
+        else:
+            finished = tables.rows[tables.rows.cell.isin(asked.cell[asked.status == "done"])]
+            test = finished.query("split == 'test' and task == 'macro' and metric in ['auroc', 'average_precision']")
+            table = test.pivot_table("value", "method", "metric", aggfunc=["mean", "std", "count"])
+        print(f"{len(asked)} runs in {tables.out}, {'validation' if self.tune else 'test'}, macro")
+        print(table.round(4).to_string(na_rep="-"))
+        if self.baseline:
+            tables.write_summary(compare_methods(tables, self.baseline))
+            print(f"compared with {', '.join(self.baseline)}: {tables.summary_path}")
+        return 1 if (asked.status == "failed").any() else 0
+
+
+@dataclass
+class Localize(_Many):
+    """Many runs, as sweep, and how well the heat maps of each point at the findings."""
+
+    out: str = "runs/localization.csv"  # the table
+    cam: str = "layercam"  # method of the maps
+    per_finding: int = 60  # images of each finding
+
+    def run(self) -> int:
+        from deepchest_utils.explain.scores import SCORES
+        from deepchest_utils.studies.localization import localize_runs
+
+        trials = self.trials()
+        scores = localize_runs(trials, self.out, self.cam, self.per_finding)
+        table = scores.groupby(["method", "seed", "finding"])[[*SCORES]].mean().groupby("method").mean()
+        print(f"{len(trials)} runs in {self.out}, mean over findings and seeds\n{table.round(3).to_string()}")
+        return 0
+
+
+@dataclass
+class Report:
+    """The runs below a folder in one table and one picture."""
+
+    folder: Positional[str] = "runs"  # holds runs, however deep
+    out: str | None = None  # the table, the picture beside it; report.csv in the folder if not given
+
+    def run(self) -> int:
+        from deepchest_utils.results.report import format_summary, report
+
+        out = Path(self.out or Path(self.folder, "report.csv"))
+        made = report(self.folder, out)
+        print(f"{len(made.runs)} tested runs below {self.folder}, means over seeds [95%]\n")
+        print(f"{format_summary(made.summary)}\n\ntable in {out}, picture in {out.with_suffix('.png')}")
+        print("\n".join(made.remarks), file=sys.stderr, end="\n" if made.remarks else "")
+        return 1 if any(line.startswith("damaged") for line in made.remarks) else 0
+
+
+@dataclass
+class Predict:
+    """What a trained network says of an image file."""
+
+    image: Positional[str]  # a chest radiograph, frontal: PNG, JPEG, ...
+    checkpoint: str  # checkpoint.pt of a run with --run-dir, or its folder
+    out: str | None = None  # draw the heat maps into this file, .png or .svg
+    findings: Names = ()  # of the maps, the three most probable if not given
+    cam: str = "layercam"  # method of the maps
+    device: str = "auto"  # auto, cpu or cuda
+
+    def run(self) -> int:
+        from deepchest_utils.datasets.cache import decode
+        from deepchest_utils.explain.predict import NOTE, load_trained, predict_image
+
+        path, trained = Path(self.image), load_trained(self.checkpoint, self.device)
+        for name in set(self.findings) - set(trained.findings):
+            suggestion = did_you_mean(name, trained.findings)
+            raise ValueError(f"findings should be among {', '.join(trained.findings)}. Found {name!r}.{suggestion}")
+        table = predict_image(trained, decode(path, trained.image_size))
+        calibrated = "not calibrated: the run has no calibration.json" if trained.calibration is None else "calibrated"
+        print(f"{path.name}, {calibrated}\n{table.round(3).to_string()}\n{NOTE}")
+        if self.out:
+            from deepchest_utils.notebook.figures import draw_maps
+
+            draw_maps(trained, path, Path(self.out), self.findings or [*table.index[:3]], self.cam)
+            print(f"heat maps in {self.out}")
+        return 0
+
+
+@dataclass
+class Bench:
+    """What weighting costs on this machine: time, memory, input."""
+
+    quick: Annotated[bool, OneOf] = False  # the default network alone, in under a minute
+    part: Annotated[Names, OneOf] = ()  # only these parts of the whole
+    out: str = "runs/bench.csv"  # table of the whole
+    device: str = "auto"  # auto, cpu or cuda
+
+    def run(self) -> int:
+        from deepchest_utils.studies.bench import format_bench, full_bench, quick_bench
+
+        table = quick_bench(self.device) if self.quick else full_bench(self.out, self.device, only=self.part or None)
+        print(format_bench(table) + ("" if self.quick else f"\n\n{len(table)} measurements in {self.out}"))
+        return 0
+
+
+@dataclass
+class Notebooks:
+    """Run notebooks headless through papermill."""
+
+    names: Positional[Names] = ()  # which ones, e.g. 01 03; all if not given
+    parameter: Annotated[Pairs, arg(aliases=["-p"])] = field(default_factory=dict)  # set a parameter
+    show: Annotated[bool, arg(name="list", aliases=["-l"])] = False  # list the parameters with their help, run nothing
+    solutions: bool = False  # the solutions to their exercises instead
+    output: Annotated[str | None, arg(aliases=["-o"])] = None  # folder of the executed copies, if not below runs
+
+    def run(self) -> int:
+        paths = runner.find_notebooks(self.names, self.solutions)
+        if self.show:
+            print("\n\n".join(map(runner.describe_parameters, paths)))
+            return 0
+        usual = runner.OUTPUT / "solutions" if self.solutions else runner.OUTPUT  # they share their names
+        return 1 if runner.run_notebooks(paths, self.parameter, Path(self.output or usual).resolve()) else 0
+
+
+@dataclass
+class Data:
+    """Load a data set, print its splits, keep the decoded images for later runs."""
+
+    dataset: Positional[str] = "phantom"  # phantom, nih, chestmnist or csv
+    data_root: str | None = None  # folder of its files
+    image_size: int = 64  # px, square
+    split: str | None = None  # official, patient, or the data set's default
+    data_seed: int = 0  # of the phantom and of our own splits
+    data_options: Pairs = field(default_factory=dict)  # further options of load_dataset
+
+    def run(self) -> int:
+        from deepchest_utils.datasets import load_dataset
+
+        options: dict[str, Any] = self.data_options
+        data = load_dataset(self.dataset, self.data_root, self.image_size, self.data_seed, self.split, **options)
+        print(f"{data.name}, {self.image_size} px, split={data.split}\n{data.summary().to_string()}")
+        return 0
+
+
+COMMANDS = {c.__name__.lower(): c for c in (Train, Sweep, Report, Localize, Predict, Bench, Notebooks, Data)}
+
+
+def parse(argv: Sequence[str]) -> Any:
+    """The command with its options."""
+    if argv[0] not in COMMANDS:
+        suggestion = did_you_mean(argv[0], COMMANDS)
+        raise ValueError(f"command should be one of {', '.join(COMMANDS)}. Found {argv[0]!r}.{suggestion}")
+    return tyro.cli(COMMANDS[argv[0]], prog=f"{PROGRAM} {argv[0]}", args=argv[1:], config=(DisallowNone,))
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: what is open is closed, as after Ctrl-C."""
+
+
+def _terminate(*_: object) -> None:
+    raise _Terminated
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit status."""
     argv = sys.argv[1:] if argv is None else argv
-    args = build_parser(argv[0] if argv else "").parse_args(argv)
+    if not argv or argv[0] in ("-h", "--help", "--version"):
+        from importlib.metadata import version
+
+        about = "\n".join(f"  {name:10} {command.__doc__}" for name, command in COMMANDS.items())
+        usage = f"usage: {PROGRAM} [--help] [--version] COMMAND ...\n\n{about}\n\nCOMMAND --help lists its options."
+        print(version("deepchest-utils") if "--version" in argv else usage, file=sys.stdout if argv else sys.stderr)
+        return 0 if argv else 2
     several, number = int(os.environ.get("WORLD_SIZE", "1")) > 1, os.environ.get("RANK", "0")
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
-        if several and args.command != "train":
-            raise ValueError(f"command should be train under torchrun. Found {args.command!r}.")
-        return COMMANDS[args.command](args)
-    except (ValueError, FloatingPointError) as error:  # the project's own, each one clear line
-        print(f"error{f' in process {number}' if several else ''}: {error}", file=sys.stderr)
+        if several and argv[0] != "train":
+            raise ValueError(f"command should be train under torchrun. Found {argv[0]!r}.")
+        return int(parse(argv).run())
+    except (ValueError, FloatingPointError, ModuleNotFoundError) as error:  # the project's own, each one clear line
+        message = missing_extra(error) if isinstance(error, ModuleNotFoundError) else error
+        print(f"error{f' in process {number}' if several else ''}: {message}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:
-        words = str(stopped) or "stopped; the same command goes on from here (train: with --run-dir)"
-        print(words, file=sys.stderr)
-        return 128 + getattr(stopped, "signal", signal.SIGINT)
+        print(str(stopped) or "stopped; the same command goes on from here (train: with --run-dir)", file=sys.stderr)
+        return 128 + (signal.SIGTERM if isinstance(stopped, _Terminated) else signal.SIGINT)
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints, no_type_check
 
 Architecture = Literal["hard_sharing", "single_task", "cross_stitch", "mtan"]
 Optimizer = Literal["adamw", "adam", "rmsprop", "sgd"]
@@ -73,6 +73,9 @@ class TrainConfig:
         # as plain numbers: options may be tensors and arrays, which have no single answer to ==
         plain: dict[str, Any] = json.loads(json.dumps(fields, default=lambda value: value.tolist()))
         return plain
+
+
+no_type_check(TrainConfig.__init__)  # by the tests: it checks its values itself, and takes NumPy's numbers too
 
 
 def _checked(name: str, hint: Any, value: object) -> object:

@@ -1,16 +1,18 @@
 """`python -m deepchest_utils`: quick to say what it can do, and one clear line when it cannot."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pandas as pd
 import pytest
 
 from deepchest_utils import FINDINGS
-from deepchest_utils.__main__ import main
+from deepchest_utils.__main__ import COMMANDS, main, parse
 from deepchest_utils.notebook.runner import parse_value
-from deepchest_utils.parser import build_parser
 
 SMALL = ["--data-options", "num_train", "96", "--data-options", "num_val", "48"]
 SMALL += ["--data-options", "num_test", "48"]
@@ -67,10 +69,15 @@ def test_every_public_name_is_there_and_no_other():
 
 
 def test_without_a_command_the_usage_is_shown(capsys):
-    with pytest.raises(SystemExit) as end:
-        main([])
-    assert end.value.code == 2
-    assert "usage" in capsys.readouterr().err
+    assert main([]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("usage: python -m deepchest_utils")
+    assert all(f"\n  {name} " in error for name in COMMANDS)
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"{version('deepchest-utils')}\n"
 
 
 def test_every_field_of_the_configuration_is_an_option_with_its_help(capsys):
@@ -79,7 +86,7 @@ def test_every_field_of_the_configuration_is_an_option_with_its_help(capsys):
     from deepchest_utils import TrainConfig
 
     with pytest.raises(SystemExit):
-        build_parser("train").parse_args(["train", "--help"])
+        parse(["train", "--help"])
     shown = capsys.readouterr().out
     for field in dataclasses.fields(TrainConfig):
         assert f"--{field.name.replace('_', '-')}" in shown, field.name
@@ -95,8 +102,8 @@ def test_every_field_that_a_sweep_can_vary_is_an_option_with_its_help(capsys):
     from deepchest_utils import TrainConfig
 
     with pytest.raises(SystemExit):
-        build_parser("sweep").parse_args(["sweep", "--help"])
-    shown = " ".join(capsys.readouterr().out.split())
+        parse(["sweep", "--help"])
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
     source = inspect.getsource(TrainConfig)
     for field in dataclasses.fields(TrainConfig):
         option = f"--{field.name.replace('_', '-')} "
@@ -178,7 +185,11 @@ def one_error(capsys) -> str:
     ("arguments", "named"),
     [
         (["train", "--epochs", "0"], "epochs"),
-        (["train", "--optimizer", "lion"], "adamw"),
+        (
+            ["trian"],
+            "train, sweep, report, localize, predict, bench, notebooks, data. Found 'trian'. Did you mean 'train'?",
+        ),
+        (["train", "--backbone", "resnet8", "--image-size", "32", *SMALL], "resnet18"),
         (["train", "--dataset", "mnist"], "phantom, nih, chestmnist, csv"),
         (["train", "--method", "magic", "--image-size", "32", *SMALL], "deepchest_loss_trend"),
         (["train", "--data-options", "num_trains", "5"], "num_train"),
@@ -188,6 +199,8 @@ def one_error(capsys) -> str:
         (["notebooks", "99"], "99"),
         (["sweep", "--method", "equal", "magic"], "deepchest_loss_trend"),
         (["sweep", "--lr", "1e-3", "-1"], "lr should be greater than 0"),
+        (["sweep", "--seed", "--lr", "1e-3"], "seed should have at least one value"),
+        (["sweep", "--augment", "maybe"], "augment should be of type bool. Found 'maybe'"),
         (["sweep", "--jobs", "0"], "jobs"),
         (["sweep", "--backend", "ray"], "joblib, dask"),
         (["sweep", "--scheduler", "tcp://host:1"], "dask"),
@@ -202,11 +215,47 @@ def test_bad_value_is_one_line_and_exit_2(arguments, named, capsys):
     assert named in one_error(capsys)
 
 
-def test_option_that_is_no_number_is_refused(capsys):
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["train", "--epochs", "many"], "--epochs"),
+        (["train", "--optimizer", "lion"], "adamw"),
+        (["train", "--epoch", "3"], "--epochs"),  # did you mean
+        (["predict", "image.png"], "--checkpoint"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_option_that_cannot_be_read_is_refused(arguments, named, capsys):
     with pytest.raises(SystemExit) as end:
-        main(["train", "--epochs", "many"])
+        main(arguments)
     assert end.value.code == 2
-    assert "--epochs" in capsys.readouterr().err
+    assert named in capsys.readouterr().err
+
+
+def test_the_last_of_a_repeated_option_counts():
+    parsed = parse(["train", "--epochs", "12", "--epochs", "1", "--data-options", "num_train", "9", *SMALL])
+    assert parsed.config.epochs == 1
+    assert parsed.config.data_options == {"num_train": 96, "num_val": 48, "num_test": 48}
+    assert parse(["sweep", "--seed", "0", "1", "--seed", "2"]).config.seed == (2,)
+
+
+@pytest.mark.parametrize(
+    "order",
+    [["03", "04", "-p", "seed", "1", "-p", "dataset", "nih"], ["-p", "seed", "1", "-p", "dataset", "nih", "03", "04"]],
+)
+def test_notebooks_and_their_parameters_come_in_any_order(order):
+    parsed = parse(["notebooks", *order])
+    assert parsed.names == ("03", "04")
+    assert parsed.parameter == {"seed": 1, "dataset": "nih"}
+    assert parse(["notebooks", "-l"]).show
+    assert parse(["notebooks", "--list"]).show
+
+
+def test_sigterm_ends_a_command_as_ctrl_c_does(capsys, monkeypatch):
+    monkeypatch.setattr("deepchest_utils.training.train", lambda config: os.kill(os.getpid(), signal.SIGTERM))
+    assert main(["train"]) == 128 + signal.SIGTERM
+    assert "the same command goes on" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_interrupt_says_how_to_go_on(capsys, monkeypatch):
@@ -229,11 +278,9 @@ TINY = ["--image-size", "32", "--epochs", "1", "--device", "cpu", "--jobs", "1",
 @pytest.fixture
 def in_tmp(tmp_path, monkeypatch):
     """Where a sweep writes; one thread, as cores may be shared."""
-    import os
-
     import torch
 
-    monkeypatch.setattr("deepchest_utils.sweep.PROJECT", tmp_path)
+    monkeypatch.setenv("DEEPCHEST_RUNS", str(tmp_path / "runs"))
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     before = torch.get_num_threads()
     yield tmp_path
@@ -280,11 +327,11 @@ def test_sweep_from_tuning_to_summary(in_tmp, capsys):
     values = table.pivot(index="seed", columns="method", values="value")
     difference = values["deepchest(initial='resnet')"] - values["equal"]
     assert paired["mean"].item() == pytest.approx(difference.mean(), abs=1e-6)
-    files = {path: path.read_bytes() for path in in_tmp.glob("main*")}
+    files = {path: path.read_bytes() for path in in_tmp.glob("main[._]*[vz]")}
     assert len(files) == 4
     assert main(command) == 0
     assert capsys.readouterr().out == shown
-    assert {path: path.read_bytes() for path in in_tmp.glob("main*")} == files
+    assert {path: path.read_bytes() for path in files} == files
 
 
 @small_phantom

@@ -14,10 +14,9 @@ import yaml
 from PIL import Image
 
 from deepchest_utils import METHODS, DeepChest, load_dataset
-from deepchest_utils.__main__ import main
+from deepchest_utils.__main__ import main, parse
 from deepchest_utils.datasets import DataWarning
 from deepchest_utils.notebook.runner import find_notebooks, notebook_parameters, results
-from deepchest_utils.parser import build_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -104,8 +103,8 @@ def commands() -> list[list[str]]:
 @pytest.mark.parametrize("words", [c for c in commands() if "deepchest_utils" in c], ids=" ".join)
 def test_readme_commands_parse(words):
     arguments = words[words.index("deepchest_utils") + 1 :]
-    parsed = build_parser(arguments[0]).parse_args(arguments)
-    for name, _ in getattr(parsed, "parameter", []):
+    parsed = parse(arguments)
+    for name in getattr(parsed, "parameter", {}):
         assert all(name in notebook_parameters(path) for path in find_notebooks(parsed.names))
 
 
