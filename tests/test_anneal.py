@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from deepchest_utils import make_method
 from deepchest_utils.models.losses import masked_bce
-from deepchest_utils.weighting.anneal import LEAST, Anneal
+from deepchest_utils.weighting.anneal import MIN_RELATIVE_LOSS, Anneal
 
 PREVALENCE = torch.tensor([0.02, 0.3, 0.1], dtype=torch.float64)
 
@@ -39,7 +39,7 @@ def by_hand(batches, power, window, relative):
     """With pencil and paper: a list of weights a step."""
     running, out = list(H), []
     for batch in batches:
-        left = [min(max(m / h, LEAST), 1) for m, h in zip(running, H, strict=True)]
+        left = [min(max(m / h, MIN_RELATIVE_LOSS), 1) for m, h in zip(running, H, strict=True)]
         now = 1 - sum(left) / len(left) if power is None else power
         raw = [(r if relative else r * h) ** -now for r, h in zip(left, H, strict=True)]
         out.append([w * len(raw) / sum(raw) for w in raw])
@@ -65,9 +65,9 @@ def test_weights_are_those_of_the_formula(batches, power, window, relative):
 
 def test_starts_as_equal_and_ends_where_every_loss_falls_at_one_rate():
     method = told(window=1)
-    assert step(method, (LEAST * H).tolist()) == pytest.approx([1, 1, 1])
-    last = torch.tensor(step(method, (LEAST * H).tolist()))
-    pull = last * torch.from_numpy(LEAST * H).float()  # of w_k L_k, what the sum of logarithms makes alike
+    assert step(method, (MIN_RELATIVE_LOSS * H).tolist()) == pytest.approx([1, 1, 1])
+    last = torch.tensor(step(method, (MIN_RELATIVE_LOSS * H).tolist()))
+    pull = last * torch.from_numpy(MIN_RELATIVE_LOSS * H).float()  # of w_k L_k, what the sum of logarithms makes alike
     assert pull.max() / pull.min() == pytest.approx(1, rel=0.05)  # the power is 0.99
 
 
@@ -115,7 +115,7 @@ def test_a_task_without_a_loss_keeps_its_running_mean_and_a_learned_one_stays_bo
     assert method.running[0] == start[0]
     weights = method.current()
     assert weights.isfinite().all()
-    assert weights[1] / weights[2] == pytest.approx(0.3 / (LEAST * start[1].item()))
+    assert weights[1] / weights[2] == pytest.approx(0.3 / (MIN_RELATIVE_LOSS * start[1].item()))
 
 
 def test_follows_a_falling_loss_at_the_pace_of_the_window():

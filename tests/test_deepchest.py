@@ -372,6 +372,7 @@ def test_state_dict_continues_as_if_never_stopped(signal):
     [
         ({"num_tasks": 0}, "num_tasks"),
         ({"signal": "gradient"}, "signal.*loss_trend.*'gradient'"),
+        ({"signal": "acuracy"}, r"signal.*Found 'acuracy'\. Did you mean 'accuracy'\?$"),
         ({"scores_from": "test"}, "scores_from.*train, val.*'test'"),
         ({"step_up": 0.9}, "step_up.*0.9"),
         ({"step_down": 0.5}, "step_down.*0.5"),

@@ -1,7 +1,10 @@
 """Peers against something independent: TorchJD's own, the papers' formulas, autograd."""
 
 import copy
+import inspect
 import math
+import pickle
+import re
 
 import numpy as np
 import pytest
@@ -20,6 +23,7 @@ from deepchest_utils.weighting import PUBLISHED_INITIAL_WEIGHTS, Static
 from deepchest_utils.weighting.autograd_graph import last_shared_layer, trainable_leaves
 from deepchest_utils.weighting.gradnorm import GradNorm
 from deepchest_utils.weighting.spec import parse_method
+from deepchest_utils.weighting.torchjd_adapter import ADAPTERS
 
 K = 3
 PREVALENCE = torch.tensor([0.02, 0.3, 0.1], dtype=torch.float64)
@@ -449,7 +453,7 @@ def test_task_without_a_label_is_left_out_of_the_combination(name, options, make
         torch.manual_seed(step)
         expected = aggregator(jacobian[[0, 2]])
         torch.manual_seed(step)
-        found = method.combine(jacobian, torch.tensor([True, False, True]))
+        found = method.aggregate(jacobian, torch.tensor([True, False, True]))
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
         assert name in ("graddrop", "config") or method.weights[1] == 0
 
@@ -460,7 +464,7 @@ def test_nash_mtl_and_gradvac_leave_a_missing_task_out_and_remember_it():
     generator = torch.Generator().manual_seed(0)
     common = torch.randn(7, generator=generator)  # tasks that agree: the running means of the cosines rise
     for _ in range(4):
-        vac.combine(common + torch.randn(K, 7, generator=generator) / 2, torch.ones(K, dtype=torch.bool))
+        vac.aggregate(common + torch.randn(K, 7, generator=generator) / 2, torch.ones(K, dtype=torch.bool))
     means = vac.get_extra_state()["_phi_t"].clone()
     assert means[0, 1] > 0.5
     jacobian = common + 2 * torch.randn(K, 7, generator=generator)
@@ -468,12 +472,12 @@ def test_nash_mtl_and_gradvac_leave_a_missing_task_out_and_remember_it():
     # TorchJD's own with the means of the two that are left
     alone.gramian_weighting._phi_t = means[rows][:, rows]
     alone.gramian_weighting._state_key = (2, torch.float32)
-    torch.testing.assert_close(vac.combine(jacobian, some), alone(jacobian[rows]))
+    torch.testing.assert_close(vac.aggregate(jacobian, some), alone(jacobian[rows]))
     after = vac.get_extra_state()["_phi_t"]
     assert torch.equal(after[1], means[1])
     assert torch.equal(after[:, 1], means[:, 1])
     assert (after[0, 2] != means[0, 2]).all()
-    nash.combine(jacobian, some)
+    nash.aggregate(jacobian, some)
     share, gramian = nash.weights[rows], (jacobian[rows] @ jacobian[rows].T).double()
     torch.testing.assert_close(share * (gramian @ share), torch.ones(2).double(), rtol=1e-3, atol=0)
     assert nash.weights[1] == 0
@@ -487,7 +491,7 @@ def test_combinations_keep_what_their_papers_promise():
 
     def combine(name, **options):
         method = make_method(name, K, **options)
-        return method.combine(jacobian, torch.ones(K, dtype=torch.bool)), method.weights
+        return method.aggregate(jacobian, torch.ones(K, dtype=torch.bool)), method.weights
 
     shortest, weights = combine("mgda")
     assert (jacobian @ shortest).min() >= shortest.norm() ** 2 * 0.95
@@ -508,9 +512,23 @@ def test_combinations_keep_what_their_papers_promise():
 def test_nash_mtl_of_one_task_has_the_length_of_its_own_bargain():
     for max_norm, length in ((1.0, 1.0), (0.1, 0.1), (5.0, 1.0), (0.0, 1.0)):  # 0 is no limit
         method = make_method("nash_mtl", 1, max_norm=max_norm)
-        found = method.combine(torch.tensor([[3.0, 4.0]]), torch.tensor([True]))
+        found = method.aggregate(torch.tensor([[3.0, 4.0]]), torch.tensor([True]))
         torch.testing.assert_close(found, length * torch.tensor([0.6, 0.8]))
         assert method.weights.item() == pytest.approx(length / 5)
+
+
+@pytest.mark.parametrize("name", ["gradvac", "nash_mtl"])
+def test_torchjd_without_its_private_state_is_refused_by_version(name, monkeypatch):
+    monkeypatch.setattr(METHODS[name], "private", (*METHODS[name].private, "_gone"))
+    with pytest.raises(ValueError, match=r"torchjd should be of version 0\.18.*'_gone'\. Found version \d"):
+        make_method(name, K)
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_adapter_has_its_paper_its_options_and_a_place_for_pickle(name):
+    assert re.search(r"\(.* (20\d\d, arXiv \d{4}\.\d{5}|ICLR 2021)\)", ADAPTERS[name].__doc__.replace("\n", " "))
+    assert [*inspect.signature(METHODS[name]).parameters][-1] == "level"  # TorchJD's own options have no way in
+    assert type(pickle.loads(pickle.dumps(make_method(name, K)))) is ADAPTERS[name]
 
 
 @pytest.mark.parametrize("level", ["parameters", "features"])
@@ -594,6 +612,10 @@ def test_trunk_that_is_frozen_or_missing_is_named(name):
         ("gradnorm", {"alpha": -0.5}, "alpha.*negative.*-0.5"),
         ("gradnorm", {"lr": float("inf")}, "lr.*inf"),
         ("mgda", {"level": "trunk"}, "level.*parameters, features.*'trunk'"),
+        ("mgda", {"level": "feature"}, r"level.*Found 'feature'\. Did you mean 'features'\?$"),
+        ("nash_mtl", {"iteration": 5}, r"It has update_every, .*level\. Did you mean 'iterations'\?$"),
+        ("deepchest", {"initial": "resne"}, r"Found 'resne'\. Did you mean 'resnet'\?$"),
+        ("static", {"values": "inverse_entropi"}, r"Did you mean 'inverse_entropy'\?$"),
         ("gradvac", {"beta": 2.0}, "beta.*2.0"),
         ("cagrad", {"c": 1.0}, r"c should lie in \[0, 1\).*1.0"),
         ("fairgrad", {"alpha": 0.0}, "alpha.*greater than 0.*0.0"),

@@ -129,6 +129,12 @@ def test_names_make_methods_and_the_rest_is_refused_with_the_list():
         assert all(name in str(e.value) for name in METHODS)
 
 
+@pytest.mark.parametrize(("wrong", "meant"), [("deepchst", "deepchest"), ("equal+pcgradd", "pcgrad")])
+def test_misspelt_name_is_answered_with_the_nearest(wrong, meant):
+    with pytest.raises(ValueError, match=rf"Found {wrong!r}\. Did you mean {meant!r}\?$".replace("+", r"\+")):
+        make_method(wrong, num_tasks=K)
+
+
 @pytest.mark.parametrize(
     ("name", "bad", "named"),
     [

@@ -5,11 +5,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
+from deepchest_utils.config import did_you_mean
 from deepchest_utils.weighting.anneal import Anneal
 from deepchest_utils.weighting.base import EpochReport, LossWeighting, Method
 from deepchest_utils.weighting.composed import Composed
 from deepchest_utils.weighting.dbmtl_l import DBMTLL
-from deepchest_utils.weighting.deepchest import SIGNALS, DeepChest, PrevalenceOracle
+from deepchest_utils.weighting.deepchest import SIGNALS, DeepChest
 from deepchest_utils.weighting.dwa import DWA
 from deepchest_utils.weighting.famo import FAMO
 from deepchest_utils.weighting.gls import GLS
@@ -19,21 +20,7 @@ from deepchest_utils.weighting.imtl_l import IMTLL
 from deepchest_utils.weighting.rlw import RLW
 from deepchest_utils.weighting.static import PREVALENCE_RULES, PUBLISHED_INITIAL_WEIGHTS, Equal, Static, initial_weights
 from deepchest_utils.weighting.stch import STCH
-from deepchest_utils.weighting.torchjd_adapter import (
-    IMTLG,
-    MGDA,
-    RGW,
-    AlignedMTL,
-    CAGrad,
-    ConFIG,
-    DualProj,
-    FairGrad,
-    GradDrop,
-    GradVac,
-    NashMTL,
-    PCGrad,
-    UPGrad,
-)
+from deepchest_utils.weighting.torchjd_adapter import ADAPTERS
 from deepchest_utils.weighting.uncertainty import Uncertainty
 from deepchest_utils.weighting.val_discount import ValDiscount
 
@@ -42,8 +29,9 @@ METHODS: dict[str, Callable[..., Method]] = {
     "static": Static,
     **{name: partial(Static, values=name) for name in PREVALENCE_RULES},
     "deepchest": DeepChest,
-    **{f"deepchest_{s}": partial(DeepChest, signal=s) for s in SIGNALS if s != "accuracy"},
-    "prevalence_oracle": PrevalenceOracle,
+    **{f"deepchest_{signal}": partial(DeepChest, signal=signal) for signal in SIGNALS if signal != "accuracy"},
+    # a control: what DeepChest gains beyond it, it gains by listening to the training
+    "prevalence_oracle": partial(DeepChest, signal="prevalence", scores_from="train"),
     "anneal": Anneal,
     "uncertainty": Uncertainty,
     "dwa": DWA,
@@ -56,47 +44,44 @@ METHODS: dict[str, Callable[..., Method]] = {
     "hedge": Hedge,
     "val_discount": ValDiscount,
     "gradnorm": GradNorm,
-    "mgda": MGDA,
-    "pcgrad": PCGrad,
-    "graddrop": GradDrop,
-    "gradvac": GradVac,
-    "cagrad": CAGrad,
-    "imtl_g": IMTLG,
-    "nash_mtl": NashMTL,
-    "aligned_mtl": AlignedMTL,
-    "fairgrad": FairGrad,
-    "config": ConFIG,
-    "dualproj": DualProj,
-    "upgrad": UPGrad,
-    "rgw": RGW,
+    **ADAPTERS,
 }
 
 
 def check_names(name: str) -> None:
-    """Raise ValueError, with the names that there are, unless `name` is one or some of them joined by "+"."""
-    if not set(name.split("+")) <= set(METHODS):
-        raise ValueError(f"method should be one of {', '.join(METHODS)}, or two of them as A+B. Found {name!r}.")
+    """Raise ValueError, with the names there are, unless `name` is one of METHODS or several joined by "+"."""
+    for term in name.split("+"):
+        if term not in METHODS:
+            names = ", ".join(METHODS)
+            hint = did_you_mean(term, METHODS)
+            raise ValueError(f"method should be one of {names}, or two of them as A+B. Found {name!r}.{hint}")
 
 
 def make_method(name: str, num_tasks: int, inner_options: dict[str, Any] | None = None, **options: Any) -> Method:
-    """A method by name, for K tasks.
+    """A method by name. Its class in METHODS has its rule, its source and its options.
 
-    name: one of `METHODS`, or "A+B": loss weighting A composed over any method B (A's weights multiply the
-    losses before B sees them).
-    options: of the method (of A); inner_options: of B. Raises ValueError for an unknown name or option,
-    naming those there are.
+    Args:
+        name: One of METHODS, or "A+B", a loss weighting A over any method B: A's weights multiply B's losses.
+        num_tasks: Number of tasks, K.
+        inner_options: Options of B.
+        options: Options of the method, or of A.
+
+    Raises:
+        ValueError: For an unknown name or option, with those there are, or an option out of bounds.
     """
     check_names(name)
     outer, plus, inner = name.partition("+")
     fixed = getattr(METHODS[outer], "keywords", {})  # of a partial: what its name promises
-    if given := set(fixed) & set(options):
-        raise ValueError(f"{min(given)} of method {outer!r} is fixed to {fixed[min(given)]!r}. Leave it out.")
+    for option in sorted(set(fixed) & set(options)):
+        raise ValueError(f"{option} of method {outer!r} is fixed to {fixed[option]!r}. Leave it out.")
+    allowed = [option for option in inspect.signature(METHODS[outer]).parameters if option not in ("num_tasks", *fixed)]
     try:
         method = METHODS[outer](num_tasks, **options)
     except TypeError as error:
-        known = ", ".join(name for name in inspect.signature(METHODS[outer]).parameters if name != "num_tasks")
+        hint = "".join(did_you_mean(option, allowed) for option in options if option not in allowed)
         raise ValueError(
-            f"method {outer!r} cannot be made with options {sorted(options)}: {error}. It has {known or 'none'}."
+            f"method {outer!r} cannot be made with options {sorted(options)}: {error}. "
+            f"It has {', '.join(allowed) or 'none'}.{hint}"
         ) from None
     if not plus:
         if inner_options:

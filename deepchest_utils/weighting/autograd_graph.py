@@ -9,25 +9,22 @@ def trainable_leaves(tensor: Tensor) -> list[Tensor]:
     """The trainable parameters that `tensor` was computed with, those used last first."""
     if tensor.grad_fn is None:
         return []
-    found, seen, heap = [], {tensor.grad_fn}, [(0, 0, tensor.grad_fn)]
+    leaves, visited, heap = [], {tensor.grad_fn}, [(0, 0, tensor.grad_fn)]
     while heap:
         _, _, node = heappop(heap)
         if hasattr(node, "variable"):  # where autograd would put the gradient of a leaf
-            found.append(node.variable)
+            leaves.append(node.variable)
         for below, _ in node.next_functions:
-            if below is not None and below not in seen:
-                seen.add(below)
+            if below is not None and below not in visited:
+                visited.add(below)
                 # from the last operation to the first, which is not the order of distance where layers are skipped;
-                # a leaf has the highest number. The second settles ties, since nodes do not compare
-                heappush(heap, (-below._sequence_nr(), len(seen), below))
-    return found
+                # a leaf has the highest number. The second number settles ties, since nodes do not compare
+                heappush(heap, (-below._sequence_nr(), len(visited), below))
+    return leaves
 
 
 def last_shared_layer(features: Tensor) -> Tensor:
-    """The weight of the trunk's last layer (a matrix or a kernel: not a bias, nor a scale of each channel).
-
-    Raises ValueError if the trunk has none that is trained.
-    """
+    """The weight of the trunk's last trained layer: a matrix or a kernel, not a bias nor a scale of each channel."""
     for parameter in trainable_leaves(features):
         if parameter.ndim == 2 or (parameter.ndim > 2 and parameter[0].numel() > 1):
             return parameter

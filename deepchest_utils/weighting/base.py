@@ -1,8 +1,9 @@
-"""The protocol between the training loop and a method: `begin` before the first step, `backward` in a step,
-`end_epoch` after an epoch, state in `state_dict()`."""
+"""The protocol between the training loop and a method: `begin` before the first step, `backward` in each step,
+`end_epoch` after each epoch, all state in `state_dict()`."""
 
+import math
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,11 +16,14 @@ SOURCES = ("train", "val")
 
 @dataclass(frozen=True)
 class EpochReport:
-    """What a method may learn of an epoch.
+    """What a method may learn from an epoch.
 
-    epoch: from 1. prevalence: (K,) share of positives among the known training labels. train, val: name of a
-    score -> (K,), NaN where it is undefined; "loss" (nats, lower is better), and "accuracy", "auroc",
-    "balanced_accuracy" (higher is better).
+    Args:
+        epoch: Number of the epoch, from 1.
+        prevalence: (K,) share of positives among the known training labels.
+        train: Scores on the training set by name, each (K,), NaN where undefined: "loss" (nats, lower is better),
+            "accuracy", "auroc" and "balanced_accuracy" (higher is better).
+        val: The same scores on the validation set.
     """
 
     epoch: int
@@ -28,19 +32,21 @@ class EpochReport:
     val: dict[str, Float[Tensor, " k"]] = field(default_factory=dict)
 
     def relative_loss(self, source: str = "train") -> Float[Tensor, " k"]:
-        """L_k / H_k, (K,) float64: the loss of "train" or "val" over that of the best constant predictor, the entropy of the
-        training prevalence. About 1 if nothing is learned, 0 if all is; NaN without a loss, or with one class only."""
+        """L_k / H_k, the loss of "train" or "val" over the entropy of the training prevalence, a constant's best loss.
+
+        Returns:
+            (K,) float64: about 1 if nothing is learned, 0 if everything is; NaN without a loss, or with one class only.
+        """
         loss = (self.train if source == "train" else self.val)["loss"].double()
         entropy = prevalence_entropy(self.prevalence.to(loss))
         return torch.where(entropy > 0, loss / entropy, torch.nan)
 
 
 class Method(nn.Module):
-    """A way to train K tasks together. Buffers and parameters are its state; trainable parameters go to the
-    optimiser, without weight decay.
+    """A way to train K tasks together. Buffers and parameters are its state.
 
-    needs_losses_after_step: the loop computes the losses of the batch once more after the optimiser's step and hands
-    them to `after_step` (a forward pass more a step; FAMO alone needs it).
+    The optimiser trains its parameters beside the network's, without weight decay. `needs_losses_after_step` asks the
+    loop for one more forward pass: the losses of the batch after the optimiser's step, for `after_step` (FAMO alone).
     """
 
     needs_losses_after_step = False
@@ -52,14 +58,13 @@ class Method(nn.Module):
         if num_tasks < 1:
             raise ValueError(f"num_tasks should be at least 1. Found {num_tasks}.")
         self.num_tasks = num_tasks
-        # of the epoch under way: an epoch that is left in the middle goes on with them
+        # the sum of the weights that this epoch's steps have used, and the number of these steps
         self.register_buffer("_used", torch.zeros(num_tasks, dtype=torch.float64))
         self.register_buffer("_steps", torch.zeros((), dtype=torch.float64))
 
     @property
     def weights(self) -> Float[Tensor, " k"]:
-        """(K,) task weights in force, for the log. A method that sets them anew in each step: their mean over
-        the epoch so far; ones if it has none."""
+        """(K,) task weights in force, for the log; by default the mean of those recorded in this epoch, or ones."""
         ones = torch.ones_like(self._used)
         return torch.where(self._steps > 0, self._used / self._steps.clamp(min=1), ones)
 
@@ -69,24 +74,27 @@ class Method(nn.Module):
         return self.weights
 
     def record(self, weights: Float[Tensor, " k"]) -> None:
-        """Note the weights of one step for the log. Stays on the device."""
+        """Note the weights of one step for the log; they stay on the device."""
         self._used += weights.detach().double()
         self._steps += 1
 
     def begin(self, prevalence: Float[Tensor, " k"]) -> None:
-        """Before the first step: the share of positives among the known training labels; nothing by
-        default."""
+        """Called before the first step, with the share of positives among the known training labels."""
 
     def backward(self, losses: Float[Tensor, " k"], features: Float[Tensor, "b *f"] | None = None) -> None:
-        """Add to `.grad` of trunk and heads. losses: (K,), 0 without gradient for a task not in the batch; one that is NaN
-        makes the gradients NaN. features: the trunk's output."""
+        """Add to `.grad` of trunk and heads.
+
+        Args:
+            losses: (K,), 0 without gradient for a task not in the batch. A loss of NaN makes the gradients NaN.
+            features: The trunk's output, (B, F) or (B, K, F).
+        """
         raise NotImplementedError
 
     def after_step(self, losses: Float[Tensor, " k"]) -> None:
-        """The losses of the same batch after the optimiser's step, without gradient."""
+        """Called with the losses of the same batch after the optimiser's step, without gradient."""
 
     def end_epoch(self, report: EpochReport) -> None:
-        """Learn from the epoch. Whoever overrides it calls this one too: it starts the log of the next."""
+        """Learn from the epoch. An override calls this one too, which starts the log of the next epoch."""
         self._used.zero_()
         self._steps.zero_()
 
@@ -95,7 +103,7 @@ class LossWeighting(Method):
     """A method whose step is one scalar and one backward pass."""
 
     def forward(self, losses: Float[Tensor, " k"]) -> Float[Tensor, ""]:
-        """sum_k w_k L_k, differentiable. losses: (K,)."""
+        """sum_k w_k L_k, differentiable, for losses (K,)."""
         return losses @ self.weights.to(losses)
 
     def backward(self, losses: Float[Tensor, " k"], features: Float[Tensor, "b *f"] | None = None) -> None:
@@ -103,20 +111,32 @@ class LossWeighting(Method):
 
 
 class Scalarization(LossWeighting):
-    """A loss weighting whose scalar is not sum_k w_k L_k with weights fixed over the epoch. Its weights are what the
-    scalar gave each task: its derivative by L_k, averaged over the epoch's steps."""
+    """A loss weighting whose scalar changes from step to step. Its weights are the scalar's derivatives by each loss,
+    averaged over the epoch's steps."""
 
     def backward(self, losses: Float[Tensor, " k"], features: Float[Tensor, "b *f"] | None = None) -> None:
-        losses = losses.view_as(losses)  # a tensor of our own: whoever called keeps no gradient of it
+        losses = losses.view_as(losses)  # a tensor of our own, so that the caller's keeps no gradient
         losses.retain_grad()
         self(losses).backward()
         self.record(cast(Tensor, losses.grad))
 
 
 def has_label(losses: Float[Tensor, " k"]) -> Bool[Tensor, " k"]:
-    """Which tasks have a known label in the batch: the loss of one that has not is exactly 0. So is, in float32, that of a rare
-    finding whose logit has been driven below -17 in a batch without it, as GLS does: it counts as absent too."""
+    """Which tasks have a known label in the batch, (K,).
+
+    Assumes losses that are never negative, and exactly 0 for a task without a label, as those of `masked_bce` are. A
+    task whose loss is negative, or has underflowed to 0, counts as absent too. In float32 that happens to a rare
+    finding whose logit has been driven below -17 in a batch without it, as GLS does.
+    """
     return losses.detach() > 0
+
+
+def check_options(bound: str, **options: Any) -> None:
+    """Raise ValueError for an option that is infinite, NaN or below the bound, one of those here."""
+    lowest = {"be greater than 0": math.ulp(0.0), "be at least 1": 1.0, "not be negative": 0.0}[bound]
+    for name, value in options.items():
+        if not lowest <= value < math.inf:
+            raise ValueError(f"{name} should {bound}. Found {value}.")
 
 
 class Adam(nn.Module):

@@ -1,4 +1,4 @@
-"""One method over another: the outer's weights multiply the losses before the inner sees them."""
+"""One method over another, A+B."""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -7,8 +7,8 @@ from deepchest_utils.weighting.base import EpochReport, LossWeighting, Method, S
 
 
 class Composed(Method):
-    """`outer` is a loss weighting that holds its weights over an epoch, `inner` any method; both learn from every
-    epoch."""
+    """A step of `inner`, any method, on the losses times the weights of `outer`, a loss weighting that holds them over
+    an epoch. Both learn from every epoch. Raises ValueError for another `outer`, or another number of tasks."""
 
     def __init__(self, outer: LossWeighting, inner: Method):
         super().__init__(outer.num_tasks)

@@ -9,8 +9,8 @@ EPSILON = 1e-8  # the paper's
 
 
 class DBMTLL(Scalarization):
-    """The loss of a step is sum_k log(L_k + 1e-8) (section 3.1 of the paper), which brings all losses to one
-    scale without a parameter. The paper's other half normalises gradients and is not part of this one."""
+    """The loss of a step is sum_k log(L_k + 1e-8) (section 3.1), which brings all losses to one scale without a
+    parameter. The paper's other half normalises gradients and is not part of it."""
 
     def forward(self, losses: Float[Tensor, " k"]) -> Float[Tensor, ""]:
         return (losses.where(has_label(losses), 1.0) + EPSILON).log().sum()

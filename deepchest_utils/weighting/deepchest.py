@@ -1,4 +1,4 @@
-"""DeepChest: after each epoch, tasks behind the mean gain weight, the others lose it (arXiv 2505.23595)."""
+"""DeepChest: after each epoch, tasks behind the mean gain weight and the others lose it (arXiv 2505.23595)."""
 
 from collections.abc import Sequence
 
@@ -6,10 +6,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from deepchest_utils.weighting.base import SOURCES, EpochReport, LossWeighting
-from deepchest_utils.weighting.static import as_weights, published
+from deepchest_utils.config import did_you_mean
+from deepchest_utils.weighting.base import SOURCES, EpochReport, LossWeighting, check_options
+from deepchest_utils.weighting.static import PUBLISHED_INITIAL_WEIGHTS, as_weights
 
-SIGNALS = ("accuracy", "loss_trend", "relative_loss", "auroc", "balanced_accuracy")
+SIGNALS = ("accuracy", "loss_trend", "relative_loss", "auroc", "balanced_accuracy")  # what a training tells
+ALL_SIGNALS = (*SIGNALS, "prevalence")
 
 
 class DeepChest(LossWeighting):
@@ -17,23 +19,29 @@ class DeepChest(LossWeighting):
 
     With scores s_k (higher is better) and tau their mean over the scored tasks:
         s_k < tau:  w_k <- min(step_up * w_k, cap)        otherwise:  w_k <- max(w_k / step_down, floor)
-    The loss of a step is sum_k w_k L_k. The defaults are the published rule exactly: the training accuracy as
-    the signal, no floor, no normalisation. In one's own loop: `loss = w(losses)` in a step,
-    `w.update(scores)` after an epoch.
+    The loss of a step is sum_k w_k L_k. The defaults are the published rule exactly: the training accuracy as the
+    signal, no floor, no normalisation. In your own loop: `loss = w(losses)` in a step, `w.update(scores)` per epoch.
+    State (`raw_weights`, `previous_loss`) is float64; keep the module on a device that has it.
 
-    num_tasks: K. signal: what `end_epoch` takes as the score of task k in epoch t:
-        "accuracy", "auroc", "balanced_accuracy"    as measured;
-        "loss_trend"       -L_k(t) / L_k(t - 1): a loss that falls more slowly than the mean is behind
-                           (no score in the first epoch);
-        "relative_loss"    -L_k(t) / H_k, H_k the entropy of the training prevalence, i.e. the loss of the
-                           best constant predictor.
-    scores_from: "train" or "val". step_up, step_down: at least 1. floor, cap: 0 <= floor <= cap, bounds of
-    the raw weights.
-    normalize: scale the weights in force to mean 1; the raw ones go on by the rule. initial: (K,) raw weights
-    in [floor, cap], or the name of those that the authors published for the 14 findings ("resnet",
-    "cnnmodel1"); default ones, cut to the bounds.
-    Raises ValueError naming the argument. State (`raw_weights`, `previous_loss`) is float64; keep the module
-    on a device that has it.
+    Args:
+        num_tasks: Number of tasks, K.
+        signal: What `end_epoch` takes as the score of task k in epoch t.
+            "accuracy", "auroc", "balanced_accuracy": as measured.
+            "loss_trend": -L_k(t) / L_k(t - 1). A loss that falls more slowly than the mean is behind; no score in the
+            first epoch.
+            "relative_loss": -L_k(t) / H_k, H_k the loss of the best constant predictor (entropy of the prevalence).
+            "prevalence": one minus the training prevalence, the accuracy of always saying "absent", without a network.
+        step_up: At least 1.
+        step_down: At least 1.
+        cap: Upper bound of the raw weights, greater than 0.
+        floor: Lower bound of the raw weights, 0 <= floor <= cap.
+        normalize: Scale the weights in force to mean 1; the raw ones go on by the rule.
+        initial: (K,) raw weights in [floor, cap], or the name of those published for the 14 findings ("resnet",
+            "cnnmodel1"); by default ones, cut to the bounds.
+        scores_from: "train" or "val".
+
+    Raises:
+        ValueError: For an argument out of bounds.
     """
 
     _raw_weights: Tensor
@@ -52,13 +60,11 @@ class DeepChest(LossWeighting):
         scores_from: str = "train",
     ):
         super().__init__(num_tasks)
-        if signal not in SIGNALS:
-            raise ValueError(f"signal should be one of {', '.join(SIGNALS)}. Found {signal!r}.")
-        if scores_from not in SOURCES:
-            raise ValueError(f"scores_from should be one of {', '.join(SOURCES)}. Found {scores_from!r}.")
-        for name, value in (("step_up", step_up), ("step_down", step_down)):
-            if not 1 <= value < float("inf"):
-                raise ValueError(f"{name} should be at least 1. Found {value}.")
+        for name, value, allowed in (("signal", signal, ALL_SIGNALS), ("scores_from", scores_from, SOURCES)):
+            if value not in allowed:
+                hint = did_you_mean(value, allowed)
+                raise ValueError(f"{name} should be one of {', '.join(allowed)}. Found {value!r}.{hint}")
+        check_options("be at least 1", step_up=step_up, step_down=step_down)
         if not 0 <= floor <= cap or not 0 < cap < float("inf"):
             raise ValueError(f"floor and cap should hold 0 <= floor <= cap, 0 < cap. Found {floor} and {cap}.")
         self.signal, self.scores_from, self.normalize = signal, scores_from, normalize
@@ -66,7 +72,12 @@ class DeepChest(LossWeighting):
         if initial is None:
             raw = torch.ones(num_tasks, dtype=torch.float64).clamp(floor, cap)
         else:
-            raw = as_weights("initial", published(initial), num_tasks)
+            if isinstance(initial, str):
+                if initial not in PUBLISHED_INITIAL_WEIGHTS:
+                    names, hint = ", ".join(PUBLISHED_INITIAL_WEIGHTS), did_you_mean(initial, PUBLISHED_INITIAL_WEIGHTS)
+                    raise ValueError(f"initial should be numbers, or one of {names}. Found {initial!r}.{hint}")
+                initial = PUBLISHED_INITIAL_WEIGHTS[initial]
+            raw = as_weights("initial", initial, num_tasks)
             if not ((raw >= floor) & (raw <= cap)).all():
                 raise ValueError(f"initial should lie in [{floor}, {cap}]. Found {raw.tolist()}.")
             if normalize and raw.sum() == 0:
@@ -87,26 +98,28 @@ class DeepChest(LossWeighting):
 
     @torch.no_grad()
     def update(self, scores: Sequence[float] | Tensor) -> None:
-        """One step of the rule. scores: (K,), higher is better; NaN = task not scored this time, its weight
-        stays.
+        """One step of the rule.
 
-        Raises ValueError for another shape, or a score that is infinite.
+        Args:
+            scores: (K,), higher is better; NaN for a task not scored this time, whose weight stays.
+
+        Raises:
+            ValueError: For another shape, or an infinite score.
         """
         s = torch.as_tensor(scores, dtype=torch.float64, device=self._raw_weights.device).detach()
         if s.shape != (self.num_tasks,):
             raise ValueError(f"scores should have shape ({self.num_tasks},). Found {tuple(s.shape)}.")
         if s.isinf().any():
             raise ValueError(f"scores should be finite, or NaN if there is none. Found {s.tolist()}.")
-        # summed in one order and from the lowest up: the rule knows no order of tasks, and equal scores have
-        # exactly their value as the mean
+        # summed in one order and from the lowest up: the rule knows no order of tasks, and equal scores have exactly
+        # their value as the mean
         ranked = s.sort().values
         behind = s < ranked[0] + (ranked - ranked[0]).nanmean()
         up = (self._raw_weights * self.step_up).clamp(max=self.cap)
         # a tensor, since CUDA divides by a number by multiplying with its reciprocal, one bit off
         down = (self._raw_weights / torch.full_like(s, self.step_down)).clamp(min=self.floor)
-        new = torch.where(behind, up, down)
         # a new tensor, not the old one overwritten: weights that were read before stay what they were
-        self._raw_weights = torch.where(s.isnan(), self._raw_weights, new)
+        self._raw_weights = torch.where(s.isnan(), self._raw_weights, torch.where(behind, up, down))
 
     def end_epoch(self, report: EpochReport) -> None:
         super().end_epoch(report)
@@ -114,40 +127,16 @@ class DeepChest(LossWeighting):
 
     @torch.no_grad()
     def scores(self, report: EpochReport) -> Float[Tensor, " k"]:
-        """The signal of an epoch, (K,), higher is better; remembers the loss for the next one's trend."""
+        """The signal of an epoch, (K,), higher is better; remembers the loss for the next epoch's trend."""
         source = report.train if self.scores_from == "train" else report.val
-        if self.signal not in ("loss_trend", "relative_loss"):
-            return source[self.signal]
+        if self.signal == "prevalence":
+            return 1 - report.prevalence
         if self.signal == "relative_loss":
             return -report.relative_loss(self.scores_from)
+        if self.signal != "loss_trend":
+            return source[self.signal]
         loss = source["loss"].to(self.previous_loss)
         trend = torch.where(self.previous_loss > 0, -loss / self.previous_loss, torch.nan)
         # a task without a loss this time keeps its last one to compare with
         self.previous_loss.copy_(torch.where(loss.isnan(), self.previous_loss, loss))
         return trend
-
-
-class PrevalenceOracle(DeepChest):
-    """DeepChest's rule fed the accuracy of the predictor that always says "absent", 1 - prevalence: no network,
-    no training, no loss takes part. Whatever DeepChest gains beyond this, it gains by listening.
-
-    The options are DeepChest's.
-    """
-
-    def __init__(
-        self,
-        num_tasks: int,
-        step_up: float = 1.1,
-        step_down: float = 1.05,
-        cap: float = 1.5,
-        floor: float = 0.0,
-        normalize: bool = False,
-        initial: Sequence[float] | Tensor | str | None = None,
-    ):
-        super().__init__(
-            num_tasks, step_up=step_up, step_down=step_down, cap=cap, floor=floor, normalize=normalize, initial=initial
-        )
-
-    def end_epoch(self, report: EpochReport) -> None:
-        super(DeepChest, self).end_epoch(report)
-        self.update(1 - report.prevalence)

@@ -4,24 +4,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from deepchest_utils.weighting.base import EpochReport, LossWeighting
+from deepchest_utils.weighting.base import EpochReport, LossWeighting, check_options
 
 
 class DWA(LossWeighting):
-    """w_k = K softmax_k(r_k / T) with r_k = L_k(t - 1) / L_k(t - 2), the ratio of the task's mean training losses
-    in the last two epochs (equation 7 of the paper): a task whose loss falls more slowly gets more. Ones in
-    the first two epochs.
+    """w_k = K softmax_k(r_k / T) with r_k = L_k(t - 1) / L_k(t - 2), the ratio of the mean training losses in the last
+    two epochs (equation 7): a task whose loss falls more slowly gets more. Ones in the first two epochs.
 
-    temperature: T > 0; the larger, the more even the weights. A task whose loss is unknown in an epoch keeps
-    its last ones, and counts as r_k = 1 until it has two.
+    A task without a loss in an epoch keeps its last two, and counts as r_k = 1 until it has two.
+
+    Args:
+        temperature: T, greater than 0; the larger, the more even the weights.
     """
 
     previous: Tensor
 
     def __init__(self, num_tasks: int, temperature: float = 2.0):
         super().__init__(num_tasks)
-        if not 0 < temperature < float("inf"):
-            raise ValueError(f"temperature should be greater than 0. Found {temperature}.")
+        check_options("be greater than 0", temperature=temperature)
         self.temperature = temperature
         # the task's losses of the last epoch and the one before
         self.register_buffer("previous", torch.full((2, num_tasks), torch.nan, dtype=torch.float64))

@@ -4,18 +4,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from deepchest_utils.weighting.base import Adam, Scalarization, has_label
+from deepchest_utils.weighting.base import Adam, Scalarization, check_options, has_label
 
 EPSILON = 1e-8
 
 
 class FAMO(Scalarization):
-    """Lowers all losses at one rate without a task's gradient: the loss of a step is c sum_k z_k log L_k with
-    z = softmax(xi) and c = 1 / sum_k (z_k / L_k); after the step, xi takes an Adam step along how much less each
-    task's log-loss has fallen on the same batch (algorithm 1 of the paper).
+    """Lowers all losses at one rate without a task's gradient (algorithm 1). The loss of a step is c sum_k z_k log L_k
+    with z = softmax(xi) and c = 1 / sum_k (z_k / L_k). After it, xi takes an Adam step along how much less each task's
+    log-loss has fallen on the same batch. A task without a label in it is left out, but for its decay.
 
-    lr: of xi. gamma: decay of xi. Both are the paper's. A task without a label in the batch is left out of the
-    sums, and puts nothing but its decay into the step of xi.
+    Args:
+        lr: Learning rate of xi, not negative, the paper's.
+        gamma: Decay of xi, not negative, the paper's.
     """
 
     needs_losses_after_step = True
@@ -23,9 +24,7 @@ class FAMO(Scalarization):
 
     def __init__(self, num_tasks: int, lr: float = 0.025, gamma: float = 1e-3):
         super().__init__(num_tasks)
-        for name, value in (("lr", lr), ("gamma", gamma)):
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"{name} should not be negative. Found {value}.")
+        check_options("not be negative", lr=lr, gamma=gamma)
         self.lr, self.gamma = lr, gamma
         self.register_buffer("xi", torch.zeros(num_tasks, dtype=torch.float64))  # the logits
         self.adam = Adam(num_tasks)
@@ -33,9 +32,9 @@ class FAMO(Scalarization):
 
     def forward(self, losses: Float[Tensor, " k"]) -> Float[Tensor, ""]:
         self._before = losses.detach()
-        here = has_label(losses)
-        z = torch.softmax(self.xi, dim=0).to(losses) * here
-        shifted = losses.where(here, 1.0) + EPSILON
+        present = has_label(losses)
+        z = torch.softmax(self.xi, dim=0).to(losses) * present
+        shifted = losses.where(present, 1.0) + EPSILON
         c = (z / shifted).sum().detach().clamp(min=EPSILON)
         return (z * shifted.log()).sum() / c
 
@@ -43,10 +42,10 @@ class FAMO(Scalarization):
     def after_step(self, losses: Float[Tensor, " k"]) -> None:
         if self._before is None:
             raise ValueError("after_step should come after backward: there are no losses to compare with.")
-        here = has_label(self._before)
-        fall = ((self._before + EPSILON).log() - (losses + EPSILON).log()).double() * here
-        z = torch.softmax(self.xi, dim=0) * here
+        present = has_label(self._before)
+        fall = ((self._before + EPSILON).log() - (losses + EPSILON).log()).double() * present
+        z = torch.softmax(self.xi, dim=0) * present
         z = z / z.sum().clamp(min=EPSILON)  # over the tasks in the batch, as the loss of the step has it
-        # of sum_k z_k fall_k by xi, and the decay
+        # the derivative of sum_k z_k fall_k by xi, and the decay
         self.xi -= self.lr * self.adam(z * (fall - z @ fall) + self.gamma * self.xi)
         self._before = None

@@ -7,12 +7,11 @@ from deepchest_utils.weighting.base import Scalarization, has_label
 
 
 class GLS(Scalarization):
-    """The loss of a step is the geometric mean of the tasks' losses, (prod_k L_k)^(1/K) (equation 2 of the
-    paper): each task's gradient is divided by its own loss. Tasks without a label in the batch are left out
-    of the mean."""
+    """The loss of a step is the geometric mean of the tasks' losses, (prod_k L_k)^(1/K) (equation 2): each task's
+    gradient is divided by its own loss. Tasks without a label in the batch are left out of the mean."""
 
     def forward(self, losses: Float[Tensor, " k"]) -> Float[Tensor, ""]:
-        here = has_label(losses)
-        # 1 in place of a missing loss, so that neither it nor its gradient is infinite
-        logs = losses.where(here, 1.0).log()
-        return (logs.sum() / here.sum().clamp(min=1)).exp()
+        present = has_label(losses)
+        # 1 in place of a missing loss, so that neither its logarithm nor its gradient is infinite
+        logs = losses.where(present, 1.0).log()
+        return (logs.sum() / present.sum().clamp(min=1)).exp()

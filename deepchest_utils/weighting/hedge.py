@@ -4,31 +4,30 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from deepchest_utils.weighting.base import EpochReport, LossWeighting
+from deepchest_utils.weighting.base import EpochReport, LossWeighting, check_options
 
 
 class Hedge(LossWeighting):
-    """The tasks as experts whose gain in an epoch is what they still have to learn, r_k(t) = min(L_k(t) / H_k, 1), L_k
-    the training loss and H_k the entropy of the training prevalence:
-        w_k = (1 - floor) K softmax_k(eta sum_{s <= t} r_k(s)) + floor.
-    The weights are those of an adversary who looks for the task that is furthest behind: of mean 1, each in
-    [floor, (1 - floor) K + floor].
+    """The weights of an adversary who looks for the task that is furthest behind, a candidate of notebook 07.
 
-    Regret (their theorem 2, for gains in [0, 1]): over T epochs, whatever the losses do and with floor 0,
-        max_k sum_t r_k(t) - sum_t sum_k (w_k(t) / K) r_k(t) <= log(K) / eta + eta T / 8;
-    the floor adds floor * T at most. So what is optimised is, up to the bound over T, the relative loss of the task furthest
-    behind; it says nothing of the mean over tasks.
+        w_k = (1 - floor) K softmax_k(eta sum_{s <= t} r_k(s)) + floor,    r_k(t) = min(L_k(t) / H_k, 1),
+    with L_k the training loss and H_k the entropy of the training prevalence: of mean 1, each in
+    [floor, (1 - floor) K + floor]. A task without a loss in an epoch gains what the mean of the others does.
 
-    eta: > 0. floor: in [0, 1]. A task without a loss in an epoch gains what the mean of the others does. Raises ValueError
-    naming the argument.
+    Regret (their theorem 2, for gains in [0, 1]) over T epochs, whatever the losses do; a floor adds floor * T at most:
+        max_k sum_t r_k(t) - sum_t sum_k (w_k(t) / K) r_k(t) <= log(K) / eta + eta T / 8.
+    It bounds the relative loss of the task furthest behind, and says nothing of the mean over tasks.
+
+    Args:
+        eta: Rate, greater than 0.
+        floor: Share of equal weighting, in [0, 1].
     """
 
     gains: Tensor
 
     def __init__(self, num_tasks: int, eta: float = 0.5, floor: float = 0.25):
         super().__init__(num_tasks)
-        if not 0 < eta < float("inf"):
-            raise ValueError(f"eta should be greater than 0. Found {eta}.")
+        check_options("be greater than 0", eta=eta)
         if not 0 <= floor <= 1:
             raise ValueError(f"floor should be between 0 and 1. Found {floor}.")
         self.eta, self.floor = eta, floor

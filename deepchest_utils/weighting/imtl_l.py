@@ -8,11 +8,8 @@ from deepchest_utils.weighting.base import Scalarization, has_label
 
 
 class IMTLL(Scalarization):
-    """Each task has a scale s_k, learned with the network; the loss of a step is sum_k exp(s_k) L_k - s_k
-    (section 3.2 of the paper), so that at rest every scaled loss exp(s_k) L_k is 1. s starts at 0.
-
-    A task without a label in the batch leaves its s_k where it is.
-    """
+    """Each task has a scale s_k, learned with the network from 0; the loss of a step is sum_k exp(s_k) L_k - s_k
+    (section 3.2). At rest every exp(s_k) L_k is 1. A task without a label in the batch keeps its s_k."""
 
     def __init__(self, num_tasks: int):
         super().__init__(num_tasks)

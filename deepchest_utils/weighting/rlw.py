@@ -8,8 +8,7 @@ from deepchest_utils.weighting.base import Scalarization
 
 
 class RLW(Scalarization):
-    """In each step w = K softmax(z), z drawn from a standard normal distribution (the paper's default), from
-    torch's own random state. Positive, of mean 1."""
+    """In each step w = K softmax(z), of mean 1, z standard normal (the paper's default), from torch's random state."""
 
     def forward(self, losses: Float[Tensor, " k"]) -> Float[Tensor, ""]:
         # drawn on the CPU: the same weights on every device

@@ -6,41 +6,44 @@ from typing import Any, cast
 
 
 def parse_method(spec: str) -> tuple[str, dict[str, Any]]:
-    """The name and the options, for `make_method`, of `deepchest`, `deepchest(floor=0.25)`, or
-    `deepchest(normalize=True)+pcgrad(level="features")`.
+    """The name and the options, for `make_method`, of a word like `deepchest(normalize=True)+pcgrad(level="features")`.
 
-    Options are literals. Raises ValueError for anything else.
+    Raises ValueError for anything but names joined by "+", each with options that are literals.
     """
     try:
-        terms = [_term(tree) for tree in _terms(ast.parse(spec, mode="eval").body)]
+        terms = [_parse_term(tree) for tree in _split_sum(ast.parse(spec, mode="eval").body)]
     except (SyntaxError, TypeError, ValueError):  # TypeError: a literal like {[]: 1}
         raise ValueError(
             f"a method should read NAME, NAME(option=value, ...) or A+B of these. Found {spec!r}."
         ) from None
     options: dict[str, Any] = {}
-    for _, own in reversed(terms):  # each term's options hold those of the terms after it
-        options = {**own, **({"inner_options": options} if options else {})}
+    for _, term_options in reversed(terms):  # each term's options hold those of the terms after it
+        options = {**term_options, **({"inner_options": options} if options else {})}
     return "+".join(name for name, _ in terms), options
 
 
 def format_method(name: str, options: dict[str, Any]) -> str:
     """The word that `parse_method` reads as this name and these options."""
     terms = []
-    for part in name.split("+"):
-        own = {key: value for key, value in options.items() if key != "inner_options"}
-        options = options.get("inner_options", {})
-        texts = [f"{key}={json.dumps(v) if isinstance(v, str) else repr(v)}" for key, v in own.items()]
-        terms.append(part + (f"({', '.join(texts)})" if texts else ""))
+    for term in name.split("+"):
+        inner_options = options.get("inner_options", {})
+        texts = [
+            f"{option}={json.dumps(value) if isinstance(value, str) else repr(value)}"
+            for option, value in options.items()
+            if option != "inner_options"
+        ]
+        terms.append(term + (f"({', '.join(texts)})" if texts else ""))
+        options = inner_options
     return "+".join(terms)
 
 
-def _terms(tree: ast.expr) -> list[ast.expr]:
+def _split_sum(tree: ast.expr) -> list[ast.expr]:
     if isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.Add):
-        return [*_terms(tree.left), *_terms(tree.right)]
+        return [*_split_sum(tree.left), *_split_sum(tree.right)]
     return [tree]
 
 
-def _term(tree: ast.expr) -> tuple[str, dict[str, Any]]:
+def _parse_term(tree: ast.expr) -> tuple[str, dict[str, Any]]:
     match tree:
         case ast.Name(id=name):
             return name, {}

@@ -8,12 +8,9 @@ from deepchest_utils.weighting.base import Scalarization, has_label
 
 
 class Uncertainty(Scalarization):
-    """Each task has a log-variance s_k = log sigma_k^2, learned with the network; the loss of a step is
-    sum_k exp(-s_k) L_k + s_k / 2, the paper's form for classification (its equation 10). At rest
-    exp(-s_k) = 1 / (2 L_k): a task with a small loss gets a large weight. s starts at 0.
-
-    A task without a label in the batch leaves its s_k where it is.
-    """
+    """Each task has a log-variance s_k = log sigma_k^2, learned with the network from 0; the loss of a step is
+    sum_k exp(-s_k) L_k + s_k / 2, the paper's form for classification (equation 10). At rest exp(-s_k) = 1 / (2 L_k): a
+    task with a small loss gets a large weight. A task without a label in the batch keeps its s_k."""
 
     def __init__(self, num_tasks: int):
         super().__init__(num_tasks)

@@ -1,17 +1,18 @@
-"""Validation discount: a task whose validation loss has risen above its lowest weighs less, for it overfits."""
+"""Validation discount: a task whose validation loss rises overfits, and weighs less. A candidate of notebook 07."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from deepchest_utils.weighting.base import EpochReport, LossWeighting
+from deepchest_utils.weighting.base import EpochReport, LossWeighting, check_options
 
 
 class ValDiscount(LossWeighting):
-    """w_k proportional to (min_{s <= t} V_k(s) / V_k(t))^power, of mean 1, with V_k(t) the task's validation loss after epoch t: 1
-    for all tasks as long as they all improve.
+    """w_k proportional to (min_{s <= t} V_k(s) / V_k(t))^power, of mean 1, with V_k(t) the task's validation loss after
+    epoch t: ones as long as all tasks improve. A task without a validation loss keeps its discount.
 
-    power: > 0. Weights are in (0, K). A task without a validation loss keeps its discount. Raises ValueError naming the argument.
+    Args:
+        power: Greater than 0.
     """
 
     lowest: Tensor
@@ -19,8 +20,7 @@ class ValDiscount(LossWeighting):
 
     def __init__(self, num_tasks: int, power: float = 2.0):
         super().__init__(num_tasks)
-        if not 0 < power < float("inf"):
-            raise ValueError(f"power should be greater than 0. Found {power}.")
+        check_options("be greater than 0", power=power)
         self.power = power
         self.register_buffer("lowest", torch.full((num_tasks,), torch.inf, dtype=torch.float64))
         self.register_buffer("discount", torch.ones(num_tasks, dtype=torch.float64))
@@ -34,6 +34,6 @@ class ValDiscount(LossWeighting):
     def end_epoch(self, report: EpochReport) -> None:
         super().end_epoch(report)
         loss = report.val["loss"].to(self.lowest)
-        known = loss > 0
-        self.lowest = torch.where(known, torch.minimum(self.lowest, loss), self.lowest)
-        self.discount = torch.where(known, (self.lowest / loss) ** self.power, self.discount)
+        has_loss = loss > 0  # not where it is NaN
+        self.lowest = torch.where(has_loss, torch.minimum(self.lowest, loss), self.lowest)
+        self.discount = torch.where(has_loss, (self.lowest / loss) ** self.power, self.discount)
