@@ -64,13 +64,14 @@ def write_file(path: str | Path, data: str | bytes) -> None:
 
 
 @contextmanager
-def exclusive_lock(path: str | Path, what: str) -> Iterator[None]:
+def exclusive_lock(path: str | Path, what: str, wait: bool = False) -> Iterator[None]:
     """Hold a lock file while the block runs. The system releases it when the process ends, however it ends.
 
     Args:
         path: The lock file, beside what it guards: `<run_dir>/lock`, or `x.lock` for the table `x.csv`. It stays
             when the lock is released.
         what: What is at work, for the message: "run" or "sweep".
+        wait: Wait for a process that holds the lock.
 
     Raises:
         FileError: Another process holds the lock, or the file cannot be written.
@@ -81,7 +82,7 @@ def exclusive_lock(path: str | Path, what: str) -> Iterator[None]:
     guarded = path.parent if path.name == "lock" else path.with_suffix("")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(path).acquire(timeout=0)
+        lock = filelock.FileLock(path).acquire(timeout=-1 if wait else 0)
     except filelock.Timeout:
         raise FileError(f"another {what} is at work in {guarded}. Wait for it, or choose another folder.") from None
     except OSError as error:

@@ -57,14 +57,16 @@ def test_grid_is_torchs(batch, height, width):
     torch.testing.assert_close(sampling_grid(maps, height, width), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_views_of_pixels_standardise_too():
+def test_folded_normalisation_augments_and_standardises_at_once():
     pixels = torch.randint(0, 256, (9, 20, 30), dtype=torch.uint8, generator=generator())
-    views = sample_augmentation(9, generator(1))
-    at_once = apply_augmentation(pixels[:, None].float(), fold_normalization(views))
-    torch.testing.assert_close(at_once, apply_augmentation(to_input(pixels), views), rtol=1e-5, atol=1e-5)
+    augmentation = sample_augmentation(9, generator(1))
+    in_turn = apply_augmentation(to_input(pixels), augmentation)
+    at_once = apply_augmentation(pixels[:, None].float(), fold_normalization(augmentation))
+    torch.testing.assert_close(at_once, in_turn, rtol=1e-5, atol=1e-5)
+    assert torch.equal(to_input(pixels, augmentation), at_once)
 
 
-def test_views_drawn_at_once_are_those_drawn_batch_by_batch():
+def test_parameters_drawn_at_once_are_those_drawn_batch_by_batch():
     rng = generator(3)
     in_turn = torch.cat([sample_augmentation(16, rng) for _ in range(5)])
     assert torch.equal(sample_augmentation(80, generator(3)), in_turn)

@@ -13,11 +13,12 @@ from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 
 from deepchest_utils import FINDINGS, METHODS, Method, Run, Splits, TrainConfig, load_dataset, train
 from deepchest_utils.datasets import DataWarning
+from deepchest_utils.models import augment
 from deepchest_utils.models.augment import apply_augmentation, sample_augmentation, to_input
 from deepchest_utils.results.metrics import choose_thresholds
 from deepchest_utils.results.store import COLUMNS
 from deepchest_utils.training import loop as loop_module
-from deepchest_utils.training import setup as batches
+from deepchest_utils.training import setup
 from deepchest_utils.training.loop import Loop
 
 K = len(FINDINGS)
@@ -66,8 +67,8 @@ def with_labels(data: Splits, parts=("train", "val", "test"), **columns) -> Spli
 
 
 def numbers(table: pd.DataFrame) -> pd.DataFrame:
-    """All of a table but how long it took."""
-    return table[table.metric != "seconds"].reset_index(drop=True)
+    """All of a table but how long it took, with how many threads."""
+    return table[table.task != "run"].reset_index(drop=True)
 
 
 def get(table: pd.DataFrame, metric: str, task: str, split: str | None = None) -> np.ndarray:
@@ -108,7 +109,7 @@ class Stopped(Exception):
 def stop_in_epoch(number: int, patch: pytest.MonkeyPatch):
     """The run breaks off after all steps of that epoch: weights, optimiser and random states have moved on,
     the checkpoint has not."""
-    whole = Loop.pass_over_training
+    whole = Loop.train_epoch
 
     def broken(self, epoch):
         out = whole(self, epoch)
@@ -116,7 +117,7 @@ def stop_in_epoch(number: int, patch: pytest.MonkeyPatch):
             raise Stopped
         return out
 
-    patch.setattr(Loop, "pass_over_training", broken)
+    patch.setattr(Loop, "train_epoch", broken)
 
 
 # continuing
@@ -154,7 +155,7 @@ def test_continued_run_equals_the_uninterrupted_one_bit_for_bit(tiny, few, tmp_p
     # what the result does not show must be right too: optimiser, schedule and random states
     states = [torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "stopped")]
     for state in states:
-        state["rows"] = [row for row in state["rows"] if row["metric"] != "seconds"]
+        state["history"] = [row for row in state["history"] if row["task"] != "run"]
     assert_same_tree(*states)
     for name in ("test.csv", "config.json"):
         texts = [(tmp_path / run / name).read_text() for run in ("whole", "stopped")]
@@ -168,7 +169,7 @@ def test_finished_run_is_returned_without_training_again(tiny, tmp_path, monkeyp
     def never(self):
         raise AssertionError("a finished run should not train")
 
-    monkeypatch.setattr(Loop, "one_epoch", never)
+    monkeypatch.setattr(Loop, "run_epoch", never)
     assert_same_run(first, train(given, tiny))
 
 
@@ -201,7 +202,7 @@ def test_run_dir_of_other_data_is_refused(run_dir_of_one_epoch, few):
 
 def test_run_may_move_to_another_folder(run_dir_of_one_epoch, tiny, tmp_path, monkeypatch):
     (tmp_path / "checkpoint.pt").write_bytes((run_dir_of_one_epoch / "checkpoint.pt").read_bytes())
-    monkeypatch.setattr(Loop, "one_epoch", None)  # nothing is left to do
+    monkeypatch.setattr(Loop, "run_epoch", None)  # nothing is left to do
     assert train(config(epochs=1, run_dir=str(tmp_path), data_root="elsewhere"), tiny).best_epoch == 1
 
 
@@ -337,7 +338,7 @@ def test_no_device_is_waited_for_between_the_steps(tiny, monkeypatch):
         with torch.random.fork_rng():
             loop = Loop(config(batch_size=batch_size, optimizer="sgd", lr=0.01), tiny)
             calls.clear()
-            loop.pass_over_training(1)
+            loop.train_epoch(1)
             counts.append(sorted(calls))
             assert len(loop.data.train) // batch_size == loop.steps
     assert counts[0] == counts[1]
@@ -347,8 +348,8 @@ def test_no_device_is_waited_for_between_the_steps(tiny, monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_is_not_waited_for_between_the_steps(tiny):
     loop = Loop(config(device="cuda", batch_size=16), tiny)
-    loop.pass_over_training(1)  # the first pass loads kernels
-    step = loop.step
+    loop.train_epoch(1)  # the first pass loads kernels
+    step = loop.optimizer_step
 
     def guarded(losses, features):
         step(losses, features)
@@ -357,9 +358,9 @@ def test_cuda_is_not_waited_for_between_the_steps(tiny):
         if loop.taken == loop.steps:
             torch.cuda.set_sync_debug_mode("default")
 
-    loop.taken, loop.step = 0, guarded
+    loop.taken, loop.optimizer_step = 0, guarded
     try:
-        loop.pass_over_training(2)
+        loop.train_epoch(2)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert loop.taken == loop.steps
@@ -483,8 +484,9 @@ def test_tables_are_long_and_whole(tiny, tmp_path):
     }
     history, seconds = (pd.read_csv(tmp_path / name) for name in ("history.csv", "seconds.csv"))
     assert len(history) + len(seconds) == len(run.history)
-    assert set(seconds.metric) == {"seconds"}
-    assert "seconds" not in set(history.metric)
+    assert set(seconds.metric) == {"seconds", "threads"}
+    assert set(seconds.value[seconds.metric == "threads"]) == {1}
+    assert not {"seconds", "threads"} & set(history.metric)
 
 
 # options
@@ -522,15 +524,15 @@ def test_half_precision_looks_for_its_scale_in_silence(few):
     steps would mislead."""
     with torch.random.fork_rng():
         loop = Loop(config(amp="fp16", batch_size=16, augment=False), few)
-        loop.pass_over_training(1)
+        loop.train_epoch(1)
     assert loop.scaler.get_scale() < 2.0**16
     assert loop.schedule.last_epoch == loop.steps
 
 
 def test_augmentation_can_be_switched_off(tiny, monkeypatch):
     seen = []
-    original = batches.see
-    monkeypatch.setattr(batches, "see", lambda x, views: seen.append(len(x)) or original(x, views))
+    original = augment.apply_augmentation
+    monkeypatch.setattr(augment, "apply_augmentation", lambda x, row: seen.append(len(x)) or original(x, row))
     train(config(epochs=1, augment=False), tiny)
     assert seen == []
     run = train(config(epochs=1), tiny)
@@ -558,16 +560,16 @@ def test_layout_of_memory_changes_nothing_but_the_rounding(few, level, optimizer
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_input_does_not_depend_on_how_many_batches_are_prepared_at_a_time(monkeypatch, block, memory_format):
     images = np.random.default_rng(0).integers(0, 256, (70, 32, 32), dtype=np.uint8)
-    order = batches.training_order(70, 8, torch.Generator().manual_seed(0)).numpy()
-    views = sample_augmentation(order.size, torch.Generator().manual_seed(1)).view(*order.shape, 8)
-    monkeypatch.setattr(batches, "BLOCK", block)
-    for given in (None, views):
-        found = list(batches.inputs(images, order, torch.device("cpu"), memory_format, given))
+    order = setup.training_order(70, 8, torch.Generator().manual_seed(0)).numpy()
+    augmentation = sample_augmentation(order.size, torch.Generator().manual_seed(1)).view(*order.shape, 8)
+    monkeypatch.setattr(setup, "BLOCK", block)
+    for given in (None, augmentation):
+        found = list(setup.inputs(images, order, torch.device("cpu"), memory_format, given))
         assert len(found) == len(order) == 8
         for step, x in enumerate(found):
             expected = to_input(torch.from_numpy(images[order[step]]))
             if given is not None:
-                expected = apply_augmentation(expected, views[step])
+                expected = apply_augmentation(expected, augmentation[step])
             torch.testing.assert_close(x, expected, rtol=1e-5, atol=1e-5)
             assert x.stride() == expected.contiguous().to(memory_format=memory_format).stride()
 
@@ -579,7 +581,7 @@ def test_batch_larger_than_the_data_is_all_of_it(tiny):
 
 def test_every_image_is_seen_at_most_once_an_epoch_in_a_new_order_each_time():
     generator = torch.Generator().manual_seed(0)
-    orders = [batches.training_order(103, 10, generator) for _ in range(2)]
+    orders = [setup.training_order(103, 10, generator) for _ in range(2)]
     for order in orders:
         assert order.shape == (10, 10)
         assert len(order.unique()) == 100

@@ -1,5 +1,4 @@
-"""From a uint8 batch to network input, with an augmentation of its own for every image, on the batch's
-device."""
+"""From uint8 images to network input: standardised and, in training, each image augmented in its own way."""
 
 from functools import lru_cache
 
@@ -11,9 +10,14 @@ from torch.nn.functional import grid_sample
 MEAN, STD = 0.45, 0.225  # ImageNet's, averaged over its channels
 
 
-def to_input(images: UInt8[Tensor, "b h w"]) -> Float[Tensor, "b 1 h w"]:
-    """Scale to [0, 1], then standardise."""
-    return images[:, None].float().mul_(1 / 255).sub_(MEAN).div_(STD)
+def to_input(
+    images: UInt8[Tensor, "b h w"], augmentation: Float[Tensor, "b 8"] | None = None
+) -> Float[Tensor, "b 1 h w"]:
+    """Scale pixels to [0, 1], standardise, and augment if there are parameters of `sample_augmentation`."""
+    pixels = images[:, None].float()
+    if augmentation is None:
+        return pixels.mul_(1 / 255).sub_(MEAN).div_(STD)
+    return apply_augmentation(pixels, fold_normalization(augmentation))
 
 
 def sample_augmentation(
@@ -25,47 +29,49 @@ def sample_augmentation(
     contrast: float = 0.15,
     brightness: float = 0.15,
 ) -> Float[Tensor, "n 8"]:
-    """How each of n images is to be seen: turned, shifted, zoomed and re-exposed, never mirrored, since the heart is on
-    the left. A row has an affine map (2, 3) by rows, a gain and an offset.
+    """Draw a rotation, shift, zoom and exposure for each of n images. Never a mirror image: the heart is on the left.
 
-    generator: on the CPU, so that every device sees the same draws. degrees, shift (share of the side), zoom,
-    contrast (of standardised values) and brightness (in standard deviations) are half-widths of uniform
-    distributions.
+    Args:
+        n: Number of images.
+        generator: On the CPU, so that every device gets the same draws.
+        degrees, shift, zoom, contrast, brightness: Half-widths of uniform distributions. shift is a share of the
+            image's side, contrast a factor of standardised values, brightness in standard deviations.
+
+    Returns:
+        A row an image: an affine map (2, 3) by rows, as in torch's `affine_grid`, then a gain and an offset.
     """
     draws = torch.rand(n, 6, generator=generator) * 2 - 1
     angle = draws[:, 0] * (degrees * torch.pi / 180)
     scale = 1 / (1 + draws[:, 1] * zoom)
     cos, sin = angle.cos() * scale, angle.sin() * scale
-    across, down = draws[:, 2] * 2 * shift, draws[:, 3] * 2 * shift
+    dx, dy = draws[:, 2] * 2 * shift, draws[:, 3] * 2 * shift
     gain, offset = 1 + contrast * draws[:, 4], brightness * draws[:, 5]
-    return torch.stack([cos, -sin, across, sin, cos, down, gain, offset], dim=1)
+    return torch.stack([cos, -sin, dx, sin, cos, dy, gain, offset], dim=1)
 
 
-def apply_augmentation(x: Float[Tensor, "b 1 h w"], views: Float[Tensor, "b 8"]) -> Float[Tensor, "b 1 h w"]:
-    """The images as their views have it, on their device. The edge is repeated outwards."""
-    grid = sampling_grid(views[:, :6], *x.shape[2:])
-    moved = grid_sample(x, grid, padding_mode="border", align_corners=False)
-    gain, offset = views[:, 6:, None, None, None].unbind(1)
-    return torch.addcmul(offset, moved, gain)
+def apply_augmentation(x: Float[Tensor, "b 1 h w"], augmentation: Float[Tensor, "b 8"]) -> Float[Tensor, "b 1 h w"]:
+    """Resample each image by its affine map (the border repeats), multiply by its gain and add its offset."""
+    grid = sampling_grid(augmentation[:, :6], *x.shape[2:])
+    resampled = grid_sample(x, grid, padding_mode="border", align_corners=False)
+    gain, offset = augmentation[:, 6:, None, None, None].unbind(1)
+    return torch.addcmul(offset, resampled, gain)
 
 
-def fold_normalization(views: Float[Tensor, "n 8"]) -> Float[Tensor, "n 8"]:
-    """The views that make of pixels, 0 to 255, what the given ones make of standardised values: `to_input` at no pass
-    over the images."""
-    gain, offset = views[:, 6:7], views[:, 7:]
-    return torch.cat([views[:, :6], gain / (255 * STD), offset - gain * (MEAN / STD)], dim=1)
+def fold_normalization(augmentation: Float[Tensor, "n 8"]) -> Float[Tensor, "n 8"]:
+    """Parameters that do to pixels (0 to 255) what the given ones do to standardised values, which saves a pass."""
+    gain, offset = augmentation[:, 6:7], augmentation[:, 7:]
+    return torch.cat([augmentation[:, :6], gain / (255 * STD), offset - gain * (MEAN / STD)], dim=1)
 
 
 def sampling_grid(maps: Float[Tensor, "b 6"], height: int, width: int) -> Float[Tensor, "b h w 2"]:
-    """torch's `affine_grid` (align_corners=False), as one product of two matrices instead of one for
-    each image: an eighth of the time on two cores."""
-    points = _points(height, width, maps.device)
+    """torch's `affine_grid` (align_corners=False) as one matrix product: 8 times as fast on 2 cores."""
+    points = _pixel_centres(height, width, maps.device)
     return (maps.reshape(-1, 3) @ points).view(-1, 2, height, width).permute(0, 2, 3, 1)
 
 
 @lru_cache(maxsize=8)
-def _points(height: int, width: int, device: torch.device) -> Float[Tensor, "3 hw"]:
-    """(x, y, 1) of each pixel's centre in [-1, 1]."""
+def _pixel_centres(height: int, width: int, device: torch.device) -> Float[Tensor, "3 hw"]:
+    """(x, y, 1) of each pixel's centre, in [-1, 1]."""
     x, y = (torch.linspace(-1, 1, n, device=device) * ((n - 1) / n) for n in (width, height))
     rows = [x.expand(height, width), y[:, None].expand(height, width), torch.ones(height, width, device=device)]
     return torch.stack(rows).flatten(1)

@@ -1,36 +1,49 @@
-"""Device, optimiser, schedule and autocast by name."""
+"""What the loop is made of: device, optimiser, learning-rate schedule, autocast, batches and prediction."""
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 
 from deepchest_utils.config import TrainConfig
 from deepchest_utils.datasets import ChestXrays
 from deepchest_utils.distributed import all_gather, rank, world_size
-from deepchest_utils.models.augment import apply_augmentation, fold_normalization, to_input
+from deepchest_utils.models.augment import to_input
+from deepchest_utils.threads import adapt_threads
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# fused: one pass over memory a parameter, a tenth of a step faster on two cores
+_OPTIMIZERS: dict[str, Any] = {
+    "adamw": partial(torch.optim.AdamW, fused=True),
+    "adam": partial(torch.optim.Adam, fused=True),
+    "rmsprop": torch.optim.RMSprop,
+    "sgd": partial(torch.optim.SGD, momentum=0.9, fused=True),
+}
+EVAL_BATCH, EVAL_PIXELS = 256, 2**22  # of a batch of predict: images, and pixels at most (83 images of 224 px)
+BLOCK = 2**20  # pixels prepared at a time: 256 images of 64 px
 
 
 def resolve_device(name: str) -> torch.device:
-    """ "auto" is cuda if there is one, else the CPU; of several processes each has a GPU of its own. Raises ValueError for
-    a device that is unknown or not there."""
+    """The device of this process. "auto" is cuda if there is one, and each of several processes has its own GPU.
+
+    Raises:
+        ValueError: The device is unknown, or not there.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and world_size() > 1:
         name = f"cuda:{os.environ['LOCAL_RANK']}"
-    try:
+    device = None
+    with suppress(RuntimeError):  # of a name that torch does not know
         device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device should be auto, cpu, cuda or cuda:N. Found {name!r} ({error}).") from None
-    if device.type not in ("cpu", "cuda"):  # Apple's mps has no float64, which the task weights are kept in
+    # not Apple's mps: it has no float64, which task weights are kept in
+    if device is None or device.type not in ("cpu", "cuda"):
         raise ValueError(f"device should be auto, cpu, cuda or cuda:N. Found {name!r}.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device {name!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices.")
@@ -40,61 +53,35 @@ def resolve_device(name: str) -> torch.device:
 def make_optimizer(
     config: TrainConfig, network: Iterable[nn.Parameter], method: Iterable[nn.Parameter] = ()
 ) -> torch.optim.Optimizer:
-    """Over all parameters of the network, and those of the method, which weight decay leaves alone: it would pull
-    learned task weights towards equal ones. A task without a label in a batch gets a zero gradient, not none, from
-    one matrix of heads."""
+    """The optimiser of the network's parameters, and of the method's, without weight decay: it would pull learned task
+    weights towards equal ones."""
     groups = [{"params": list(network), "weight_decay": config.weight_decay}]
-    if own := list(method):
-        groups.append({"params": own, "weight_decay": 0.0})
-    # fused: one pass over memory a parameter, a tenth of a step faster on two cores
-    match config.optimizer:
-        case "adamw":
-            return torch.optim.AdamW(groups, lr=config.lr, fused=True)
-        case "adam":
-            return torch.optim.Adam(groups, lr=config.lr, fused=True)
-        case "rmsprop":
-            return torch.optim.RMSprop(groups, lr=config.lr)
-        case _:
-            return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, fused=True)
+    if method_parameters := list(method):
+        groups.append({"params": method_parameters, "weight_decay": 0.0})
+    optimizer: torch.optim.Optimizer = _OPTIMIZERS[config.optimizer](groups, lr=config.lr)
+    return optimizer
 
 
 def make_schedule(
     config: TrainConfig, optimizer: torch.optim.Optimizer, total_steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """A factor a step: half a cosine from 1 to 0 over the run, or 1."""
+    """The factor of the learning rate in each step: half a cosine from 1 to 0 over the run, or 1."""
     if config.schedule == "constant":
         return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=total_steps)
 
 
 def autocast(amp: str, device: torch.device) -> AbstractContextManager[object]:
-    if amp == "off":
-        return nullcontext()
-    return torch.autocast(device.type, dtype=_DTYPES[amp])
-
-
-class ScaleGradient(torch.autograd.Function):
-    """Identity whose gradient is multiplied by `scale`: fp16's loss scaling, without a method seeing scaled
-    losses."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, losses: Tensor, scale: Tensor) -> Tensor:
-        ctx.save_for_backward(scale)
-        return losses.view_as(losses)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (scale,) = ctx.saved_tensors
-        return gradient * scale, None
-
-
-EVAL_BATCH, EVAL_BLOCK = 256, 2**22  # images at a time, and pixels at most: 83 images of 224 px
-BLOCK = 2**20  # pixels prepared at a time: 256 images of 64 px
+    """The context of a forward pass in half precision; amp: off, bf16 or fp16."""
+    return nullcontext() if amp == "off" else torch.autocast(device.type, dtype=_DTYPES[amp])
 
 
 def epoch_shape(n: int, batch_size: int) -> tuple[int, int]:
-    """Steps of an epoch over n images, and images a step: whole batches only, at least one. Raises ValueError for a batch
-    of one, or one that the processes cannot share evenly."""
+    """(steps, images a step) of an epoch over n images: whole batches only, at least one.
+
+    Raises:
+        ValueError: A batch of one image, or one that the processes cannot share evenly.
+    """
     size = min(batch_size, n)
     if size < 2:
         raise ValueError(
@@ -106,15 +93,13 @@ def epoch_shape(n: int, batch_size: int) -> tuple[int, int]:
 
 
 def training_order(n: int, batch_size: int, generator: torch.Generator) -> Int[Tensor, "steps b"]:
-    """A fresh order of n images as rows of whole batches; the few left over wait for the next epoch's
-    order."""
+    """A random order of n images, a batch a row; the few images that fill no batch are left out of this epoch."""
     steps, size = epoch_shape(n, batch_size)
     return torch.randperm(n, generator=generator)[: steps * size].view(steps, size)
 
 
-def fetch(images: np.ndarray, rows: np.ndarray, device: torch.device) -> Tensor:
-    """The uint8 images (B, H, W) of the rows, on the device."""
-    batch = torch.from_numpy(images[rows])
+def _fetch(images: np.ndarray, index: np.ndarray, device: torch.device) -> Tensor:
+    batch = torch.from_numpy(images[index])
     if device.type == "cuda":
         batch = batch.pin_memory()
     return batch.to(device, non_blocking=True)
@@ -125,41 +110,38 @@ def inputs(
     order: Int[np.ndarray, "steps b"],
     device: torch.device,
     memory_format: torch.memory_format,
-    views: Float[Tensor, "steps b 8"] | None = None,
-    first: int = 0,
+    augmentation: Float[Tensor, "steps b 8"] | None = None,
 ) -> Iterator[Float[Tensor, "b 1 h w"]]:
-    """The network's input in each step from the `first` on, augmented if there are views. Small images are prepared several
-    batches at a time: one alone is too little work to share among cores."""
-    several = max(1, BLOCK // (order.shape[1] * images[0].size))
-    # the same blocks whatever the first: a product of matrices may round otherwise in another company
-    for start in range(first // several * several, len(order), several):
-        steps = slice(start, start + several)
-        x = fetch(images, order[steps].ravel(), device)
-        x = (
-            to_input(x)
-            if views is None
-            else apply_augmentation(x[:, None].float(), fold_normalization(views[steps].flatten(0, 1)))
-        )
+    """The network's input in each step, augmented if there are parameters for it (`sample_augmentation`).
+
+    Several batches of small images are prepared at once: one alone is too little work to share among cores.
+    """
+    batches = max(1, BLOCK // (order.shape[1] * images[0].size))
+    for start in range(0, len(order), batches):
+        steps = slice(start, start + batches)
+        parameters = None if augmentation is None else augmentation[steps].flatten(0, 1)
+        x = to_input(_fetch(images, order[steps].ravel(), device), parameters)
         if memory_format == torch.channels_last:  # what `to` does, but one channel needs no copy
             x = x.view(len(x), *x.shape[2:], 1).permute(0, 3, 1, 2)
-        yield from x.split(order.shape[1])[max(0, first - start) :]
+        yield from x.split(order.shape[1])
 
 
 @torch.no_grad()
 def predict(
     net: nn.Module, data: ChestXrays, device: torch.device, memory_format: torch.memory_format = torch.contiguous_format
 ) -> Float[np.ndarray, "n k"]:
-    """Logits of every image in order, (N, K) float32; the network's mode is put back."""
+    """Collective: logits of all images in order, float32. The network predicts in eval mode and keeps the mode it had."""
     was_training = net.training
     net.eval()
     try:
         # one tensor for all: a small one left behind by each batch would keep the memory of large ones from reuse
-        each = -(-len(data) // world_size())  # images a process
-        logits = torch.zeros(each, data.labels.shape[1], device=device)
-        size = max(1, min(EVAL_BATCH, EVAL_BLOCK // data.images[0].size))
-        own = np.arange(len(data))[rank() * each : (rank() + 1) * each]
-        for start in range(0, len(own), size):
-            x = to_input(fetch(data.images, own[start : start + size], device))
+        share = -(-len(data) // world_size())  # images a process
+        logits = torch.zeros(share, data.labels.shape[1], device=device)
+        size = max(1, min(EVAL_BATCH, EVAL_PIXELS // data.images[0].size))
+        index = np.arange(len(data))[rank() * share : (rank() + 1) * share]
+        for start in range(0, len(index), size):
+            adapt_threads()
+            x = to_input(_fetch(data.images, index[start : start + size], device))
             logits[start : start + len(x)] = net(x.to(memory_format=memory_format))
         return all_gather(logits)[: len(data)].cpu().numpy()
     finally:
