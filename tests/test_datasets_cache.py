@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deepchest_utils import paths
 from deepchest_utils.datasets import DataError, cache
-from deepchest_utils.datasets import cache as decode
 
 
 @pytest.fixture
@@ -28,13 +28,13 @@ def files(tmp_path):
 def decoded(monkeypatch):
     """The names of the files decoded so far."""
     seen = []
-    original = decode.decode
+    original = cache.decode
 
     def counting(path, size):
         seen.append(path.name)
         return original(path, size)
 
-    monkeypatch.setattr(decode, "decode", counting)
+    monkeypatch.setattr(cache, "decode", counting)
     return seen
 
 
@@ -42,9 +42,9 @@ def decoded(monkeypatch):
 
 
 def test_second_load_is_a_memmap_and_decodes_nothing(files, decoded, tmp_path):
-    first = decode.decode_all("made", files, 16, tmp_path / "cache")
+    first = cache.decode_all("made", files, 16, tmp_path / "cache")
     assert sorted(decoded) == [path.name for path in files]
-    second = decode.decode_all("made", files, 16, tmp_path / "cache")
+    second = cache.decode_all("made", files, 16, tmp_path / "cache")
     assert len(decoded) == len(files)
     assert isinstance(second, np.memmap)
     assert not second.flags.writeable  # what is cached stays as it was made
@@ -68,23 +68,23 @@ def rewrite(files):
     ids=["time", "bytes", "order", "fewer", "size"],
 )
 def test_a_change_of_the_source_decodes_again(files, decoded, tmp_path, change, size):
-    decode.decode_all("made", files, 16, tmp_path / "cache")
+    cache.decode_all("made", files, 16, tmp_path / "cache")
     before = len(decoded)
     if change:
         change(files)
-    images = decode.decode_all("made", files, size, tmp_path / "cache")
+    images = cache.decode_all("made", files, size, tmp_path / "cache")
     assert len(decoded) == before + len(files)
     assert len(list((tmp_path / "cache").iterdir())) == 2
-    np.testing.assert_array_equal(images, np.stack([decode.decode(path, size) for path in files]))
+    np.testing.assert_array_equal(images, np.stack([cache.decode(path, size) for path in files]))
 
 
 def test_failure_midway_leaves_no_file(files, tmp_path):
     files[69].write_bytes(b"no image")  # in the second job
     with pytest.raises(DataError, match=r"069\.png: not a readable image"):
-        decode.decode_all("made", files, 16, tmp_path / "cache")
+        cache.decode_all("made", files, 16, tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
     Image.new("L", (8, 8), 69).save(files[69])
-    assert decode.decode_all("made", files, 16, tmp_path / "cache")[69].max() == 69
+    assert cache.decode_all("made", files, 16, tmp_path / "cache")[69].max() == 69
 
 
 def test_interruption_leaves_no_file(tmp_path):
@@ -115,22 +115,14 @@ def test_keys_cover_every_argument():
     assert keys[0] == cache.cache_key(files=["a", "b"], size=64)
 
 
-def test_source_hash_follows_the_code(tmp_path):
-    (tmp_path / "draw.py").write_text("radius = 1\n")
-    (tmp_path / "notes.txt").write_text("not code")
-    before = cache.source_hash(tmp_path)
-    (tmp_path / "notes.txt").write_text("still not code")
-    assert cache.source_hash(tmp_path) == before
-    (tmp_path / "draw.py").write_text("radius = 2\n")
-    assert cache.source_hash(tmp_path) != before
-
-
 def test_cache_folder(cache_dir, monkeypatch):
-    assert cache.default_cache_dir() == cache_dir
+    assert paths.default_cache_dir() == cache_dir
     monkeypatch.delenv("DEEPCHEST_CACHE")
-    assert cache.default_cache_dir() == cache.PROJECT / "data" / "processed"
-    monkeypatch.setattr(cache, "PROJECT", cache_dir)  # installed elsewhere: no pyproject.toml there
-    assert cache.default_cache_dir().parts[-2:] == (".cache", "deepchest")
+    assert paths.default_cache_dir() == paths.PROJECT / "data" / "processed"
+    assert paths.raw_dir() == paths.PROJECT / "data" / "raw"
+    monkeypatch.setattr(paths, "PROJECT", cache_dir)  # installed elsewhere: no pyproject.toml there
+    assert paths.default_cache_dir().parts[-2:] == (".cache", "deepchest")
+    assert paths.raw_dir() == paths.default_cache_dir() / "raw"
 
 
 # --- decoding
@@ -157,7 +149,7 @@ def save_as(mode: str, path):
 def test_every_mode_is_the_same_grey(mode, tmp_path):
     """Alpha is not blended in, 16 bits keep the upper 8, a palette is looked up."""
     save_as(mode, tmp_path / "image.png")
-    np.testing.assert_array_equal(decode.decode(tmp_path / "image.png", 64), RAMP)
+    np.testing.assert_array_equal(cache.decode(tmp_path / "image.png", 64), RAMP)
 
 
 def test_shrinking_averages(tmp_path):
@@ -166,13 +158,13 @@ def test_shrinking_averages(tmp_path):
     stripes = np.zeros((64, 64), np.uint8)
     stripes[:, ::2] = 255
     Image.fromarray(stripes).save(tmp_path / "image.png")
-    small = decode.decode(tmp_path / "image.png", 16)
+    small = cache.decode(tmp_path / "image.png", 16)
     assert np.abs(small.astype(int) - 127).max() <= 12
 
 
 def test_oblong_becomes_square(tmp_path):
     Image.fromarray(RAMP[:20]).save(tmp_path / "image.png")
-    np.testing.assert_array_equal(decode.decode(tmp_path / "image.png", 64), RAMP)
+    np.testing.assert_array_equal(cache.decode(tmp_path / "image.png", 64), RAMP)
 
 
 def truncate(path):
@@ -193,30 +185,30 @@ def test_damaged_file_is_named(damage, tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)).save(path)
     damage(path)
     with pytest.raises(DataError, match=r"film\.png: not a readable image"):
-        decode.decode(path, 32)
+        cache.decode(path, 32)
 
 
 @pytest.mark.parametrize("pillows", [4_000, 1_000])  # Pillow's own limit is above ours, or below
 def test_oversized_file_is_named_before_it_is_decoded(pillows, tmp_path, monkeypatch):
     path = tmp_path / "film.png"
     Image.new("L", (60, 50)).save(path)
-    monkeypatch.setattr(decode, "MAX_PIXELS", 2_000)
+    monkeypatch.setattr(cache, "MAX_PIXELS", 2_000)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pillows)
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
     with pytest.raises(DataError, match=r"film\.png"):
-        decode.decode(path, 32)
+        cache.decode(path, 32)
 
 
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(DataError, match=r"film\.png: no such image file"):
-        decode.decode(tmp_path / "film.png", 32)
+        cache.decode(tmp_path / "film.png", 32)
 
 
 LARGER_THAN_MEMORY = """
 import resource, sys
 import numpy as np, torch
 from torch import nn
-from deepchest_utils.models.augment import draw_views
+from deepchest_utils.models.augment import sample_augmentation
 from deepchest_utils.datasets import ChestXrays
 from deepchest_utils.datasets.cache import cached_images
 from deepchest_utils.training.setup import inputs, predict, training_order
@@ -237,8 +229,8 @@ try:
 except MemoryError:
     pass
 order = training_order(COUNT, 32, torch.Generator().manual_seed(0)).numpy()
-views = draw_views(order.size, torch.Generator()).view(*order.shape, 8)
-seen = [x.mean().item() for x in inputs(images, order, torch.device("cpu"), torch.channels_last, views)]
+augmentation = sample_augmentation(order.size, torch.Generator()).view(*order.shape, 8)
+seen = [x.mean().item() for x in inputs(images, order, torch.device("cpu"), torch.channels_last, augmentation)]
 assert len(seen) == COUNT // 32 and np.std(seen) > 0
 labels, rows = np.zeros((COUNT, 1), np.float32), np.arange(COUNT)
 net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 1))

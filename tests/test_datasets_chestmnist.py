@@ -1,8 +1,5 @@
-"""ChestMNIST through the `medmnist` package: its four sizes from files that the tests make, and its download
-from a server that they start."""
+"""ChestMNIST: its four sizes from files that the tests make, and its download from a server that they start."""
 
-import copy
-import fcntl
 import hashlib
 import threading
 from functools import partial
@@ -11,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
-from deepchest_utils import DataError, load_dataset
+from deepchest_utils import DataError, load_dataset, paths
+from deepchest_utils.datasets import chestmnist
 
 pytestmark = pytest.mark.filterwarnings("ignore:chestmnist. findings without a positive")  # in files so small
 
@@ -167,26 +166,26 @@ class Server(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def served(tmp_path, monkeypatch):
-    """A folder served on the loopback interface, where `medmnist` now looks for its files, with the MD5 sums
-    that they have there."""
-    import medmnist
-
+    """A folder served on the loopback interface, where the files are now looked for, with their MD5 sums."""
     folder = tmp_path / "served"
     folder.mkdir()
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Server, directory=str(folder)))
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
-    info = copy.deepcopy(medmnist.INFO["chestmnist"])
-    for size, suffix in ((28, ""), (64, "_64")):
+    for size in (28, 64):
         np.savez(folder / name_of(size), **arrays(size))
-        info[f"url{suffix}"] = f"http://127.0.0.1:{server.server_port}/{name_of(size)}"
-        info[f"MD5{suffix}"] = hashlib.md5((folder / name_of(size)).read_bytes()).hexdigest()
+        monkeypatch.setitem(chestmnist.MD5, size, hashlib.md5((folder / name_of(size)).read_bytes()).hexdigest())
     monkeypatch.setenv("no_proxy", "127.0.0.1")  # a proxy could not reach this server
-    monkeypatch.setitem(medmnist.INFO, "chestmnist", info)
+    monkeypatch.setattr(chestmnist, "SOURCE", f"http://127.0.0.1:{server.server_port}")
     yield folder
     server.shutdown()
     server.server_close()
     thread.join()
+
+
+def names_in(root: Path) -> list[str]:
+    """The files of a folder, without the lock of the download, which stays."""
+    return sorted(path.name for path in root.iterdir() if path.suffix != ".lock")
 
 
 @pytest.mark.parametrize("size", [28, 64])
@@ -194,7 +193,7 @@ def test_download(served, size, tmp_path):
     root = tmp_path / "raw" / "new"
     data = load(root, size)
     np.testing.assert_array_equal(data.test.images, arrays(size)["test_images"])
-    assert [path.name for path in root.iterdir()] == [name_of(size)]
+    assert names_in(root) == [name_of(size)]
     (served / name_of(size)).unlink()
     np.testing.assert_array_equal(load(root, size).test.images, data.test.images)  # not fetched again
 
@@ -205,14 +204,14 @@ def test_wrong_md5(served, tmp_path):
     for _ in range(2):
         with pytest.raises(DataError, match=r"chestmnist\.npz: the download from .* has MD5 .* and is deleted"):
             load(tmp_path / "raw")
-    assert list((tmp_path / "raw").iterdir()) == []
+    assert names_in(tmp_path / "raw") == []
 
 
 def test_server_without_the_file(served, tmp_path):
     (served / name_of(28)).unlink()
     with pytest.raises(DataError, match=r"chestmnist\.npz: the download from .* stopped \(HTTP Error 404.*Run again"):
         load(tmp_path / "raw")
-    assert list((tmp_path / "raw").iterdir()) == []
+    assert names_in(tmp_path / "raw") == []
 
 
 @pytest.mark.parametrize("knows_ranges", [True, False])
@@ -222,11 +221,21 @@ def test_download_that_breaks_is_resumed_and_never_half_there(served, tmp_path, 
     root, size = tmp_path / "raw", (served / name_of(28)).stat().st_size
     with pytest.raises(DataError, match=r"the download from .* stopped \(.*Run again to go on"):
         load(root)
-    assert [(path.name, path.stat().st_size) for path in root.iterdir()] == [(name_of(28) + ".part", size // 2)]
+    assert names_in(root) == [name_of(28) + ".part"]
+    assert (root / f"{name_of(28)}.part").stat().st_size == size // 2
     data = load(root)
     np.testing.assert_array_equal(data.test.images, arrays(28)["test_images"])
-    assert [path.name for path in root.iterdir()] == [name_of(28)]
+    assert names_in(root) == [name_of(28)]
     assert Server.asked == [None, f"bytes={size // 2}-"]
+
+
+def test_complete_part_is_taken(served, tmp_path):
+    """As after a process that was killed between the last byte and the renaming."""
+    root = tmp_path / "raw"
+    root.mkdir()
+    (root / (name_of(28) + ".part")).write_bytes((served / name_of(28)).read_bytes())
+    np.testing.assert_array_equal(load(root).test.images, arrays(28)["test_images"])
+    assert names_in(root) == [name_of(28)]
 
 
 def test_part_that_is_too_long_is_thrown_away(served, tmp_path):
@@ -239,10 +248,7 @@ def test_part_that_is_too_long_is_thrown_away(served, tmp_path):
 
 
 def test_server_that_is_not_there(served, tmp_path, monkeypatch):
-    import medmnist
-
-    info = {**medmnist.INFO["chestmnist"], "url": "http://127.0.0.1:9/chestmnist.npz"}
-    monkeypatch.setitem(medmnist.INFO, "chestmnist", info)
+    monkeypatch.setattr(chestmnist, "SOURCE", "http://127.0.0.1:9")
     with pytest.raises(DataError, match=r"chestmnist\.npz: the download from http://127\.0\.0\.1:9/.* stopped"):
         load(tmp_path / "raw")
 
@@ -250,8 +256,14 @@ def test_server_that_is_not_there(served, tmp_path, monkeypatch):
 def test_second_download_of_a_file_waits_its_turn(served, tmp_path):
     root = tmp_path / "raw"
     root.mkdir()
-    with open(root / (name_of(28) + ".part"), "ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(DataError, match="another process is downloading it"):
-            load(root)
+    with FileLock(root / (name_of(28) + ".lock")), pytest.raises(DataError, match="another process is downloading it"):
+        load(root)
     load(root)
+
+
+def test_download_without_a_folder_goes_to_the_cache_of_an_installed_package(served, cache_dir, tmp_path, monkeypatch):
+    """Never into site-packages."""
+    monkeypatch.setattr(paths, "PROJECT", tmp_path)  # as if there were no checkout
+    load(None)
+    assert names_in(cache_dir / "raw") == [name_of(28)]
+    assert names_in(tmp_path) == ["served"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from deepchest_utils import FINDINGS, DataError, load_dataset
-from deepchest_utils.datasets import DataWarning, load_boxes
+from deepchest_utils.datasets import DataWarning, cache, load_boxes
 
 pytestmark = pytest.mark.filterwarnings("ignore:nih. findings without a positive")  # in folders so small
 
@@ -231,9 +231,7 @@ def test_damaged_image_is_named(nih_folder, content):
 
 
 def test_oversized_image_is_named(nih_folder, monkeypatch):
-    from deepchest_utils.datasets import cache as decode
-
-    monkeypatch.setattr(decode, "MAX_PIXELS", 96 * 64 - 1)  # the largest that `nih_folder` makes has 96 x 64
+    monkeypatch.setattr(cache, "MAX_PIXELS", 96 * 64 - 1)  # the largest that `nih_folder` makes has 96 x 64
     with pytest.raises(DataError, match=r"\.png: an image should have at most 6,143 pixels. Found 96 x 64"):
         load(nih_folder())
 
@@ -303,6 +301,7 @@ def test_patient_in_both_lists(nih_folder):
         (2, "patient", "needs at least 3 patients. Found 2"),
         (3, "patient", "the val split is empty with split='patient'"),
         (20, "random", "split should be one of official, patient, image. Found 'random'"),
+        (20, "patients", "Found 'patients'. Did you mean 'patient'"),
     ],
 )
 def test_split_that_cannot_be_made(nih_folder, patients, split, message):

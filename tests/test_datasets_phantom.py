@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from deepchest_utils import FINDINGS, DataError, load_dataset
+from deepchest_utils.datasets.phantom import load as phantom_load
 from deepchest_utils.datasets.phantom.load import phantom_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:phantom. findings without a positive")  # Hernia, in so few
@@ -55,6 +56,30 @@ def test_the_test_split_does_not_depend_on_train(options):
     small, large = load(num_train=200, **options).test, load(**options).test
     np.testing.assert_array_equal(small.images, large.images)
     np.testing.assert_array_equal(small.labels, large.labels)
+
+
+def test_films_are_drawn_again_when_the_code_changes(tmp_path, monkeypatch):
+    """The name of what is cached covers the code that draws, the seed, the numbers, the size and the population."""
+    (tmp_path / "draw.py").write_text("radius = 1")
+    monkeypatch.setattr(phantom_load, "DRAWING_CODE", [tmp_path / "draw.py"])
+    few = {"num_train": 40, "cache_dir": tmp_path / "cache"}
+
+    def kept() -> int:
+        return len(list((tmp_path / "cache").iterdir()))
+
+    for again in (False, True):
+        load(**few)
+        assert kept() == 3, again
+    load(**few, label_noise=0.5)
+    assert kept() == 3
+    (tmp_path / "draw.py").write_text("radius = 2")
+    load(**few)
+    assert kept() == 6
+    load(**few, seed=1)
+    assert kept() == 9
+    for controlled in ({}, {"visibility": {"Mass": 0.5}}):
+        load(**few, controlled=controlled)
+    assert kept() == 15
 
 
 # --- label noise and unknown labels
@@ -199,7 +224,10 @@ def test_max_images():
         ({"num_train": 0}, "num_train should be at least 1. Found 0"),
         ({"num_test": -1}, "num_test should be at least 1. Found -1"),
         ({"seed": -1}, "seed should be non-negative. Found -1"),
-        ({"num_trian": 5}, "'num_trian' is no option of dataset 'phantom'. It has .*num_train"),
+        (
+            {"num_trian": 5},
+            "'num_trian' is no option of dataset 'phantom'. It has .*num_train.* Did you mean 'num_train'",
+        ),
         ({"download": True}, "'download' is no option"),
     ],
 )
@@ -209,5 +237,7 @@ def test_bad_options(options, message):
 
 
 def test_unknown_data_set():
-    with pytest.raises(DataError, match=r"one of phantom, nih, chestmnist, csv. Found 'padchest'"):
+    with pytest.raises(DataError, match=r"one of phantom, nih, chestmnist, csv. Found 'padchest'\.$"):
         load_dataset("padchest")
+    with pytest.raises(DataError, match=r"Found 'fantom'\. Did you mean 'phantom'\?"):
+        load_dataset("fantom")

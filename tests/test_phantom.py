@@ -120,9 +120,9 @@ def test_labels_follow_nih():
     n_i images would have the variance p (1 - p) sum n_i^2 / N^2: about 5 times the binomial one. That bound
     is the tolerance, for prevalence, for all 91 pairs and for images without any finding.
     """
-    drawn = sample_population(200_000, np.random.default_rng(2))
-    images = np.bincount(drawn.patients)
-    labels = drawn.labels.astype(float)
+    present, patients = sample_population(200_000, np.random.default_rng(2))
+    images = np.bincount(patients)
+    labels = present.astype(float)
 
     def tolerance(share):
         return 4 * np.sqrt(share * (1 - share) * (images**2).sum()) / len(labels)
@@ -135,7 +135,7 @@ def test_labels_follow_nih():
     assert attract[FINDINGS.index("Pneumonia"), FINDINGS.index("Edema")]
     assert (obtained > 2 * np.outer(PREVALENCE, PREVALENCE))[attract].all()
     normal = NIH_WITHOUT_FINDING / NIH_IMAGES  # not fitted, only implied by the pairs: 1 % is allowed on top
-    assert abs(1 - drawn.labels.any(1).mean() - normal) < tolerance(normal) + 0.01
+    assert abs(1 - present.any(1).mean() - normal) < tolerance(normal) + 0.01
     assert images.max() <= population.MAX_IMAGES_PER_PATIENT
     assert 3.0 < images.mean() < 3.6
 

@@ -1,5 +1,4 @@
-"""Data sets by name, split by patient: `load_dataset("phantom" | "nih" | "chestmnist" | "csv", ...) ->
-Splits`."""
+"""Data sets by name, split by patient: `load_dataset("phantom" | "nih" | "chestmnist" | "csv", ...) -> Splits`."""
 
 from deepchest_utils.datasets.base import ChestXrays, DataError, DataWarning, Splits
 from deepchest_utils.datasets.load import DATASETS, load_dataset

@@ -1,9 +1,9 @@
-"""What every data set becomes: `ChestXrays` (images, labels, patients) in three `Splits` that share no
-patient."""
+"""What every data set becomes: `ChestXrays` (images, labels, patients) in three `Splits` that share no patient."""
 
 import hashlib
 import warnings
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -11,10 +11,12 @@ from jaxtyping import Float, Int, UInt8
 
 from deepchest_utils.files import FileError
 
+Fractions = tuple[int | float, ...]
+FRACTIONS: Fractions = (0.7, 0.1, 0.2)  # train, val, test
+
 
 class DataError(FileError):
-    """A file, a table or a column is not what it should be; the message names it, what was found and what to
-    do."""
+    """A file, a table or a column is not as it should be. The message names it, what was found and what to do."""
 
 
 class DataWarning(UserWarning):
@@ -25,10 +27,13 @@ class DataWarning(UserWarning):
 class ChestXrays:
     """Greyscale radiographs of one split.
 
-    images: (N, H, W) uint8, in memory or memory-mapped. labels: (N, K) float32, 1 present, 0 absent, NaN
-    unknown.
-    patients: (N,) int64. findings: K names. ids: N names, a file's or the number of the image.
-    Raises DataError for lengths that differ, images that are not uint8, labels other than 0, 1 and NaN, or no image at all.
+    Attributes:
+        images: In memory or memory-mapped.
+        labels: 1 present, 0 absent, NaN unknown; a column a finding.
+        ids: Names of the images: the file's, or the split's and a number.
+
+    Raises:
+        DataError: Lengths differ, images are not uint8, labels are not 0, 1 or NaN, or there is no image.
     """
 
     images: UInt8[np.ndarray, "n h w"]
@@ -45,43 +50,40 @@ class ChestXrays:
             raise DataError(f"images should be uint8. Found {self.images.dtype}.")
         if lengths["images"] == 0:
             raise DataError("a split should hold at least one image. Found none.")
-        if self.labels.shape[1] != len(self.findings):
-            raise DataError(
-                f"labels should have one column a finding ({len(self.findings)}). Found {self.labels.shape[1]}."
-            )
+        if self.labels.shape[1] != (count := len(self.findings)):
+            raise DataError(f"labels should have one column a finding ({count}). Found {self.labels.shape[1]}.")
         wrong = ~(np.isnan(self.labels) | (self.labels == 0) | (self.labels == 1))
         if wrong.any():
             row, column = np.argwhere(wrong)[0]
-            raise DataError(
-                f"labels should be 0, 1 or NaN. Found {self.labels[row, column]} for {self.findings[column]} of image {self.ids[row]}."
-            )
+            place = f"{self.labels[row, column]} for {self.findings[column]} of image {self.ids[row]}"
+            raise DataError(f"labels should be 0, 1 or NaN. Found {place}.")
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def subset(self, rows: np.ndarray) -> "ChestXrays":
-        """The images of `rows`, copied into memory."""
-        return ChestXrays(
-            np.asarray(self.images[rows]), self.labels[rows], self.patients[rows], self.findings, self.ids[rows]
-        )
+    def subset(self, rows: np.ndarray | slice) -> "ChestXrays":
+        """The images of some rows: copied into memory, or a view for a slice."""
+        images = np.asarray(self.images[rows])
+        return ChestXrays(images, self.labels[rows], self.patients[rows], self.findings, self.ids[rows])
 
     @property
     def prevalence(self) -> Float[np.ndarray, " k"]:
-        """(K,) share of positives among the known labels; NaN for a finding without a known label."""
-        known = (~np.isnan(self.labels)).sum(0)
-        share: np.ndarray = np.nansum(self.labels, axis=0) / np.where(known == 0, np.nan, known)
-        return share
+        """Share of positives among the known labels of each finding; NaN where no label is known."""
+        counts = (~np.isnan(self.labels)).sum(0)
+        prevalence: np.ndarray = np.nansum(self.labels, axis=0) / np.where(counts == 0, np.nan, counts)
+        return prevalence
 
 
 @dataclass(frozen=True)
 class Splits:
-    """train, val and test of one data set, and how they came about.
+    """Train, val and test of one data set, and how they came about. Warns of findings without a positive in a split.
 
-    split: "official", "patient" or "image"; only "image" lets a patient be on both sides, to measure what
-    that leak is worth.
-    patients_known: False where the data set does not say which images belong to one patient (ChestMNIST).
-    Raises DataError if a patient is in two splits; warns once (DataWarning) of findings without a positive in
-    a split.
+    Attributes:
+        split: "official", "patient" or "image". Only "image" lets a patient be in two splits, to measure that leak.
+        patients_known: False where the data set does not say which images belong to one patient (ChestMNIST).
+
+    Raises:
+        DataError: A patient is in two splits.
     """
 
     train: ChestXrays
@@ -92,120 +94,107 @@ class Splits:
     patients_known: bool = True
 
     def __post_init__(self) -> None:
-        if self.split != "image":
-            self._check_patients()
-        without = {
-            name: [f for f, n in zip(self.findings, np.nansum(part.labels, axis=0), strict=True) if n == 0]
-            for name, part in self.parts.items()
-        }
-        if any(without.values()):
-            listed = "; ".join(f"{name}: {', '.join(found)}" for name, found in without.items() if found)
+        for (first, a), (second, b) in combinations(self.parts.items(), 2):
+            both = np.intersect1d(a.patients, b.patients)
+            if len(both) and self.split != "image":
+                raise DataError(
+                    f"patients should be in one split only. Found {len(both)} of them in {first} and {second}, e.g. {both[0]}."
+                )
+        without_positive = []
+        for name, xrays in self.parts.items():
+            counts = np.nansum(xrays.labels, axis=0)
+            if names := [finding for finding, count in zip(self.findings, counts, strict=True) if count == 0]:
+                without_positive.append(f"{name}: {', '.join(names)}")
+        if without_positive:
             warnings.warn(
-                f"{self.name}: findings without a positive image, whose metrics there are NaN: {listed}.",
+                f"{self.name}: findings without a positive image, whose metrics there are NaN: {'; '.join(without_positive)}.",
                 DataWarning,
                 stacklevel=3,
             )
 
-    def _check_patients(self) -> None:
-        names = list(self.parts)
-        for i, first in enumerate(names):
-            for second in names[i + 1 :]:
-                both = np.intersect1d(self.parts[first].patients, self.parts[second].patients)
-                if len(both):
-                    raise DataError(
-                        f"patients should be in one split only. Found {len(both)} of them in {first} and {second}, e.g. {both[0]}."
-                    )
-
     @property
     def parts(self) -> dict[str, ChestXrays]:
+        """The three splits by name."""
         return {"train": self.train, "val": self.val, "test": self.test}
 
     @property
     def findings(self) -> tuple[str, ...]:
+        """The tasks, in the order of the labels' columns."""
         return self.train.findings
 
     def fingerprint(self) -> str:
         """A short hash of labels, patients and image sizes: a run is only continued on the data it began with."""
         digest = hashlib.sha256()
-        for part in self.parts.values():
-            digest.update(repr((part.images.shape, part.findings)).encode())
-            digest.update(part.labels.tobytes() + part.patients.tobytes())
+        for xrays in self.parts.values():
+            digest.update(repr((xrays.images.shape, xrays.findings)).encode())
+            digest.update(xrays.labels.tobytes() + xrays.patients.tobytes())
         return digest.hexdigest()[:16]
 
     def summary(self) -> pd.DataFrame:
-        """One row a finding and one for the images and patients: positives and unknown labels in each
-        split."""
+        """Positive and unknown labels in each split; a row a finding, after one of images and one of patients."""
         columns = {}
-        for name, part in self.parts.items():
-            positive = np.nansum(part.labels, axis=0).astype(int)
-            unknown = np.isnan(part.labels).sum(0)
-            patients = len(np.unique(part.patients)) if self.patients_known else 0
-            columns[name, "positive"] = [len(part), patients, *positive]
-            columns[name, "unknown"] = [0, 0, *unknown]
+        for name, xrays in self.parts.items():
+            patients = len(np.unique(xrays.patients)) if self.patients_known else 0
+            columns[name, "positive"] = [len(xrays), patients, *np.nansum(xrays.labels, axis=0).astype(int)]
+            columns[name, "unknown"] = [0, 0, *np.isnan(xrays.labels).sum(0)]
         return pd.DataFrame(columns, index=["(images)", "(patients)", *self.findings])
 
 
-FRACTIONS = (0.7, 0.1, 0.2)  # train, val, test
-
-
 def patient_split(
-    labels: Float[np.ndarray, "n k"],
-    patients: Int[np.ndarray, " n"],
-    fractions: tuple[int | float, ...] = FRACTIONS,
-    seed: int = 0,
+    labels: Float[np.ndarray, "n k"], patients: Int[np.ndarray, " n"], fractions: Fractions = FRACTIONS, seed: int = 0
 ) -> Int[np.ndarray, " n"]:
-    """The number of the split of each image (N,), all images of a patient in one, each finding spread in
-    proportion.
+    """The number of each image's split: all images of a patient in one, each finding in proportion to the fractions.
 
-    Iterative stratification (Sechidis, Tsoumakas and Vlahavas 2011) over patients: the rarest finding first,
-    each patient to the split that lacks most of it, ties by lack of images, then at random. labels: NaN
-    counts as absent. fractions: positive, any sum.
-    Raises ValueError if there are fewer patients than splits.
+    Iterative stratification (Sechidis, Tsoumakas and Vlahavas 2011) over patients. The rarest finding comes first. Each
+    patient goes to the split that lacks most of it; ties are broken by lack of images, then at random.
+
+    Args:
+        labels: NaN counts as absent.
+        fractions: Positive, one a split, of any sum.
+
+    Raises:
+        ValueError: There are fewer patients than splits.
     """
     rng = np.random.default_rng(seed)
-    names, index = np.unique(patients, return_inverse=True)
+    names, patient_of = np.unique(patients, return_inverse=True)
     if len(names) < len(fractions):
         raise ValueError(f"a split by patient needs at least {len(fractions)} patients. Found {len(names)}.")
-    share = np.asarray(fractions, float) / sum(fractions)
-    counts = np.zeros((len(names), labels.shape[1] + 1))  # positives of each finding, and images
-    np.add.at(counts, index, np.column_stack([np.nan_to_num(labels), np.ones(len(labels))]))
+    counts = np.zeros((len(names), labels.shape[1] + 1))  # of each patient: positives of each finding, and images
+    np.add.at(counts, patient_of, np.column_stack([np.nan_to_num(labels), np.ones(len(labels))]))
 
-    wanted = np.outer(share, counts.sum(0))
+    lack = np.outer(np.asarray(fractions, float) / sum(fractions), counts.sum(0))  # (splits, K + 1)
     totals = np.where(counts[:, :-1].sum(0) > 0, counts[:, :-1].sum(0), np.inf)
-    rarest = np.where(counts[:, :-1] > 0, totals, np.inf)
-    has_any = np.isfinite(rarest).any(1)
-    column = np.where(has_any, rarest.argmin(1) if labels.shape[1] else 0, labels.shape[1])
-    rank = np.where(has_any, rarest.min(1, initial=np.inf), np.inf)
-    # rare findings first; at random within one, so that patients with many images go everywhere
-    order = np.lexsort((rng.random(len(names)), rank))
+    rarity = np.where(counts[:, :-1] > 0, totals, np.inf)
+    has_finding = np.isfinite(rarity).any(1)
+    rarest = np.where(has_finding, rarity.argmin(1) if labels.shape[1] else 0, labels.shape[1])
+    rank = np.where(has_finding, rarity.min(1, initial=np.inf), np.inf)
     split_of = np.empty(len(names), np.int64)
-    for patient in order:
-        need = wanted[:, column[patient]]
-        best = np.flatnonzero(need >= need.max() - 1e-9)
-        lack = wanted[best, -1]
-        best = best[lack >= lack.max() - 1e-9]
-        chosen = best[0] if len(best) == 1 else rng.choice(best)
-        split_of[patient] = chosen
-        wanted[chosen] -= counts[patient]
-    return split_of[index]
+    # rare findings first; at random within one, so that patients with many images go everywhere
+    for patient in np.lexsort((rng.random(len(names)), rank)):
+        candidates = np.arange(len(lack))
+        for column in (rarest[patient], -1):
+            values = lack[candidates, column]
+            candidates = candidates[values >= values.max() - 1e-9]
+        split = candidates[0] if len(candidates) == 1 else rng.choice(candidates)
+        split_of[patient] = split
+        lack[split] -= counts[patient]
+    return split_of[patient_of]
 
 
-def image_split(n: int, fractions: tuple[int | float, ...] = FRACTIONS, seed: int = 0) -> Int[np.ndarray, " n"]:
-    """Each image on its own, whoever it shows: leaks patients between splits. Only for measuring that
-    leak."""
-    share = np.cumsum(fractions) / sum(fractions)
+def image_split(n: int, fractions: Fractions = FRACTIONS, seed: int = 0) -> Int[np.ndarray, " n"]:
+    """The number of each image's split, drawn image by image. It leaks patients; only for measuring that leak."""
+    ends = np.cumsum(fractions) / sum(fractions)
     rank = np.random.default_rng(seed).permutation(n)
-    return np.searchsorted(share, (rank + 0.5) / n)
+    return np.searchsorted(ends, (rank + 0.5) / n)
 
 
 def limit_images(patients: Int[np.ndarray, " n"], max_images: int | None, seed: int = 0) -> Int[np.ndarray, " m"]:
-    """Rows of at most `max_images` images (at least one patient's), whole patients drawn at random; in their
-    old order."""
+    """Rows of at most `max_images` images (at least one patient's), whole patients drawn at random, in their order."""
     if max_images is None or max_images >= len(patients):
         return np.arange(len(patients))
     if max_images < 1:
         raise ValueError(f"max_images should be at least 1. Found {max_images}.")
-    names, index, counts = np.unique(patients, return_inverse=True, return_counts=True)
+    names, patient_of, counts = np.unique(patients, return_inverse=True, return_counts=True)
     order = np.random.default_rng(seed).permutation(len(names))
     kept = order[: max(1, int(np.searchsorted(counts[order].cumsum(), max_images, side="right")))]
-    return np.flatnonzero(np.isin(index, kept))
+    return np.flatnonzero(np.isin(patient_of, kept))

@@ -1,5 +1,4 @@
-"""A uint8 array made once, kept as `.npy` under a name that covers what it was made from, and memory-mapped
-ever after."""
+"""Files are decoded and phantoms drawn once, into a memory-mapped `.npy` whose name covers what it was made from."""
 
 import hashlib
 import json
@@ -18,65 +17,56 @@ from deepchest_utils.datasets.base import DataError
 from deepchest_utils.files import FileError, atomic_write, one_line
 from deepchest_utils.paths import default_cache_dir
 
+MAX_PIXELS = 50_000_000  # the largest NIH original has 13 million; more is refused before it is decoded
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "PPM", "WEBP")  # others, as EPS, hand the file to a program
+BLOCK = 16  # images a job
+
+
+Blocks = Iterator[tuple[int, np.ndarray]]  # first row, block of images
+
 
 def cache_key(**made_from: object) -> str:
     """A short hash of everything that the array depends on."""
     return hashlib.sha256(json.dumps(made_from, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def source_hash(folder: Path) -> str:
-    """A hash of the Python files of a folder: a change of the code that draws is a change of what is
-    drawn."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
 def cached_images(
-    name: str,
-    key: str,
-    shape: tuple[int, int, int],
-    make: Callable[[], Iterator[tuple[int, np.ndarray]]],
-    cache_dir: str | Path | None = None,
+    name: str, key: str, shape: tuple[int, int, int], make: Callable[[], Blocks], cache_dir: str | Path | None = None
 ) -> UInt8[np.ndarray, "n h w"]:
     """The memory-mapped array `<cache_dir>/<name>-<key>.npy`, made if it is not there.
 
-    make: yields (first row, rows of images), in any order. The file appears under its name only when it is
-    whole.
+    Args:
+        key: `cache_key` of all that the images depend on.
+        make: Yields blocks in any order. The file gets its name after the last one.
+        cache_dir: `paths.default_cache_dir()` by default.
+
+    Raises:
+        FileError: The file cannot be written, or holds something else.
     """
-    folder = Path(cache_dir) if cache_dir is not None else default_cache_dir()
-    path = folder / f"{name}-{key}.npy"
+    path = (default_cache_dir() if cache_dir is None else Path(cache_dir)) / f"{name}-{key}.npy"
     if not path.exists():
-        with atomic_write(path) as part:
-            new = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
+        with atomic_write(path) as temporary:
+            images = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
             if hasattr(os, "posix_fallocate"):  # else a full disk would show as a bus error in the middle of it
-                with open(part, "rb+") as file:
-                    os.posix_fallocate(file.fileno(), 0, part.stat().st_size)
-            for start, rows in make():
-                new[start : start + len(rows)] = rows
-            new.flush()
-            del new
+                with open(temporary, "rb+") as file:
+                    os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
+            for start, block in make():
+                images[start : start + len(block)] = block
+            images.flush()
+            del images  # Windows renames no file that is mapped
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-        found = f"{array.dtype} {array.shape}"
+        content = f"{array.dtype} {array.shape}"
     except (ValueError, EOFError, OSError) as error:
-        array, found = None, f"no array ({one_line(error)})"
+        array, content = None, f"no array ({one_line(error)})"
     if array is None or array.shape != shape or array.dtype != np.uint8:
-        raise FileError(f"{path} should hold uint8 {shape}. Found {found}: delete it and run again.")
+        raise FileError(f"{path} should hold uint8 {shape}. Found {content}: delete it and run again.")
     return cast(np.ndarray, array)
 
 
-MAX_PIXELS = 50_000_000  # the largest NIH original has 13 million; more is refused before it is decoded
-FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "PPM", "WEBP")  # others, as EPS, hand the file to a program
-BLOCK = 16  # images a job
-
-
 def decode(path: Path, size: int) -> UInt8[np.ndarray, "{size} {size}"]:
-    """One file as (size, size) uint8, whatever its own size and mode; not square becomes square.
-
-    Alpha is ignored; 16-bit files keep their upper 8 bits. Raises DataError naming the file.
-    """
+    """One image file as grey values, whatever its own size and mode. An oblong image becomes square, alpha is ignored,
+    a 16-bit file keeps its upper 8 bits. Raises DataError for a file that is missing, too large or no readable image."""
     image: Image.Image
     try:
         with Image.open(path, formats=FORMATS) as image:
@@ -101,22 +91,20 @@ def decode(path: Path, size: int) -> UInt8[np.ndarray, "{size} {size}"]:
 def decode_all(
     name: str, paths: list[Path], size: int, cache_dir: str | Path | None = None
 ) -> UInt8[np.ndarray, "n {size} {size}"]:
-    """All files as one memory-mapped array, from the cache if it has them: same paths, sizes in bytes and
-    times of change."""
-    stats = [path.stat() for path in paths]
-    files = [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in zip(paths, stats, strict=True)]
+    """Decode files into `cached_images`. Its key covers their paths, sizes in bytes and times of change."""
 
-    def block(start: int) -> tuple[int, np.ndarray]:
+    def decode_block(start: int) -> tuple[int, np.ndarray]:
         return start, np.stack([decode(path, size) for path in paths[start : start + BLOCK]])
 
-    def make() -> Iterator[tuple[int, np.ndarray]]:
-        jobs = (delayed(block)(start) for start in range(0, len(paths), BLOCK))
+    def make() -> Blocks:
+        jobs = (delayed(decode_block)(start) for start in range(0, len(paths), BLOCK))
         # threads: Pillow decodes and resizes outside Python's lock
         pool = Parallel(n_jobs=os.cpu_count(), prefer="threads", return_as="generator_unordered")
         with tqdm(total=len(paths), desc=f"decoding {name}", unit="image", disable=None) as bar:
-            for start, rows in pool(jobs):
-                bar.update(len(rows))
-                yield start, rows
+            for start, block in pool(jobs):
+                bar.update(len(block))
+                yield start, block
 
+    files = [(str(path), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in paths]
     key = cache_key(decoder=1, size=size, files=files)
     return cached_images(f"{name}-{size}", key, (len(paths), size, size), make, cache_dir)

@@ -1,154 +1,147 @@
-"""A file from the network: resumed where an earlier try stopped, checked by its hash, and never half there under its
-name."""
+"""ChestMNIST: the images of NIH ChestX-ray14 at 28 to 224 px in one `.npz` file, downloaded when it is missing."""
 
-import fcntl
 import hashlib
 import http.client
 import os
+import shutil
 import urllib.error
 import urllib.request
 import zipfile
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from deepchest_utils.datasets.base import ChestXrays, DataError, Splits, limit_images
-from deepchest_utils.datasets.findings import FINDINGS
+from deepchest_utils.datasets.findings import FINDINGS, NIH_IMAGES
+from deepchest_utils.paths import raw_dir
 
+# Facts of the data set: MedMNIST v2 (Yang et al., Scientific Data 10:41, 2023, arXiv 2110.14795), CC BY 4.0, as the
+# authors' package medmnist 3.0.2 lists them in `info.py`. Its 14 labels are `FINDINGS`, in the same order.
+SOURCE = "https://zenodo.org/records/10519652/files"
+MD5 = {  # px: checksum of the file
+    28: "02c8a6516a18b556561a56cbdd36c4a8",
+    64: "9de6cd0b934ebb5b7426cfba5efbae16",
+    128: "db107e5590b27930b62dbaf558aebee3",
+    224: "45bd33e6f06c3e8cdb481c74a89152aa",
+}
 TIMEOUT = 60.0  # s without a byte
-CHUNK = 2**20  # bytes
-
-
-def download_file(url: str, path: Path, md5: str) -> None:
-    """Fetch `url` into `path`. What has arrived is kept in `<path>.part`, and a later call goes on from there.
-
-    Raises DataError if the server does not answer, the connection breaks, the disk is full, another process is at it, or
-    what came has another MD5 sum (it is deleted then).
-    """
-    part = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not part.exists():  # just now finished by another
-                raise BlockingIOError
-            _fetch(url, file, path.name)
-            os.fsync(file.fileno())
-            found = _md5(part)
-            if found != md5:
-                part.unlink()
-                raise DataError(
-                    f"{path}: the download from {url} has MD5 {found}, not {md5}, and is deleted. Try again."
-                )
-            os.replace(part, path)
-    except BlockingIOError:
-        raise DataError(f"{path}: another process is downloading it. Wait for it.") from None
-    except (OSError, http.client.HTTPException) as error:
-        raise DataError(
-            f"{path}: the download from {url} stopped ({error}). Run again to go on, or put the file there yourself."
-        ) from error
-    finally:
-        if part.exists() and part.stat().st_size == 0:
-            part.unlink()
-
-
-def _fetch(url: str, file: BinaryIO, name: str) -> None:
-    """Append what is missing; from the start, if the server cannot go on in the middle."""
-    begin = file.tell()
-    request = urllib.request.Request(url, headers={"Range": f"bytes={begin}-"} if begin else {})
-    try:
-        answer = urllib.request.urlopen(request, timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
-        error.close()
-        if begin and error.code == 416:  # nothing is missing, or what is here is too long: the hash will tell
-            return
-        raise
-    with answer:
-        if begin and answer.status != 206:
-            file.truncate(0)
-            begin = 0
-        length = answer.headers.get("Content-Length")
-        total = begin + int(length) if length else None
-        with tqdm(desc=name, total=total, initial=begin, unit="B", unit_scale=True, disable=None) as bar:
-            while block := answer.read(CHUNK):
-                file.write(block)
-                bar.update(len(block))
-    if total is not None and file.tell() < total:
-        raise OSError(f"{total - file.tell():,} bytes are missing")
-
-
-def _md5(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-
-
-SIZES = (28, 64, 128, 224)
-NUM_IMAGES = 112_120  # of NIH ChestX-ray14
 
 
 def load_chestmnist(
-    root: str | Path | None, image_size: int = 64, download: bool = True, max_images: int | None = None, seed: int = 0
+    root: str | Path | None,
+    image_size: int = 64,
+    seed: int = 0,
+    split: str | None = None,
+    download: bool = True,
+    max_images: int | None = None,
 ) -> Splits:
-    """MedMNIST's own split of the NIH images; `chestmnist_<size>.npz` is taken from `root`, or downloaded
-    there, checked by MD5 and resumed if it was stopped.
+    """Load MedMNIST's own split of the NIH images, at 28, 64, 128 or 224 px.
 
-    root: default `data/raw` in the repository. The package does not say which images belong to one patient,
-    so each image counts as a patient of its
-    own: bootstrap intervals are then by image, and too narrow. Raises DataError for another size, or a file
-    that is missing or damaged.
+    The file does not say which images belong to one patient, so each image counts as a patient of its own. Bootstrap
+    intervals are then by image, and too narrow.
+
+    Args:
+        root: Folder of `chestmnist.npz` (28 px) or `chestmnist_<size>.npz`; `paths.raw_dir()` by default.
+        download: Fetch a missing file into `root`.
+
+    Raises:
+        DataError: Another size or split, or a file that is missing, damaged, or cannot be downloaded.
     """
-    import medmnist  # slow to import, and needed here only
-
-    from deepchest_utils.paths import PROJECT
-
-    if image_size not in SIZES:
-        raise DataError(f"image_size should be one of {SIZES} for chestmnist. Found {image_size}.")
-    root = Path(root).expanduser() if root is not None else PROJECT / "data" / "raw"
-    path = root / f"chestmnist{'' if image_size == 28 else f'_{image_size}'}.npz"
+    if split not in (None, "official"):
+        raise DataError(f'chestmnist has only its own split, split="official". Found {split!r}.')
+    if image_size not in MD5:
+        raise DataError(f"image_size should be one of {tuple(MD5)} for chestmnist. Found {image_size}.")
+    name = "chestmnist.npz" if image_size == 28 else f"chestmnist_{image_size}.npz"
+    path = (raw_dir() if root is None else Path(root).expanduser()) / name
     if not path.is_file():
         if not download:
             raise DataError(f"{path}: no such file, and download=False.")
-        info, suffix = medmnist.INFO["chestmnist"], "" if image_size == 28 else f"_{image_size}"
-        download_file(info[f"url{suffix}"], path, info[f"MD5{suffix}"])
-    _refuse_bomb(path, image_size)
-    parts, offset = [], 0
+        download_file(f"{SOURCE}/{name}?download=1", path, MD5[image_size])
+    splits, first_patient = [], 0
     for name in ("train", "val", "test"):
-        try:
-            part = medmnist.ChestMNIST(split=name, root=str(root), size=image_size)
-        except Exception as error:  # a damaged file raises some ten types, MemoryError among them
-            raise DataError(f"{path}: not a readable ChestMNIST file ({error}). Delete it and run again.") from None
-        if (
-            part.imgs.dtype != np.uint8
-            or part.imgs.ndim != 3
-            or part.imgs.shape[1:] != (image_size, image_size)
-            or part.labels.shape != (len(part.imgs), len(FINDINGS))
-        ):
-            raise DataError(
-                f"{path}: {name} should hold uint8 images (N, {image_size}, {image_size}) and labels (N, 14). Found {part.imgs.dtype} {part.imgs.shape} and {part.labels.shape}."
-            )
-        rows = limit_images(np.arange(len(part.imgs)), max_images, seed)
-        parts.append(
-            ChestXrays(
-                part.imgs[rows],
-                part.labels[rows].astype(np.float32),
-                np.arange(offset, offset + len(rows)),
-                FINDINGS,
-                np.array([f"{name}/{i}" for i in rows]),
-            )
-        )
-        offset += len(rows)
-    train, val, test = parts
+        images, labels = _read_split(path, name, image_size)
+        rows = limit_images(np.arange(len(images)), max_images, seed)
+        ids = np.array([f"{name}/{row}" for row in rows])
+        patients = np.arange(first_patient, first_patient + len(rows))
+        splits.append(ChestXrays(images[rows], labels[rows].astype(np.float32), patients, FINDINGS, ids))
+        first_patient += len(rows)
+    train, val, test = splits
     return Splits(train, val, test, name="chestmnist", split="official", patients_known=False)
 
 
-def _refuse_bomb(path: Path, image_size: int) -> None:
-    """Before anything is unpacked: no array may claim more than NIH has images."""
+def _read_split(path: Path, name: str, image_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images (N, H, W) uint8 and labels (N, 14) of one split, checked before and after they are unpacked."""
+    allowed_bytes = 2 * NIH_IMAGES * (image_size**2 + len(FINDINGS))  # twice what all images of NIH take
     try:
         with zipfile.ZipFile(path) as archive:
-            claimed = sum(entry.file_size for entry in archive.infolist())
-    except Exception as error:
+            unpacked_bytes = sum(entry.file_size for entry in archive.infolist())
+        if unpacked_bytes > allowed_bytes:
+            most = f"{allowed_bytes:,} is the most it should hold"
+            raise DataError(f"{path}: would unpack to {unpacked_bytes:,} bytes, and {most}.")
+        with np.load(path, allow_pickle=False) as arrays:
+            images, labels = arrays[f"{name}_images"], arrays[f"{name}_labels"]
+    except DataError:
+        raise
+    except Exception as error:  # a damaged file raises some ten types, MemoryError among them
         raise DataError(f"{path}: not a readable ChestMNIST file ({error}). Delete it and run again.") from None
-    if claimed > (most := 2 * NUM_IMAGES * (image_size**2 + len(FINDINGS))):
-        raise DataError(f"{path}: would unpack to {claimed:,} bytes, and {most:,} is the most it should hold.")
+    count = images.shape[:1]
+    shapes = (*count, image_size, image_size), (*count, len(FINDINGS))
+    if images.dtype != np.uint8 or (images.shape, labels.shape) != shapes:
+        raise DataError(
+            f"{path}: {name} should hold uint8 images (N, {image_size}, {image_size}) and labels (N, 14). "
+            f"Found {images.dtype} {images.shape} and {labels.shape}."
+        )
+    return images, labels
+
+
+def download_file(url: str, path: Path, md5: str) -> None:
+    """Fetch `url` into `path`. What has arrived stays in `<path>.part`, and a later call resumes from there.
+
+    Raises:
+        DataError: The server does not answer, the connection breaks, the disk is full, another process is downloading
+            the file, or what came has another MD5 sum (it is deleted then).
+    """
+    part = path.with_name(f"{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock", timeout=0):
+            if path.is_file():  # another process finished it a moment ago
+                return
+            _fetch(url, part)
+            with open(part, "rb+") as file:
+                arrived_md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+                os.fsync(file.fileno())
+            if arrived_md5 != md5:
+                part.unlink()
+                sums = f"has MD5 {arrived_md5}, not {md5}"
+                raise DataError(f"{path}: the download from {url} {sums}, and is deleted. Try again.")
+            os.replace(part, path)
+    except Timeout:
+        raise DataError(f"{path}: another process is downloading it. Wait for it.") from None
+    except (OSError, http.client.HTTPException) as error:
+        advice = "Run again to go on, or put the file there yourself"
+        raise DataError(f"{path}: the download from {url} stopped ({error}). {advice}.") from error
+
+
+def _fetch(url: str, part: Path) -> None:
+    """Append the bytes that `part` lacks; all of them, if the server cannot start in the middle."""
+    start = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if start and error.code == 416:  # no byte is missing; the MD5 sum tells whether there are too many
+            return
+        raise
+    with response:
+        start, mode = (start, "ab") if response.status == 206 else (0, "wb")
+        length = response.headers.get("Content-Length")
+        total = start + int(length) if length else None
+        bar = {"desc": part.stem, "total": total, "initial": start, "disable": None}
+        with open(part, mode) as file, tqdm.wrapattr(file, "write", **bar) as writer:
+            shutil.copyfileobj(response, writer)
+    if total is not None and part.stat().st_size < total:
+        raise OSError(f"{total - part.stat().st_size:,} bytes are missing")

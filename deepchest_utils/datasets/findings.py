@@ -6,21 +6,10 @@ al., "ChestX-ray8: Hospital-scale Chest X-ray Database and Benchmarks", CVPR 201
 
 import numpy as np
 
+# fmt: off
 FINDINGS = (
-    "Atelectasis",
-    "Cardiomegaly",
-    "Effusion",
-    "Infiltration",
-    "Mass",
-    "Nodule",
-    "Pneumonia",
-    "Pneumothorax",
-    "Consolidation",
-    "Edema",
-    "Emphysema",
-    "Fibrosis",
-    "Pleural_Thickening",
-    "Hernia",
+    "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax",
+    "Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening", "Hernia",
 )
 """In ChestMNIST's order."""
 
@@ -28,7 +17,6 @@ NUM_FINDINGS = len(FINDINGS)
 
 NIH_IMAGES, NIH_PATIENTS, NIH_WITHOUT_FINDING = 112_120, 30_805, 60_361
 
-# fmt: off
 NIH_IMAGE_COUNTS = dict(zip(FINDINGS, (11_559, 2776, 13_317, 19_894, 5782, 6331, 1431, 5302, 4667, 2303, 2516, 1686, 3385, 227), strict=True))
 """Images that carry the finding."""
 

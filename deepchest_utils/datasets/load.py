@@ -5,54 +5,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from deepchest_utils.config import did_you_mean
 from deepchest_utils.datasets.base import DataError, Splits
 from deepchest_utils.datasets.chestmnist import load_chestmnist
 from deepchest_utils.datasets.nih import read_nih
 from deepchest_utils.datasets.phantom.load import load_phantom
-from deepchest_utils.datasets.table import read_csv_table, splits_from_table
+from deepchest_utils.datasets.table import Table, read_csv_table, splits_from_table
 
-_Folder = str | Path | None
-
-
-def _phantom(
-    root: _Folder, image_size: int, seed: int, split: str | None, cache_dir: _Folder, **options: Any
-) -> Splits:
-    return load_phantom(image_size, seed, split, cache_dir=cache_dir, **options)
-
-
-def _nih(
-    root: _Folder, image_size: int, seed: int, split: str | None, cache_dir: _Folder, max_images: int | None = None
-) -> Splits:
-    return splits_from_table(read_nih(root), image_size, split, seed, max_images, cache_dir)
-
-
-def _chestmnist(
-    root: _Folder, image_size: int, seed: int, split: str | None, cache_dir: _Folder, **options: Any
-) -> Splits:
-    if split not in (None, "official"):
-        raise DataError(f'chestmnist has only its own split, split="official". Found {split!r}.')
-    return load_chestmnist(root, image_size, seed=seed, **options)
-
-
-def _csv(
-    root: _Folder,
-    image_size: int,
-    seed: int,
-    split: str | None,
-    cache_dir: _Folder,
-    max_images: int | None = None,
-    **options: Any,
-) -> Splits:
-    return splits_from_table(read_csv_table(root, **options), image_size, split, seed, max_images, cache_dir)
-
-
-DATASETS: dict[str, Callable[..., Splits]] = {"phantom": _phantom, "nih": _nih, "chestmnist": _chestmnist, "csv": _csv}
-_OPTIONS: dict[str, Callable[..., object]] = {
+DATASETS: dict[str, Callable[..., Splits | Table]] = {
     "phantom": load_phantom,
-    "nih": _nih,
+    "nih": read_nih,
     "chestmnist": load_chestmnist,
     "csv": read_csv_table,
 }
+"""The reader of each data set. Its parameters are the data set's options, and those of `load_dataset` that it needs. It
+returns `Splits`, or a `Table` of image files that is then split, limited and decoded here."""
 
 
 def load_dataset(
@@ -66,20 +33,35 @@ def load_dataset(
 ) -> Splits:
     """Load a data set, split by patient.
 
-    name: "phantom", "nih", "chestmnist" or "csv". root: the folder of its files (not needed for the phantom).
-    image_size: px, square. seed: of the phantom and of our own splits. split: "official" where the official
-    lists are there (then the default), "patient", or "image" (leaks; only to measure the leak). cache_dir:
-    where decoded images are kept, default `data/processed`. options: of that data set; `max_images` (at most
-    so many a split) goes with all. Raises DataError for anything that is not as it should be.
+    Args:
+        name: "phantom", "nih", "chestmnist" or "csv".
+        root: Folder of its files; the phantom needs none.
+        image_size: px, square, at least 16.
+        seed: Of the phantom, and of our own splits.
+        split: "official" (the default where the official lists are there), "patient", or "image" (leaks patients
+            between the splits; only to measure that leak).
+        cache_dir: Folder of decoded images; `paths.default_cache_dir()` by default.
+        options: Of that data set, see its reader in `DATASETS`; all have `max_images`, at most so many a split.
+
+    Raises:
+        DataError: An argument, a file or a table is not as it should be; the message names it.
     """
     if name not in DATASETS:
-        raise DataError(f"dataset should be one of {', '.join(DATASETS)}. Found {name!r}.")
+        raise DataError(
+            f"dataset should be one of {', '.join(DATASETS)}. Found {name!r}.{did_you_mean(name, DATASETS)}"
+        )
     if image_size < 16:
         raise DataError(f"image_size should be at least 16 px. Found {image_size}.")
     if seed < 0:
         raise DataError(f"seed should be non-negative. Found {seed}.")
-    allowed = {*inspect.signature(_OPTIONS[name]).parameters, "max_images"}
-    allowed -= {"root", "image_size", "seed", "split", "cache_dir"}
-    if unknown := set(options) - allowed:
-        raise DataError(f"{min(unknown)!r} is no option of dataset {name!r}. It has {', '.join(sorted(allowed))}.")
-    return DATASETS[name](root, image_size, seed, split, cache_dir, **options)
+    reader = DATASETS[name]
+    common = {"root": root, "image_size": image_size, "seed": seed, "split": split, "cache_dir": cache_dir}
+    parameters = inspect.signature(reader).parameters
+    allowed = sorted({*parameters, "max_images"} - {*common})
+    if unknown := sorted({*options} - {*allowed}):
+        message = f"{unknown[0]!r} is no option of dataset {name!r}. It has {', '.join(allowed)}."
+        raise DataError(message + did_you_mean(unknown[0], allowed))
+    data = reader(**{key: value for key, value in {**common, **options}.items() if key in parameters})
+    if isinstance(data, Splits):
+        return data
+    return splits_from_table(data, image_size, split, seed, options.get("max_images"), cache_dir)

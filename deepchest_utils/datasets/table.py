@@ -1,14 +1,20 @@
-"""From a checked table of image files to `Splits`: what nih and csv have in common."""
+"""Data sets of image files: a checked `Table`, the reader of a CSV of one's own, and the way from a table to `Splits`.
 
+A reader of another layout returns a `Table` and is added to `load.DATASETS`.
+"""
+
+import dataclasses
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
+from deepchest_utils.config import did_you_mean
 from deepchest_utils.datasets.base import (
     ChestXrays,
     DataError,
@@ -24,10 +30,14 @@ from deepchest_utils.datasets.findings import FINDINGS
 SPLITS = ("official", "patient", "image")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Table:
-    """Images on disk and what the table `source` says of them; `official` is 0 for train_val, 1 for test, where the lists are
-    there."""
+    """N image files and what the file `source` says of them.
+
+    Attributes:
+        labels: 1 present, 0 absent, NaN unknown.
+        official: 0 for the official list of training and validation, 1 for that of test; None without the lists.
+    """
 
     name: str
     source: Path
@@ -38,77 +48,93 @@ class Table:
     findings: tuple[str, ...]
     official: Int[np.ndarray, " n"] | None = None
 
+    def subset(self, rows: np.ndarray) -> "Table":
+        """The files of some rows."""
+        columns = {name: getattr(self, name)[rows] for name in ("ids", "labels", "patients")}
+        official = None if self.official is None else self.official[rows]
+        return dataclasses.replace(self, paths=[self.paths[row] for row in rows], official=official, **columns)
 
-def inside(root: Path, name: str, table: Path) -> Path:
+
+def data_folder(root: str | Path | None, dataset: str, content: str) -> Path:
+    """The folder `root`; DataError if there is none. dataset, content: for the message."""
+    if root is None:
+        raise DataError(f'data_root should name the folder of {content} for dataset="{dataset}". Found None.')
+    folder = Path(root).expanduser()
+    if not folder.is_dir():
+        raise DataError(f"data_root {str(folder)!r}: no such folder.")
+    return folder
+
+
+def path_inside(root: Path, name: str, source: Path) -> Path:
     """`root / name`; DataError if the name is absolute, climbs out with `..`, or a link leads out."""
     path = root / name
     if not path.resolve().is_relative_to(root.resolve()):
-        raise DataError(f"{table}: image name {name!r} points outside {root}; names should be relative to it.")
+        raise DataError(f"{source}: image name {name!r} points outside {root}; names should be relative to it.")
     return path
 
 
-def keep_existing(table_path: Path, names: list[str], exists: np.ndarray) -> np.ndarray:
-    """Rows whose image is there: one warning with the count of the others, DataError if none is left."""
+def rows_on_disk(source: Path, names: list[str], files: list[Path] | list[str], exists: np.ndarray) -> np.ndarray:
+    """Rows whose file is there. Warns once with the count of the others. DataError if none is left, or if a file is
+    listed twice: it could be on both sides of a split."""
+    repeated = pd.Series(files).duplicated()
+    if repeated.any():
+        place = f"{names[repeated.idxmax()]} in row {repeated.idxmax() + 2}"
+        raise DataError(f"{source}: {repeated.sum()} images are listed more than once, e.g. {place}.")
     missing = np.flatnonzero(~exists)
     if len(missing) == len(names):
         example = f", e.g. {names[0]}" if names else ""
-        raise DataError(f"{table_path}: none of its {len(names)} images is on disk{example}. Check data_root.")
+        raise DataError(f"{source}: none of its {len(names)} images is on disk{example}. Check data_root.")
     if len(missing):
         warnings.warn(
-            f"{table_path}: {len(missing)} of {len(names)} images are not on disk and left out, e.g. {names[missing[0]]}.",
+            f"{source}: {len(missing)} of {len(names)} images are not on disk and left out, e.g. {names[missing[0]]}.",
             DataWarning,
             stacklevel=4,
         )
     return np.flatnonzero(exists)
 
 
-def assign(table: Table, split: str | None, seed: int) -> tuple[str, np.ndarray]:
-    """The split's name and, for each image, 0 train, 1 val, 2 test."""
-    split = split or ("official" if table.official is not None else "patient")
-    if split == "official":
-        if table.official is None:
-            raise DataError(
-                f'{table.source}: split="official" needs train_val_list.txt and test_list.txt beside the table. Add them, or use split="patient".'
-            )
-        number = np.full(len(table.ids), 2)
-        train_val = np.flatnonzero(table.official == 0)
-        if len(np.unique(table.patients[train_val])) < 2:
-            raise DataError(
-                f'{table.source}: train_val_list.txt names fewer than 2 of the patients here, too few for train and val. Use split="patient".'
-            )
-        number[train_val] = patient_split(table.labels[train_val], table.patients[train_val], (0.875, 0.125), seed)
-        return split, number
-    if split == "patient":
-        try:
-            return split, patient_split(table.labels, table.patients, seed=seed)
-        except ValueError as error:
-            raise DataError(f"{table.source}: {error}") from None
-    if split == "image":
-        return split, image_split(len(table.ids), seed=seed)
-    raise DataError(f"split should be one of {', '.join(SPLITS)}. Found {split!r}.")
-
-
 def splits_from_table(
     table: Table, image_size: int, split: str | None, seed: int, max_images: int | None, cache_dir: str | Path | None
 ) -> Splits:
-    """Split, limit, decode in the splits' order (so that each split is one memory-mapped slice)."""
-    split, number = assign(table, split, seed)
-    rows = []
+    """Split a table, limit each split and decode its images; the arguments are those of `load_dataset`."""
+    split = split or ("official" if table.official is not None else "patient")
+    split_of = _assign_splits(table, split, seed)
+    rows_of = []
     for i, name in enumerate(("train", "val", "test")):
-        members = np.flatnonzero(number == i)
-        if len(members) == 0:
-            raise DataError(
-                f"{table.source}: the {name} split is empty with split={split!r}. Add images, or use another split."
-            )
-        rows.append(members[limit_images(table.patients[members], max_images, seed)])
-    order = np.concatenate(rows)
-    images = decode_all(table.name, [table.paths[i] for i in order], image_size, cache_dir)
-    ends = np.cumsum([len(r) for r in rows])
-    train, val, test = (
-        ChestXrays(images[end - len(r) : end], table.labels[r], table.patients[r], table.findings, table.ids[r])
-        for r, end in zip(rows, ends, strict=True)
-    )
+        rows = np.flatnonzero(split_of == i)
+        if len(rows) == 0:
+            empty = f"the {name} split is empty with split={split!r}"
+            raise DataError(f"{table.source}: {empty}. Add images, or use another split.")
+        rows_of.append(rows[limit_images(table.patients[rows], max_images, seed)])
+    table = table.subset(np.concatenate(rows_of))  # in the splits' order: each is one slice of the memory map
+    images = decode_all(table.name, table.paths, image_size, cache_dir)
+    pooled = ChestXrays(images, table.labels, table.patients, table.findings, table.ids)
+    ends = np.cumsum([0, *map(len, rows_of)])
+    train, val, test = (pooled.subset(slice(start, end)) for start, end in pairwise(ends))
     return Splits(train, val, test, name=table.name, split=split)
+
+
+def _assign_splits(table: Table, split: str, seed: int) -> Int[np.ndarray, " n"]:
+    """0 train, 1 val, 2 test for each image."""
+    if split == "official":
+        if table.official is None:
+            needs = "train_val_list.txt and test_list.txt beside the table"
+            raise DataError(f'{table.source}: split="official" needs {needs}. Add them, or use split="patient".')
+        split_of = np.full(len(table.ids), 2)
+        train_val = np.flatnonzero(table.official == 0)
+        if len(np.unique(table.patients[train_val])) < 2:
+            few = "train_val_list.txt names fewer than 2 of the patients here, too few for train and val"
+            raise DataError(f'{table.source}: {few}. Use split="patient".')
+        split_of[train_val] = patient_split(table.labels[train_val], table.patients[train_val], (0.875, 0.125), seed)
+        return split_of
+    if split == "patient":
+        try:
+            return patient_split(table.labels, table.patients, seed=seed)
+        except ValueError as error:
+            raise DataError(f"{table.source}: {error}") from None
+    if split == "image":
+        return image_split(len(table.ids), seed=seed)
+    raise DataError(f"split should be one of {', '.join(SPLITS)}. Found {split!r}.{did_you_mean(split, SPLITS)}")
 
 
 def read_csv_table(
@@ -120,62 +146,52 @@ def read_csv_table(
 ) -> Table:
     """Read and check a table of one's own.
 
-    root: folder of the images. table: the CSV, relative to root or absolute. image_column: file names
-    relative to root. patient_column: any text or number.
-    finding_columns: the tasks; default: those of the 14 findings that the table has.
-    Raises DataError naming the table, the column and the row.
+    Args:
+        root: Folder of the images.
+        table: The CSV file, relative to root or absolute.
+        image_column: File names relative to root.
+        patient_column: Any text or number.
+        finding_columns: The tasks; by default those of the 14 findings that the table has.
+
+    Raises:
+        DataError: The table, a column or a row is not as it should be; the message names it.
     """
-    if root is None:
-        raise DataError('data_root should name the folder of the images for dataset="csv". Found None.')
-    root = Path(root).expanduser()
-    if not root.is_dir():
-        raise DataError(f"data_root {str(root)!r}: no such folder.")
-    path = root / table
-    if not path.is_file():
-        raise DataError(f"{path}: no such table. Name it with table=...")
+    root = data_folder(root, "csv", "the images")
+    source = root / table
+    if not source.is_file():
+        raise DataError(f"{source}: no such table. Name it with table=...")
     try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
+        frame = pd.read_csv(source, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not a readable CSV table ({error}).") from None
+        raise DataError(f"{source}: not a readable CSV table ({error}).") from None
     findings = tuple(finding_columns or [name for name in FINDINGS if name in frame.columns])
     if not findings:
-        raise DataError(f"{path}: no column has the name of a finding. Name them with finding_columns=[...].")
+        raise DataError(f"{source}: no column has the name of a finding. Name them with finding_columns=[...].")
     for column in (image_column, patient_column, *findings):
         if column not in frame.columns:
-            raise DataError(f"{path}: no column {column!r}. Found {', '.join(frame.columns)}.")
+            raise DataError(f"{source}: no column {column!r}. Found {', '.join(frame.columns)}.")
     if frame.empty:
-        raise DataError(f"{path}: the table has a header and no row.")
+        raise DataError(f"{source}: the table has a header and no row.")
 
-    labels = np.column_stack([_parse(path, frame, column) for column in findings])
+    labels = np.column_stack([_parse_labels(source, frame, column) for column in findings])
     names = frame[image_column].str.strip().tolist()
-    paths = [inside(root, name, path) for name in names]
-    if (repeated := pd.Series(paths).duplicated()).any():  # on both sides of a split it would leak
-        raise DataError(
-            f"{path}: {repeated.sum()} images are listed more than once, e.g. {names[repeated.idxmax()]} in row {repeated.idxmax() + 2}."
-        )
-    rows = keep_existing(path, names, np.array([p.is_file() for p in paths]))
+    paths = [path_inside(root, name, source) for name in names]
+    rows = rows_on_disk(source, names, paths, np.array([path.is_file() for path in paths]))
     patients = frame[patient_column].str.strip()
     if (patients == "").any():
-        raise DataError(f"{path}: column {patient_column!r} is empty in row {(patients == '').idxmax() + 2}.")
-    return Table(
-        name="csv",
-        source=path,
-        paths=[paths[i] for i in rows],
-        ids=np.array(names)[rows],
-        labels=labels[rows],
-        patients=pd.factorize(patients)[0].astype(np.int64)[rows],
-        findings=findings,
-    )
+        raise DataError(f"{source}: column {patient_column!r} is empty in row {(patients == '').idxmax() + 2}.")
+    numbers = pd.factorize(patients)[0].astype(np.int64)
+    return Table("csv", source, paths, np.array(names), labels, numbers, findings).subset(rows)
 
 
-def _parse(path: Path, frame: pd.DataFrame, column: str) -> np.ndarray:
-    """(N,) float32 of one column: 1, 0, NaN for empty and -1."""
+def _parse_labels(source: Path, frame: pd.DataFrame, column: str) -> Float[np.ndarray, " n"]:
+    """One column as float32: 1, 0, and NaN for empty and -1."""
     text = frame[column].str.strip()
     values = pd.to_numeric(text.where(text != "", "-1"), errors="coerce").to_numpy(float)
-    wrong = ~np.isin(values, (-1, 0, 1))
-    if wrong.any():
-        row = int(np.flatnonzero(wrong)[0])
+    wrong = np.flatnonzero(~np.isin(values, (-1, 0, 1)))
+    if len(wrong):
         raise DataError(
-            f"{path}: column {column!r} says {text.iloc[row]!r} in row {row + 2}. Allowed are 1, 0, and empty or -1 for unknown."
+            f"{source}: column {column!r} says {text.iloc[wrong[0]]!r} in row {wrong[0] + 2}. "
+            "Allowed are 1, 0, and empty or -1 for unknown."
         )
     return np.where(values == -1, np.nan, values).astype(np.float32)

@@ -1,12 +1,12 @@
-"""The normal chest: outline, lungs, heart, diaphragm, bones and vessels, as smooth attenuation over
-anatomical coordinates.
+"""The normal chest: outline, lungs, heart, diaphragm, bones and vessels, as smooth attenuation in anatomical coordinates.
 
-Coordinates: x to the right of the image (the patient's left), y downwards, both about [-1, 1]. Everything is
-drawn for a batch of B images at once; a parameter has shape (B, 1, 1), a field (B, H, W). Attenuation adds up
-along the beam, bone and fluid raise it, air lowers it.
+The coordinate x runs to the right of the image (the patient's left), y downwards, both over about [-1, 1]. B images are
+drawn at once: a parameter has shape (B, 1, 1), a field (B, H, W). Attenuation adds up along the beam; bone and fluid
+raise it, air lowers it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,34 +18,17 @@ Param = Float[Tensor, "b 1 1"]
 Value = float | Param
 
 PATIENT = {  # name: (mean, standard deviation) over patients
-    "thorax_width": (0.76, 0.045),
-    "apex": (-0.80, 0.035),
-    "dome": (0.46, 0.05),
-    "dome_left": (0.05, 0.025),
-    "heart_radius": (0.315, 0.027),
-    "heart_x": (0.10, 0.03),
-    "heart_tilt": (0.45, 0.18),
-    "mediastinum": (0.125, 0.02),
-    "knob": (0.085, 0.02),
-    "rib_spacing": (0.150, 0.014),
-    "rib_phase": (0.0, 0.5),
-    "rib_contrast": (0.085, 0.025),
-    "clavicle_tilt": (0.22, 0.09),
-    "breast": (-0.1, 1.0),
-    "fat": (0.0, 1.0),
-    "vessels": (0.075, 0.015),
-}
+    "thorax_width": (0.76, 0.045), "apex": (-0.80, 0.035), "dome": (0.46, 0.05), "dome_left": (0.05, 0.025),
+    "heart_radius": (0.315, 0.027), "heart_x": (0.10, 0.03), "heart_tilt": (0.45, 0.18),
+    "mediastinum": (0.125, 0.02), "knob": (0.085, 0.02),
+    "rib_spacing": (0.150, 0.014), "rib_phase": (0.0, 0.5), "rib_contrast": (0.085, 0.025), "clavicle_tilt": (0.22, 0.09),
+    "breast": (-0.1, 1.0), "fat": (0.0, 1.0), "vessels": (0.075, 0.015),
+}  # fmt: skip
 IMAGE = {  # the same over the images of a patient: positioning, inspiration, exposure
-    "rotation": (0.0, 0.02),
-    "shift_x": (0.0, 0.015),
-    "shift_y": (0.0, 0.015),
-    "scale": (0.98, 0.015),
-    "inspiration": (0.0, 0.018),
-    "ap": (-0.3, 1.0),
-    "gain": (0.0, 0.13),
-    "gamma": (0.0, 0.16),
-    "noise": (0.020, 0.006),
-}
+    "rotation": (0.0, 0.02), "shift_x": (0.0, 0.015), "shift_y": (0.0, 0.015), "scale": (0.98, 0.015),
+    "inspiration": (0.0, 0.018), "ap": (-0.3, 1.0),
+    "gain": (0.0, 0.13), "gamma": (0.0, 0.16), "noise": (0.020, 0.006),
+}  # fmt: skip
 
 
 def soft(distance: Field, width: Value) -> Field:
@@ -54,7 +37,7 @@ def soft(distance: Field, width: Value) -> Field:
 
 
 def ellipse(x: Field, y: Field, cx: Value, cy: Value, rx: Value, ry: Value, tilt: Value = 0.0) -> Field:
-    """About the distance to the border of an ellipse, positive inside; `tilt` in radians."""
+    """Approximate distance to the border of an ellipse, positive inside; `tilt` in radians."""
     tilt = torch.as_tensor(tilt)
     dx, dy = x - cx, y - cy
     u, v = (dx * tilt.cos() + dy * tilt.sin()) / rx, (dy * tilt.cos() - dx * tilt.sin()) / ry
@@ -62,63 +45,58 @@ def ellipse(x: Field, y: Field, cx: Value, cy: Value, rx: Value, ry: Value, tilt
 
 
 def texture(noise: Float[Tensor, "b n n"], u: Field, v: Field) -> Field:
-    """Smooth noise read at (u, v) in [-1, 1], reflected outside; its standard deviation is about 0.7."""
+    """Smooth noise at (u, v) in [-1, 1], reflected outside; its standard deviation is about 0.7."""
     grid = torch.stack([u, v], dim=-1)
     return torch.nn.functional.grid_sample(noise[:, None], grid, padding_mode="reflection", align_corners=False)[:, 0]
 
 
 @dataclass
 class Scene:
-    """What the signs see of B images: coordinates, anatomy (each parameter (B, 1, 1)) and the soft masks of
-    lung and heart."""
+    """What the signs need of B images: coordinates, anatomy, and soft masks of lung and heart."""
 
     x: Field
     y: Field
-    pixel: float
-    p: dict[str, Param]
+    pixel: float  # its width
+    p: dict[str, Param]  # the values of `PATIENT`, `IMAGE` and `change_anatomy`
     tree: Float[Tensor, "b n n"]  # noise of the patient: the vessels
-    noise: Float[Tensor, "b n n"]
+    noise: Float[Tensor, "b n n"]  # noise of the image
     side_distance: Field  # to the inner chest wall, positive inside
     dome_distance: Field  # to the diaphragm, positive above
     lung: Field
     heart: Field
 
-    def rows(self, rows: Tensor) -> "Scene":
+    def subset(self, rows: Tensor) -> "Scene":
         """The same for some of the images."""
-        fields = {
-            name: getattr(self, name)[rows]
-            for name in ("x", "y", "tree", "noise", "side_distance", "dome_distance", "lung", "heart")
-        }
-        return Scene(pixel=self.pixel, p={k: v[rows] for k, v in self.p.items()}, **fields)
+        fields: dict[str, Any] = {k: value[rows] for k, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, p={name: value[rows] for name, value in self.p.items()}, **fields)
 
 
 def draw_parameters(patients: np.ndarray, num_patients: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Normal draws, cut at 2.5 standard deviations: anatomy once a patient, positioning and exposure once an
-    image."""
-    columns = {}
-    for table, rows, index in ((PATIENT, num_patients, patients), (IMAGE, len(patients), slice(None))):
+    """Normal values cut at 2.5 standard deviations, name -> (N,): anatomy once a patient, the rest once an image."""
+    parameters = {}
+    for table, count, owner in ((PATIENT, num_patients, patients), (IMAGE, len(patients), slice(None))):
         for name, (mean, std) in table.items():
-            draw = mean + std * rng.standard_normal(rows).clip(-2.5, 2.5)
-            columns[name] = draw[index].astype(np.float32)
-    return columns
+            values = mean + std * rng.standard_normal(count).clip(-2.5, 2.5)
+            parameters[name] = values[owner].astype(np.float32)
+    return parameters
 
 
 def build_scene(p: dict[str, Param], tree: Float[Tensor, "b n n"], noise: Float[Tensor, "b n n"], size: int) -> Scene:
-    """Place the coordinates and find lungs and heart; `p` already holds what the findings change of the
-    anatomy."""
-    ap = (p["ap"] > 0).float()
+    """Place the coordinates and find lungs and heart; `p` holds what the findings change of the anatomy, too."""
+    ap = (p["ap"] > 0).float()  # antero-posterior: the film of a patient in bed
     line = (torch.arange(size) + 0.5) / size * 2 - 1
     row, column = torch.meshgrid(line, line, indexing="ij")
     cos, sin = p["rotation"].cos(), p["rotation"].sin()
     scale = p["scale"] * (1 + 0.03 * ap)
     dx, dy = (column - p["shift_x"]) / scale, (row - p["shift_y"]) / scale
     x, y = cos * dx + sin * dy, cos * dy - sin * dx
-
-    left = torch.sigmoid(x / 0.03)
+    # the inner chest wall
     height = 1.10 + 0.05 * p["hyperinflation"]
     rise = ((y - (p["apex"] + height)) / height).abs().clamp(max=1.0)
     cage = p["thorax_width"] * (1 - rise**2.4).clamp(min=0.0) ** (1 / 2.2)
     side = cage - x.abs()
+    # the two domes of the diaphragm
+    left = torch.sigmoid(x / 0.03)
     top = p["dome"] + p["inspiration"] - 0.05 * ap + p["dome_left"] * left
     top = top - p["volume_loss_left"] * left - p["volume_loss_right"] * (1 - left) + 0.12 * p["hyperinflation"]
     curvature = 0.85 - 0.62 * p["hyperinflation"]
@@ -126,38 +104,37 @@ def build_scene(p: dict[str, Param], tree: Float[Tensor, "b n n"], noise: Float[
     dome = top + curvature * bow**2 * torch.where(bow < 0, 0.25, 1.0) - y
 
     edge = 0.012 + 0.25 * 2 / size
-    heart_scale = p["heart_radius"] * (1 + 0.10 * ap) * (1 + p["cardiomegaly"]) * (1 - 0.10 * p["hyperinflation"])
-    hx = p["heart_x"] + 0.22 * p["cardiomegaly"] * heart_scale
-    hy = p["dome"] + p["inspiration"] - 0.52 * heart_scale
-    heart = soft(ellipse(x, y, hx, hy, heart_scale, 0.78 * heart_scale, p["heart_tilt"]), edge * 1.2)
+    radius = p["heart_radius"] * (1 + 0.10 * ap) * (1 + p["cardiomegaly"]) * (1 - 0.10 * p["hyperinflation"])
+    heart_x = p["heart_x"] + 0.22 * p["cardiomegaly"] * radius
+    heart_y = p["dome"] + p["inspiration"] - 0.52 * radius
+    heart = soft(ellipse(x, y, heart_x, heart_y, radius, 0.78 * radius, p["heart_tilt"]), edge * 1.2)
     lung = soft(side, edge) * soft(dome, edge)
     return Scene(x, y, 2 / size, p, tree, noise, side, dome, lung, heart)
 
 
 def attenuation(s: Scene) -> Field:
-    """The normal chest of the scene; about 0.2 in the lungs, 1 in the abdomen, 0 in the air beside the
-    patient."""
+    """The normal chest: about 0.2 in the lungs, 1 in the abdomen, 0 in the air beside the patient."""
     x, y, p, ax = s.x, s.y, s.p, s.x.abs()
     ap = (p["ap"] > 0).float()
     edge = 0.012 + 0.25 * s.pixel
-
+    # trunk, shoulders and neck; below the diaphragm the abdomen
     torso = p["thorax_width"] + 0.12 + 0.02 * p["fat"] - 0.05 * (y - 0.2) ** 2
+    torso = torso + 0.35 * soft(-(y + 0.35), 0.06)
     shoulder = y + 0.92 - 0.42 * (ax - 0.2).clamp(min=0.0) + 0.25 * (ax - 0.2).clamp(min=0.0) ** 2
-    body = torch.maximum(
-        soft(torch.minimum(torso + 0.35 * soft(-(y + 0.35), 0.06) - ax, shoulder), 0.02), soft(0.24 - ax, 0.03)
-    )
+    body = torch.maximum(soft(torch.minimum(torso - ax, shoulder), 0.02), soft(0.24 - ax, 0.03))
     wall = 0.78 + 0.05 * p["fat"]
     a = body * (wall + 0.16 * soft(-s.dome_distance, edge))
-
+    # air in the lungs, less towards the chest wall
     lung_air = 0.60 + 0.02 * p["fat"]
     a = a - lung_air * s.lung * (1 - 0.35 * soft(-(s.side_distance - 0.02), 0.05))
+    # mediastinum with aortic knob, heart, trachea
     knob = soft(ellipse(x, y, p["mediastinum"] + 0.02, -0.27, p["knob"], p["knob"] * 1.3), edge)
     width = p["mediastinum"] + 0.05 * ap * soft(y + 0.2, 0.2) + 0.04 * soft(-(y + 0.45), 0.08)
     central = torch.maximum(soft(width - (x - 0.01).abs(), edge), knob)
     central = torch.maximum(central, s.heart)
     a = a + central * s.lung * (lung_air - 0.06) + 0.05 * central * body
-    a = a - 0.13 * soft(0.045 - (x + 0.012 * (y + 0.5)).abs(), edge) * soft(-(y + 0.22), 0.04)  # trachea
-
+    a = a - 0.13 * soft(0.045 - (x + 0.012 * (y + 0.5)).abs(), edge) * soft(-(y + 0.22), 0.04)
+    # spine; ribs, whose fronts run the other way and are fainter; clavicles and shoulder blades
     spine = soft(0.085 - x.abs(), 0.02) * (0.07 + 0.02 * torch.cos(y * 42)) * body
     lateral = ax / p["thorax_width"]
     within = soft(s.side_distance + 0.03, 0.02) * soft(y - p["apex"], 0.02)
@@ -170,12 +147,12 @@ def attenuation(s: Scene) -> Field:
     clavicle = soft(0.030 - (y - line).abs(), 0.010 + 0.2 * s.pixel) * soft(ax - 0.08, 0.02) * soft(0.82 - ax, 0.03)
     scapula = soft(ellipse(ax, y, 0.86 - 0.14 * ap, -0.32, 0.13, 0.36, 0.25), 0.03)
     a = a + spine + bones + (0.17 * clavicle + (0.05 + 0.03 * ap) * scapula) * body
-
+    # breasts, in some; the air bubble of the stomach below the left dome
     breast = (p["breast"] > 0) * soft(ellipse(ax, y, 0.42, 0.20 + 0.05 * p["fat"], 0.30, 0.27), 0.03)
     a = a + (0.06 + 0.02 * p["fat"]) * breast
     bubble = soft(ellipse(x, y, 0.36, p["dome"] + p["dome_left"] + 0.17, 0.14, 0.09), edge)
     a = a - 0.22 * bubble * soft(-s.dome_distance, edge)
-
+    # vessels: lines of noise in polar coordinates around the hilum, thinner outwards
     hx, hy = ax - p["mediastinum"] - 0.06, y + 0.02
     radius = torch.sqrt(hx**2 + 0.6 * hy**2 + 1e-4)
     angle = torch.atan2(hy, hx) / torch.pi

@@ -1,47 +1,56 @@
 """The phantom as a data set: three populations with patients of their own, drawn once and cached."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
 from tqdm import tqdm
 
-from deepchest_utils.datasets import phantom
+from deepchest_utils.config import did_you_mean
 from deepchest_utils.datasets.base import ChestXrays, DataError, Splits, image_split
-from deepchest_utils.datasets.cache import cache_key, cached_images, source_hash
+from deepchest_utils.datasets.cache import Blocks, cache_key, cached_images
 from deepchest_utils.datasets.findings import FINDINGS
+from deepchest_utils.datasets.phantom.render import MAX_SIZE, Phantom, make_phantom
 
 SIZES = {"train": 6000, "val": 2000, "test": 8000}
-# of a finding that `controlled` does not name
-CONTROLLED = {"prevalence": 0.1, "visibility": 1.0, "loading": 0.0, "label_noise": 0.0}
+FACTORS = {  # of a controlled population: value of a finding that is not named, smallest, largest
+    "prevalence": (0.1, 0.001, 0.999),  # a finding that nobody or everybody has cannot be learned
+    "visibility": (1.0, 0.0, 1.0),  # contrast of the sign
+    "loading": (0.0, 0.0, 1.0),  # the correlation of two findings is the product of theirs
+    "label_noise": (0.0, 0.0, 1.0),  # share of the images of train and val that get another of them's label
+}
+DRAWING_CODE = [Path(__file__).with_name(f"{name}.py") for name in ("population", "anatomy", "signs", "render")]
+BLOCK = 1024  # images drawn between two steps of the progress bar
+Controlled = dict[str, dict[str, float]]  # factor -> finding -> value
 
 
-def phantom_of(
-    seed: int, part: str, num_images: int, controlled: dict[str, dict[str, float]] | None = None
-) -> phantom.Phantom:
-    """The population behind one split: `phantom_of(seed, "test", 8000).masks(64, rows)` are the masks of rows
-    of `data.test`. controlled: see `load_phantom`."""
-    design = {} if controlled is None else _design(controlled)
-    design.pop("label_noise", None)  # of the labels, not of what is drawn
-    return phantom.make_phantom(num_images, seed=3 * seed + list(SIZES).index(part), **design)
+def phantom_of(seed: int, split: str, num_images: int, controlled: Controlled | None = None) -> Phantom:
+    """The population behind one split of `load_phantom`: `phantom_of(seed, "test", 8000).masks(64, rows)` are the masks
+    of some rows of `data.test`."""
+    factors = _factor_values(controlled)
+    factors.pop("label_noise", None)  # of the labels, not of what is drawn
+    return make_phantom(num_images, 3 * seed + list(SIZES).index(split), **factors)
 
 
-def _design(controlled: dict[str, dict[str, float]]) -> dict[str, np.ndarray]:
-    """Each factor as (K,). Raises DataError naming what is wrong."""
-    if unknown := set(controlled) - set(CONTROLLED):
-        raise DataError(f"controlled should have factors among {', '.join(CONTROLLED)}. Found {min(unknown)!r}.")
-    out = {}
-    for factor, usual in CONTROLLED.items():
-        given = controlled.get(factor, {})
-        if unknown := set(given) - set(FINDINGS):
-            raise DataError(f"controlled {factor!r} should name findings. Found {min(unknown)!r}.")
-        out[factor] = np.array([float(given.get(name, usual)) for name in FINDINGS])
-        # a finding that nobody or everybody has cannot be learned; nor can signs be more than themselves
-        low, high = (0.001, 0.999) if factor == "prevalence" else (0.0, 1.0)
-        if not ((out[factor] >= low) & (out[factor] <= high)).all():
-            raise DataError(f"controlled {factor!r} should be between {low} and {high}. Found {given}.")
-    return out
+def _factor_values(controlled: Controlled | None) -> dict[str, Float[np.ndarray, " k"]]:
+    """Each factor's value for each finding, none for NIH's population. Raises DataError naming what is wrong."""
+    if controlled is None:
+        return {}
+    if unknown := sorted(set(controlled) - set(FACTORS)):
+        message = f"controlled should have factors among {', '.join(FACTORS)}. Found {unknown[0]!r}."
+        raise DataError(message + did_you_mean(unknown[0], FACTORS))
+    factors = {}
+    for factor, (default, low, high) in FACTORS.items():
+        named = controlled.get(factor, {})
+        if unknown := sorted(set(named) - set(FINDINGS)):
+            message = f"controlled {factor!r} should name findings. Found {unknown[0]!r}."
+            raise DataError(message + did_you_mean(unknown[0], FINDINGS))
+        values = np.array([float(named.get(finding, default)) for finding in FINDINGS])
+        if not ((values >= low) & (values <= high)).all():
+            raise DataError(f"controlled {factor!r} should be between {low} and {high}. Found {named}.")
+        factors[factor] = values
+    return factors
 
 
 def load_phantom(
@@ -54,90 +63,77 @@ def load_phantom(
     label_noise: float = 0.0,
     unknown: float = 0.0,
     max_images: int | None = None,
-    controlled: dict[str, dict[str, float]] | None = None,
+    controlled: Controlled | None = None,
     cache_dir: str | Path | None = None,
 ) -> Splits:
-    """Draw (or take from the cache) three splits.
+    """Draw three splits, or take them from the cache. The test split does not depend on `num_train`.
 
-    split: "patient" (default) or "image", which pools all images and deals them out one by one. label_noise:
-    share of the images of train and val that get the labels of another of them, so that prevalence and
-    co-occurrence stay; test stays clean. unknown: share of all labels made NaN. The test split does not
-    depend on num_train. controlled: a population for experiments, in which findings differ in nothing but what is named: factor ->
-    finding -> value, with factors "prevalence" (0.1 where not named), "visibility" (1; the contrast of the sign), "loading" (0, i.e.
-    independent; the correlation of two findings is the product of theirs) and "label_noise" (0; share of the images of train
-    and val that get another of them's label of that finding alone). Raises DataError for a share outside [0, 1], a size outside
-    28 to 256 px, or an unknown factor or finding.
+    Args:
+        split: "patient" (default), or "image", which pools all images and deals them out one by one.
+        label_noise: Share of the images of train and val that get the labels of another of them, so that prevalence
+            and co-occurrence stay. Test stays clean.
+        unknown: Share of all labels made NaN.
+        controlled: A population for experiments: findings differ in nothing but what is named here. Maps a factor of
+            `FACTORS` to values of findings.
+
+    Raises:
+        DataError: A share outside [0, 1], a size outside 28 to 256 px, an unknown split, factor or finding.
     """
-    for name, value in (("label_noise", label_noise), ("unknown", unknown)):
-        if not 0 <= value <= 1:
-            raise DataError(f"{name} should be a share between 0 and 1. Found {value}.")
-    if not 28 <= image_size <= phantom.MAX_SIZE:
-        raise DataError(
-            f"image_size should be between 28 and {phantom.MAX_SIZE} px for the phantom. Found {image_size}."
-        )
+    for name, share in (("label_noise", label_noise), ("unknown", unknown)):
+        if not 0 <= share <= 1:
+            raise DataError(f"{name} should be a share between 0 and 1. Found {share}.")
+    if not 28 <= image_size <= MAX_SIZE:
+        raise DataError(f"image_size should be between 28 and {MAX_SIZE} px for the phantom. Found {image_size}.")
     if split not in (None, "patient", "image"):
         raise DataError(f'split should be "patient" or "image" for the phantom. Found {split!r}.')
-    counts = {"train": num_train, "val": num_val, "test": num_test}
-    if max_images is not None:
-        counts = {name: min(count, max_images) for name, count in counts.items()}
-    parts, offset = {}, 0
-    for name, count in counts.items():
+    noise: list[tuple[int | slice, float]] = [(slice(None), label_noise)] if label_noise else []
+    factors = _factor_values(controlled)
+    noise += enumerate(factors.pop("label_noise", ()))
+    parts, first_patient = {}, 0
+    for i, (name, count) in enumerate({"train": num_train, "val": num_val, "test": num_test}.items()):
         if count < 1:
             raise DataError(f"num_{name} should be at least 1. Found {count}.")
-        drawn = phantom_of(seed, name, count, controlled)
-        images = _images(drawn, name, image_size, cache_dir, controlled)
-        ids = np.array([f"{name}/{i}" for i in range(count)])
-        labels = drawn.labels.astype(np.float32)
-        parts[name] = ChestXrays(images, labels, drawn.patients + offset, FINDINGS, ids)
-        offset += int(drawn.patients[-1]) + 1
+        count = count if max_images is None else min(count, max_images)
+        phantom = make_phantom(count, 3 * seed + i, **factors)  # as in `phantom_of`
+        images = _cached_films(phantom, name, image_size, factors, cache_dir)
+        ids = np.array([f"{name}/{i}" for i in range(len(images))])
+        labels = phantom.labels.astype(np.float32)
+        parts[name] = ChestXrays(images, labels, phantom.patients + first_patient, FINDINGS, ids)
+        first_patient += int(phantom.patients[-1]) + 1
     if split == "image":
         parts = _deal_by_image(parts, seed)
-    for i, (name, part) in enumerate(parts.items()):
+    for i, (name, xrays) in enumerate(parts.items()):
         rng = np.random.default_rng([seed, 1, i])  # one a split: test does not depend on the size of train
-        noisy = part.labels.copy()
-        if name != "test" and label_noise:
-            rows, others = _swapped(len(part), label_noise, rng)
-            noisy[rows] = noisy[others]
-        if name != "test" and controlled is not None:
-            for k, share in enumerate(_design(controlled)["label_noise"]):
-                rows, others = _swapped(len(part), share, rng)
-                noisy[rows, k] = noisy[others, k]
-        noisy[rng.random(noisy.shape) < unknown] = np.nan
-        parts[name] = replace(part, labels=noisy)
+        labels = xrays.labels.copy()
+        for columns, share in noise if name != "test" else ():
+            rows = rng.permutation(np.flatnonzero(rng.random(len(labels)) < share))
+            # a cycle through them in random order (neighbours show one patient): none keeps its own label
+            labels[rows, columns] = labels[np.roll(rows, 1), columns]
+        labels[rng.random(labels.shape) < unknown] = np.nan
+        parts[name] = replace(xrays, labels=labels)
     return Splits(parts["train"], parts["val"], parts["test"], name="phantom", split=split or "patient")
 
 
-def _swapped(count: int, share: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A share of the images, and for each the one whose labels it gets: a cycle through them in random order (neighbours show
-    one patient), so that none keeps its own."""
-    rows = rng.permutation(np.flatnonzero(rng.random(count) < share))
-    return rows, np.roll(rows, 1)
-
-
-def _images(
-    drawn: phantom.Phantom,
-    name: str,
-    size: int,
-    cache_dir: str | Path | None,
-    controlled: dict[str, dict[str, float]] | None,
+def _cached_films(
+    phantom: Phantom, name: str, size: int, factors: dict[str, np.ndarray], cache_dir: str | Path | None
 ) -> np.ndarray:
-    count, block = len(drawn.labels), 1024
-    code = source_hash(Path(phantom.__file__).parent)
-    more = {} if controlled is None else {"controlled": controlled}
-    key = cache_key(code=code, seed=drawn.seed, count=count, size=size, **more)
+    code, population = [path.read_text() for path in DRAWING_CODE], {k: v.tolist() for k, v in factors.items()}
+    count = len(phantom.labels)
+    key = cache_key(code=code, seed=phantom.seed, count=count, size=size, population=population)
 
-    def make() -> Iterator[tuple[int, np.ndarray]]:
-        for start in tqdm(range(0, count, block), desc=f"drawing phantom {name}", disable=None):
-            yield start, drawn.render(size, np.arange(start, min(start + block, count)))
+    def make() -> Blocks:
+        for start in tqdm(range(0, count, BLOCK), desc=f"drawing phantom {name}", disable=None):
+            yield start, phantom.render(size, np.arange(start, min(start + BLOCK, count)))
 
     return cached_images(f"phantom-{size}", key, (count, size, size), make, cache_dir)
 
 
 def _deal_by_image(parts: dict[str, ChestXrays], seed: int) -> dict[str, ChestXrays]:
+    """All images of the splits, dealt out one by one into splits of the same sizes."""
     images, labels, patients, ids = (
-        np.concatenate([getattr(part, name) for part in parts.values()])
+        np.concatenate([getattr(xrays, name) for xrays in parts.values()])
         for name in ("images", "labels", "patients", "ids")
     )
-    number = image_split(len(images), tuple(len(part) for part in parts.values()), seed)
     pooled = ChestXrays(images, labels, patients, FINDINGS, ids)
-    return {name: pooled.subset(np.flatnonzero(number == i)) for i, name in enumerate(parts)}
+    split_of = image_split(len(images), tuple(len(xrays) for xrays in parts.values()), seed)
+    return {name: pooled.subset(np.flatnonzero(split_of == i)) for i, name in enumerate(parts)}

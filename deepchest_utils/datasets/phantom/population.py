@@ -1,15 +1,12 @@
-"""Who has which findings: NIH's prevalence and co-occurrence, several images a patient, findings that
-persist.
+"""Who has which findings: NIH's prevalence and co-occurrence, several images a patient, findings that persist.
 
-A Gaussian copula (multivariate probit). Image i of patient p has a latent vector z = sqrt(r) u_p + sqrt(1 -
-r) v_i with u_p and v_i drawn from N(0, R) and r = `PERSISTENCE`; finding k is present where z_k exceeds the
-normal quantile of 1 - prevalence_k. Marginally z is N(0, R) for every image, so prevalence and co-occurrence
-do not depend on r. R_jk is solved for each pair so that the bivariate normal tail equals the share of NIH
-images with both findings; the matrix is then moved to the nearest correlation matrix (negative eigenvalues to
-zero, diagonal back to one).
+A Gaussian copula (multivariate probit). Image i of patient p has a latent vector z = sqrt(r) u_p + sqrt(1 - r) v_i with
+u_p and v_i drawn from N(0, R) and r = `PERSISTENCE`; finding k is present where z_k exceeds the normal quantile of 1 -
+prevalence_k. Marginally z is N(0, R) for every image, so prevalence and co-occurrence do not depend on r. R_jk is solved
+for each pair so that the bivariate normal tail equals the share of NIH images with both findings. The matrix is then
+moved to the nearest correlation matrix: negative eigenvalues to zero, diagonal back to one.
 """
 
-from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -22,21 +19,13 @@ PERSISTENCE = 0.7  # share of the latent variance that a patient's images have i
 MAX_IMAGES_PER_PATIENT = 12
 
 
-@dataclass(frozen=True)
-class Population:
-    """Labels of N images: `labels` (N, K) bool, `patients` (N,) numbered from 0 in order."""
-
-    labels: Bool[np.ndarray, "n k"]
-    patients: Int[np.ndarray, " n"]
-
-
 def joint_tail(
     a: Float[np.ndarray, "*s"], b: Float[np.ndarray, "*s"], rho: Float[np.ndarray, "*s"]
 ) -> Float[np.ndarray, "*s"]:
     """P(X > a, Y > b) for a standard bivariate normal with correlation rho.
 
-    Plackett's identity, d P / d rho = the density at (a, b), integrated over rho = sin(t) by 40-point
-    Gauss-Legendre (Drezner and Wesolowsky 1990).
+    Plackett's identity, dP / drho = the density at (a, b), is integrated over rho = sin(t) by 40-point Gauss-Legendre
+    (Drezner and Wesolowsky 1990).
     """
     nodes, weights = np.polynomial.legendre.leggauss(40)
     limit = np.arcsin(rho)[..., None]
@@ -50,7 +39,7 @@ def joint_tail(
 
 @cache
 def latent_correlation() -> Float[np.ndarray, "k k"]:
-    """(K, K) correlation R of the latent normals, from NIH's co-occurrence counts."""
+    """The correlation R of the latent normals, from NIH's co-occurrence counts."""
     joint = NIH_COOCCURRENCE / NIH_IMAGES
     threshold = -ndtri(joint.diagonal())
     a, b = np.meshgrid(threshold, threshold, indexing="ij")
@@ -73,12 +62,16 @@ def sample_population(
     rng: np.random.Generator,
     prevalence: Float[np.ndarray, " k"] | None = None,
     loading: Float[np.ndarray, " k"] | None = None,
-) -> Population:
-    """Draw patients until they have `num_images` images between them.
+) -> tuple[Bool[np.ndarray, "n k"], Int[np.ndarray, " n"]]:
+    """Labels of N images, and their patients, numbered from 0 in order.
 
-    A patient has 1 + Geometric images (mean 3.2, at most 12; NIH's mean is 3.6), and keeps most findings from
-    one to the next. prevalence: (K,) in (0, 1), NIH's by default. loading: (K,) in [0, 1]: the latent correlation of two
-    findings is the product of theirs, one common cause; NIH's correlations by default.
+    A patient has 1 + Geometric images (mean 3.2, at most 12; NIH's mean is 3.6), and keeps most findings from one to the
+    next.
+
+    Args:
+        prevalence: In (0, 1); NIH's by default.
+        loading: In [0, 1]: the latent correlation of two findings is the product of theirs, as by one common cause.
+            NIH's correlations by default.
     """
     if num_images < 1:
         raise ValueError(f"num_images should be at least 1. Found {num_images}.")
@@ -90,8 +83,8 @@ def sample_population(
         correlation = np.outer(loading, loading)
         np.fill_diagonal(correlation, 1.0)
     factor = np.linalg.cholesky(correlation + 1e-9 * np.eye(NUM_FINDINGS))
-    patient_latent = rng.standard_normal((patients[-1] + 1, NUM_FINDINGS))[patients]
-    visit_latent = rng.standard_normal((num_images, NUM_FINDINGS))
-    latent = (np.sqrt(PERSISTENCE) * patient_latent + np.sqrt(1 - PERSISTENCE) * visit_latent) @ factor.T
+    of_patient = rng.standard_normal((patients[-1] + 1, NUM_FINDINGS))[patients]
+    of_image = rng.standard_normal((num_images, NUM_FINDINGS))
+    latent = (np.sqrt(PERSISTENCE) * of_patient + np.sqrt(1 - PERSISTENCE) * of_image) @ factor.T
     threshold = -ndtri(NIH_COOCCURRENCE.diagonal() / NIH_IMAGES if prevalence is None else prevalence)
-    return Population(labels=latent > threshold, patients=patients)
+    return latent > threshold, patients

@@ -1,7 +1,7 @@
 """From parameters to films: scene, attenuation, signs, exposure, noise; in batches, deterministic by seed.
 
-Image i of a phantom depends on (seed, number of images, i) and on nothing else: its noise has a generator of
-its own, so any images can be drawn again, at any size, and their masks made only where someone looks at them.
+Image i of a phantom depends on (seed, number of images, i) and on nothing else: its noise has a generator of its own. So
+any images can be drawn again, at any size, and masks are made only of the images that someone asks for.
 """
 
 from collections.abc import Iterator
@@ -19,15 +19,18 @@ from deepchest_utils.datasets.phantom.signs import SIGNS, change_anatomy
 
 MAX_SIZE = 256  # px; finer detail than the drawn anatomy has
 CHUNK = 128  # images drawn together: fits the cache of a small CPU at 64 px
-NOISE_GRID = 24
+NOISE_GRID = 24  # points a side of the smooth noise
 
 
 @dataclass(frozen=True)
 class Phantom:
-    """A drawn population: the truth of N images, and `render` and `masks` to look at them.
+    """A population of N images: the truth, and `render` and `masks` to look at it.
 
-    labels: (N, K) bool, what is in the image. patients: (N,), numbered from 0. parameters: name -> (N,)
-    float32. visibility: (K,), how much of its usual contrast, or change of the anatomy, each sign has.
+    Attributes:
+        parameters: Of anatomy and exposure: name -> (N,) float32.
+        sign_uniforms: Place and size of each sign, on [0, 1], the same in all images of a patient.
+        strengths: Of each sign, on [0, 1].
+        visibility: Share of its usual contrast, or change of the anatomy, that each sign has.
     """
 
     seed: int
@@ -36,10 +39,10 @@ class Phantom:
     parameters: dict[str, np.ndarray] = field(repr=False)
     sign_uniforms: Float[np.ndarray, "n k 8"] = field(repr=False)
     strengths: Float[np.ndarray, "n k"] = field(repr=False)
-    visibility: Float[np.ndarray, " k"] = field(default_factory=lambda: np.ones(NUM_FINDINGS), repr=False)
+    visibility: Float[np.ndarray, " k"] = field(repr=False)
 
     def render(self, size: int = 64, indices: np.ndarray | None = None) -> UInt8[np.ndarray, "m {size} {size}"]:
-        """Draw the images of `indices` (default: all) as uint8, 0 black."""
+        """Draw some images (default: all), 28 to 256 px, 0 black."""
         return self._draw(size, indices, masks=False)
 
     def masks(self, size: int = 64, indices: np.ndarray | None = None) -> Bool[np.ndarray, "m k {size} {size}"]:
@@ -59,50 +62,52 @@ class Phantom:
         return out
 
     def _scene(self, rows: np.ndarray, size: int) -> tuple[Scene, list[np.random.Generator]]:
-        """The scene, and each image's generator, which goes on to the film's grain."""
-        own = [self._stream(int(i), "image") for i in rows]
-        grids = [g.standard_normal((NOISE_GRID, NOISE_GRID), dtype=np.float32) for g in own]
-        trees = [
-            self._stream(int(i), "patient").standard_normal((NOISE_GRID, NOISE_GRID), dtype=np.float32)
-            for i in self.patients[rows]
-        ]
-        p = {k: torch.from_numpy(v[rows])[:, None, None] for k, v in self.parameters.items()}
+        """The scene, and each image's generator, which then draws the film's grain."""
+        rngs = [self._rng(int(i), "image") for i in rows]
+        noise = _normal(rngs, NOISE_GRID)
+        tree = _normal([self._rng(int(patient), "patient") for patient in self.patients[rows]], NOISE_GRID)
+        p = {name: torch.from_numpy(values[rows])[:, None, None] for name, values in self.parameters.items()}
         labels, u, strength = (torch.from_numpy(a[rows]) for a in (self.labels, self.sign_uniforms, self.strengths))
         p.update(change_anatomy(labels * torch.from_numpy(self.visibility), u, strength))
-        noise = torch.from_numpy(np.stack(grids))
-        return build_scene(p, torch.from_numpy(np.stack(trees)), noise, size), own
+        return build_scene(p, tree, noise, size), rngs
 
-    def _stream(self, number: int, kind: str) -> np.random.Generator:
+    def _rng(self, number: int, kind: str) -> np.random.Generator:
         """The generator of one image's noise, or of one patient's vessels."""
         return np.random.Generator(np.random.Philox(key=[self.seed, 2 * number + (kind == "patient")]))
 
     def _signs(self, scene: Scene, rows: np.ndarray) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
-        """Yield (finding number, which rows have it, attenuation, mask)."""
+        """Yield (number of the finding, which of the rows have it, attenuation, mask)."""
         for k, sign in enumerate(SIGNS.values()):
-            having = torch.from_numpy(np.flatnonzero(self.labels[rows, k]))
-            if len(having):
-                u = torch.from_numpy(self.sign_uniforms[rows, k])[having]
-                strength = torch.from_numpy(self.strengths[rows, k])[having, None, None]
-                yield k, having, *sign(scene.rows(having), u, strength)
+            positive = torch.from_numpy(np.flatnonzero(self.labels[rows, k]))
+            if len(positive):
+                u = torch.from_numpy(self.sign_uniforms[rows, k])[positive]
+                strength = torch.from_numpy(self.strengths[rows, k])[positive, None, None]
+                yield k, positive, *sign(scene.subset(positive), u, strength)
 
     def _films(self, rows: np.ndarray, size: int) -> UInt8[np.ndarray, "m h w"]:
-        scene, own = self._scene(rows, size)
-        pixels = np.stack([g.standard_normal((size, size), dtype=np.float32) for g in own])
+        scene, rngs = self._scene(rows, size)
+        grain = _normal(rngs, size)
         film = attenuation(scene)
-        for k, having, added, _ in self._signs(scene, rows):
-            film.index_add_(0, having, added * float(self.visibility[k]))
+        for k, positive, added, _ in self._signs(scene, rows):
+            film.index_add_(0, positive, added * float(self.visibility[k]))
         p = scene.p
         exposed = 1 - torch.exp(-1.25 * film.clamp(min=0.0) * p["gain"].exp())
         exposed = exposed ** (1.35 * p["gamma"].exp()) * 1.30
-        grain: Tensor = torch.from_numpy(pixels) * p["noise"] * (0.7 + exposed) * (size / 64) ** 0.25
-        return ((exposed + grain).clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+        exposed = exposed + grain * p["noise"] * (0.7 + exposed) * (size / 64) ** 0.25
+        pixels: np.ndarray = (exposed.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+        return pixels
 
     def _masks(self, rows: np.ndarray, size: int) -> Bool[np.ndarray, "m k h w"]:
         scene, _ = self._scene(rows, size)
-        out = np.zeros((len(rows), NUM_FINDINGS, size, size), bool)
-        for k, having, _, mask in self._signs(scene, rows):
-            out[having.numpy(), k] = mask.numpy()
-        return out
+        masks = np.zeros((len(rows), NUM_FINDINGS, size, size), bool)
+        for k, positive, _, mask in self._signs(scene, rows):
+            masks[positive.numpy(), k] = mask.numpy()
+        return masks
+
+
+def _normal(rngs: list[np.random.Generator], size: int) -> Float[Tensor, "m {size} {size}"]:
+    """Standard normal values, those of each image from its own generator."""
+    return torch.from_numpy(np.stack([rng.standard_normal((size, size), np.float32) for rng in rngs]))
 
 
 def make_phantom(
@@ -114,14 +119,16 @@ def make_phantom(
 ) -> Phantom:
     """Draw who has what, and every parameter of every image; nothing is rendered yet.
 
-    num_images: at least 1. seed: non-negative; the same seed and number give the same bytes. prevalence, loading: (K,), see
-    `sample_population`. visibility: (K,) at least 0, ones by default.
+    Args:
+        seed: Non-negative; the same seed and number of images give the same bytes.
+        prevalence, loading: See `sample_population`.
+        visibility: Of each sign, at least 0; 1 by default.
     """
     rng = np.random.default_rng([seed, num_images])
-    population = sample_population(num_images, rng, prevalence, loading)
-    patients, count = population.patients, int(population.patients[-1]) + 1
-    parameters = draw_parameters(patients, count, rng)
-    uniforms = rng.random((count, NUM_FINDINGS, 8), dtype=np.float32)[patients]
+    labels, patients = sample_population(num_images, rng, prevalence, loading)
+    num_patients = int(patients[-1]) + 1
+    parameters = draw_parameters(patients, num_patients, rng)
+    sign_uniforms = rng.random((num_patients, NUM_FINDINGS, 8), dtype=np.float32)[patients]
     strengths = rng.random((num_images, NUM_FINDINGS), dtype=np.float32)
-    seen = np.ones(NUM_FINDINGS) if visibility is None else visibility
-    return Phantom(seed, population.labels, patients, parameters, uniforms, strengths, seen)
+    visibility = np.ones(NUM_FINDINGS) if visibility is None else visibility
+    return Phantom(seed, labels, patients, parameters, sign_uniforms, strengths, visibility)

@@ -1,10 +1,9 @@
-"""The 14 findings, each as its radiographic sign in its usual place: attenuation added to the normal chest,
-and the exact mask.
+"""The 14 findings, each as its radiographic sign in its usual place: attenuation added to the normal chest, and the mask.
 
-A sign is a function (scene, u, strength) -> (attenuation (B, H, W), mask (B, H, W) bool). `u` (B, 8) is
-uniform on [0, 1], drawn once a patient and finding (where it sits, on which side, how large); `strength` (B,
-1, 1) on [0, 1] is drawn once an image. Some findings also change the anatomy before it is drawn
-(`change_anatomy`): the heart's size, the diaphragm's height and shape.
+A sign is a function (scene, u, strength) -> (attenuation (B, H, W), mask (B, H, W) bool). `u` (B, 8) is uniform on
+[0, 1] and drawn once a patient and finding: where it sits, on which side, how large. `strength` (B, 1, 1), on [0, 1], is
+drawn once an image. Some findings also change the anatomy before it is drawn (`change_anatomy`): the size of the heart,
+the height and shape of the diaphragm.
 """
 
 from collections.abc import Callable
@@ -24,28 +23,28 @@ Sign = Callable[[Scene, Uniform, Param], Drawn]
 def change_anatomy(
     present: Float[Tensor, "b k"], u: Float[Tensor, "b k 8"], strength: Float[Tensor, "b k"]
 ) -> dict[str, Param]:
-    """What the findings change of the parameters: (B, 1, 1) each, 0 where nothing changes. present: 0 for a finding that is
-    not there, 1 for one that is, as visible as usual."""
+    """What the findings change of the anatomy's parameters, 0 where nothing changes. present: 0 for a finding that is
+    absent, 1 for one that is present, less for one that is less visible than usual."""
 
     def amount(name: str, low: float, high: float) -> Float[Tensor, " b"]:
         k = FINDINGS.index(name)
         return present[:, k] * (low + (high - low) * strength[:, k])
 
-    left = {name: u[:, FINDINGS.index(name), 0] > 0.5 for name in ("Atelectasis", "Fibrosis")}
+    left = u[:, FINDINGS.index("Atelectasis"), 0] > 0.5
     collapse, scar = amount("Atelectasis", 0.015, 0.07), amount("Fibrosis", 0.01, 0.04)
     changes = {
         "cardiomegaly": amount("Cardiomegaly", 0.12, 0.40),
         "hyperinflation": amount("Emphysema", 0.15, 0.85),
-        "volume_loss_left": collapse * left["Atelectasis"] + scar,
-        "volume_loss_right": collapse * ~left["Atelectasis"] + scar,
+        "volume_loss_left": collapse * left + scar,
+        "volume_loss_right": collapse * ~left + scar,
     }
     return {name: value.float()[:, None, None] for name, value in changes.items()}
 
 
-def _unpack(u: Uniform, bias_right: float = 0.5) -> tuple[Param, ...]:
-    """Side (+1 the image's right) and seven uniform numbers, each (B, 1, 1)."""
+def _place(s: Scene, u: Uniform, bias_right: float = 0.5) -> tuple[Tensor, ...]:
+    """The coordinate x, mirrored so that it is positive on the finding's side, and seven uniform numbers (B, 1, 1)."""
     u = u[:, :, None, None]
-    return (torch.where(u[:, 0] > bias_right, 1.0, -1.0), *(u[:, i] for i in range(1, 8)))
+    return (s.x * torch.where(u[:, 0] > bias_right, 1.0, -1.0), *(u[:, i] for i in range(1, 8)))
 
 
 def _air_bronchograms(s: Scene, sx: Field, patch: Field) -> Field:
@@ -57,12 +56,12 @@ def _air_bronchograms(s: Scene, sx: Field, patch: Field) -> Field:
 
 def atelectasis(s: Scene, u: Uniform, strength: Param) -> Drawn:
     """Plate-like band in the lower zone, with the hemidiaphragm drawn up (`change_anatomy`)."""
-    side, a, b, c, d, *_ = _unpack(u)
-    sx, y0, tilt = s.x * side, s.p["dome"] - 0.10 - 0.14 * a, 0.30 * (b - 0.5)
+    sx, a, b, c, d, *_ = _place(s, u)
+    y0, tilt = s.p["dome"] - 0.10 - 0.14 * a, 0.30 * (b - 0.5)
     along, across = sx - 0.40 - 0.10 * (c - 0.5), s.y - y0 - tilt * (sx - 0.4)
     band = torch.minimum(0.018 + 0.016 * d - across.abs(), 0.19 + 0.08 * a - along.abs())
-    inside = s.dome_distance > 0
-    return (0.07 + 0.17 * strength) * soft(band, 0.010) * s.lung, (band > 0) & inside & (s.side_distance > 0)
+    mask = (band > 0) & (s.dome_distance > 0) & (s.side_distance > 0)
+    return (0.07 + 0.17 * strength) * soft(band, 0.010) * s.lung, mask
 
 
 def cardiomegaly(s: Scene, u: Uniform, strength: Param) -> Drawn:
@@ -72,30 +71,27 @@ def cardiomegaly(s: Scene, u: Uniform, strength: Param) -> Drawn:
 
 def effusion(s: Scene, u: Uniform, strength: Param) -> Drawn:
     """Fluid blunts the costophrenic angle: dense, its upper edge a meniscus rising to the chest wall."""
-    side, a, *_ = _unpack(u)
+    sx, a, *_ = _place(s, u)
     level = s.p["dome"] + s.p["inspiration"] + 0.13 - 0.30 * strength * (0.3 + 0.7 * a)
     meniscus = 0.16 * torch.exp(-s.side_distance.clamp(min=0.0) / 0.09)
     depth = s.y - level + meniscus
-    here = soft(s.x * side, 0.02)
-    mask = (depth > 0) & (s.x * side > 0.05) & (s.side_distance > 0) & (s.dome_distance > 0)
-    return (0.26 + 0.24 * strength) * soft(depth, 0.018) * s.lung * here * (1 - 0.9 * s.heart), mask
+    mask = (depth > 0) & (sx > 0.05) & (s.side_distance > 0) & (s.dome_distance > 0)
+    return (0.26 + 0.24 * strength) * soft(depth, 0.018) * s.lung * soft(sx, 0.02) * (1 - 0.9 * s.heart), mask
 
 
 def infiltration(s: Scene, u: Uniform, strength: Param) -> Drawn:
     """Faint, mottled, ill-defined haze in one zone."""
-    side, a, b, c, *_ = _unpack(u)
-    sx, r = s.x * side, 0.16 + 0.10 * c
+    sx, a, b, c, *_ = _place(s, u)
+    r = 0.16 + 0.10 * c
     d = ellipse(sx, s.y, 0.36 + 0.12 * a, -0.35 + 0.70 * b, r, r * 1.15)
     mottle = 0.55 + 0.45 * torch.sin(5 * texture(s.noise, s.x * 1.6, s.y * 1.6))
-    shape = soft(d, 0.05)
-    return (0.07 + 0.15 * strength) * shape * mottle * s.lung, (d > 0) & (s.lung > 0.5)
+    return (0.07 + 0.15 * strength) * soft(d, 0.05) * mottle * s.lung, (d > 0) & (s.lung > 0.5)
 
 
 def mass(s: Scene, u: Uniform, strength: Param) -> Drawn:
     """Round, lobulated opacity of more than 3 cm."""
-    side, a, b, c, d, e, *_ = _unpack(u)
-    sx, r, y0 = s.x * side, 0.095 + 0.075 * c, -0.50 + 0.75 * b
-    x0 = 0.30 + 0.22 * a
+    sx, a, b, c, d, e, *_ = _place(s, u)
+    x0, y0, r = 0.30 + 0.22 * a, -0.50 + 0.75 * b, 0.095 + 0.075 * c
     angle = torch.atan2(s.y - y0, sx - x0)
     lobes = 1 + 0.10 * torch.sin(3 * angle + 6 * d) + 0.05 * torch.sin(5 * angle + 6 * e)
     dist = r * lobes - torch.hypot(sx - x0, s.y - y0)
@@ -104,16 +100,15 @@ def mass(s: Scene, u: Uniform, strength: Param) -> Drawn:
 
 def nodule(s: Scene, u: Uniform, strength: Param) -> Drawn:
     """Small round opacity of less than 3 cm, anywhere in the lungs."""
-    side, a, b, c, *_ = _unpack(u)
+    sx, a, b, c, *_ = _place(s, u)
     r = 0.042 + 0.026 * c
-    dist = r - torch.hypot(s.x * side - 0.26 - 0.32 * a, s.y + 0.55 - 0.85 * b)
+    dist = r - torch.hypot(sx - 0.26 - 0.32 * a, s.y + 0.55 - 0.85 * b)
     return (0.22 + 0.18 * strength) * soft(dist, 0.010) * s.lung, (dist > 0) & (s.lung > 0.5)
 
 
 def pneumonia(s: Scene, u: Uniform, strength: Param) -> Drawn:
     """Segmental airspace opacity in a lower or middle zone, patchy, with air bronchograms."""
-    side, a, b, c, d, *_ = _unpack(u, bias_right=0.6)
-    sx = s.x * side
+    sx, a, b, c, d, *_ = _place(s, u, bias_right=0.6)
     shape = ellipse(sx, s.y, 0.34 + 0.12 * a, 0.02 + 0.25 * b, 0.20 + 0.06 * c, 0.13 + 0.05 * d, 0.5)
     shape = shape + 0.03 * texture(s.noise, s.x * 1.2 + 0.3, s.y * 1.2)
     patch = (0.09 + 0.18 * strength) * soft(shape, 0.03) * s.lung
@@ -122,19 +117,19 @@ def pneumonia(s: Scene, u: Uniform, strength: Param) -> Drawn:
 
 def pneumothorax(s: Scene, u: Uniform, strength: Param) -> Drawn:
     """Air between lung and apical chest wall: dark, bounded by the thin white pleural line."""
-    side, a, *_ = _unpack(u)
+    sx, a, *_ = _place(s, u)
     depth = 0.06 + 0.14 * strength + 0.05 * a
     rim = depth * (1 - 0.75 * ((s.y - s.p["apex"]) / 1.05).clamp(0, 1)) - s.side_distance
-    here = s.x * side > 0.10
-    gap = soft(rim, 0.008) * s.lung * here
-    line = torch.exp(-((rim / (0.008 + 0.3 * s.pixel)) ** 2)) * s.lung * here
-    return -0.14 * gap + 0.13 * line, (rim > 0) & here & (s.lung > 0.5)
+    on_side = sx > 0.10
+    gap = soft(rim, 0.008) * s.lung * on_side
+    line = torch.exp(-((rim / (0.008 + 0.3 * s.pixel)) ** 2)) * s.lung * on_side
+    return -0.14 * gap + 0.13 * line, (rim > 0) & on_side & (s.lung > 0.5)
 
 
 def consolidation(s: Scene, u: Uniform, strength: Param) -> Drawn:
     """A lobe filled: dense and even, with a straight border at the fissure, and air bronchograms."""
-    side, a, b, c, *_ = _unpack(u, bias_right=0.6)
-    sx, fissure = s.x * side, -0.10 + 0.12 * (a - 0.5) + 0.15 * (b - 0.5) * s.x
+    sx, a, b, c, *_ = _place(s, u, bias_right=0.6)
+    fissure = -0.10 + 0.12 * (a - 0.5) + 0.15 * (b - 0.5) * s.x
     upper = c > 0.45
     border = torch.where(upper, fissure - s.y, s.y - fissure - 0.10)
     lobe = ellipse(sx, s.y, 0.42, torch.where(upper, -0.32, 0.16), 0.30 + 0.10 * b, 0.30)
@@ -155,9 +150,9 @@ def edema(s: Scene, u: Uniform, strength: Param) -> Drawn:
 
 def emphysema(s: Scene, u: Uniform, strength: Param) -> Drawn:
     """Over-inflated (`change_anatomy`): flat low diaphragm, narrow heart; dark, with bullae in the upper zones."""
-    side, a, b, c, *_ = _unpack(u)
+    sx, a, b, c, *_ = _place(s, u)
     r = 0.10 + 0.07 * c
-    dist = r - torch.hypot(s.x * side - 0.38 - 0.12 * a, s.y + 0.48 - 0.15 * b)
+    dist = r - torch.hypot(sx - 0.38 - 0.12 * a, s.y + 0.48 - 0.15 * b)
     wall = torch.exp(-((dist / (0.006 + 0.3 * s.pixel)) ** 2))
     added = -(0.02 + 0.04 * strength) - 0.05 * soft(dist, 0.010) + 0.07 * wall
     return added * s.lung, s.lung > 0.5
@@ -165,27 +160,26 @@ def emphysema(s: Scene, u: Uniform, strength: Param) -> Drawn:
 
 def fibrosis(s: Scene, u: Uniform, strength: Param) -> Drawn:
     """A net of fine lines at the bases and the periphery, with some loss of volume (`change_anatomy`)."""
-    _, a, *_ = _unpack(u)
+    _, a, *_ = _place(s, u)
     net = texture(s.noise, s.x * 3.1, s.y * 3.1).abs()
     lines = torch.exp(-((net / 0.25) ** 2))
-    where = torch.minimum(s.y - 0.02 + 0.15 * a, 0.30 - s.side_distance)
-    zone = soft(where, 0.05) * s.lung
-    return (0.13 + 0.13 * strength) * lines * zone, (where > 0) & (s.lung > 0.5)
+    zone = torch.minimum(s.y - 0.02 + 0.15 * a, 0.30 - s.side_distance)
+    return (0.13 + 0.13 * strength) * lines * (soft(zone, 0.05) * s.lung), (zone > 0) & (s.lung > 0.5)
 
 
 def pleural_thickening(s: Scene, u: Uniform, strength: Param) -> Drawn:
     """A band along the lateral chest wall or a cap on the apex."""
-    side, a, b, c, *_ = _unpack(u)
+    sx, a, b, c, *_ = _place(s, u)
     thick, centre = 0.035 + 0.040 * c, -0.45 + 0.65 * b
     along = 0.22 + 0.10 * a - (s.y - centre).abs()
     band = torch.minimum(thick * (along / 0.12).clamp(0, 1) - s.side_distance, along)
-    here = s.x * side > 0.05
-    return (0.24 + 0.16 * strength) * soft(band, 0.012) * s.lung * here, (band > 0) & here & (s.lung > 0.5)
+    on_side = sx > 0.05
+    return (0.24 + 0.16 * strength) * soft(band, 0.012) * s.lung * on_side, (band > 0) & on_side & (s.lung > 0.5)
 
 
 def hernia(s: Scene, u: Uniform, strength: Param) -> Drawn:
     """Stomach in the chest: a round shadow behind the heart, with air over a fluid level."""
-    _, a, b, c, *_ = _unpack(u)
+    _, a, b, c, *_ = _place(s, u)
     x0, y0, r = 0.02 + 0.14 * a, s.p["dome"] + s.p["inspiration"] - 0.12 - 0.05 * b, 0.15 + 0.05 * c
     dist = ellipse(s.x, s.y, x0, y0, r * 1.15, r)
     rim = torch.exp(-((dist / (0.012 + 0.3 * s.pixel)) ** 2))
@@ -194,5 +188,4 @@ def hernia(s: Scene, u: Uniform, strength: Param) -> Drawn:
     return (0.10 + 0.08 * strength) * (fluid + rim) - (0.16 + 0.12 * strength) * air, dist > 0
 
 
-# one function a finding, under the finding's own name
-SIGNS: dict[str, Sign] = {name: globals()[name.lower()] for name in FINDINGS}
+SIGNS: dict[str, Sign] = {name: globals()[name.lower()] for name in FINDINGS}  # each function has its finding's name
