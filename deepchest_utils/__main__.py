@@ -154,10 +154,12 @@ class Report:
     out: str | None = None  # the table, the picture beside it; report.csv in the folder if not given
 
     def run(self) -> int:
+        from deepchest_utils.notebook.figures import save_summary
         from deepchest_utils.results.report import format_summary, report
 
         out = Path(self.out or Path(self.folder, "report.csv"))
         made = report(self.folder, out)
+        save_summary(made.summary, out.with_suffix(".png"))
         print(f"{len(made.runs)} tested runs below {self.folder}, means over seeds [95%]\n")
         print(f"{format_summary(made.summary)}\n\ntable in {out}, picture in {out.with_suffix('.png')}")
         print("\n".join(made.remarks), file=sys.stderr, end="\n" if made.remarks else "")
@@ -219,6 +221,7 @@ class Notebooks:
     parameter: Annotated[Pairs, arg(aliases=["-p"])] = field(default_factory=dict)  # set a parameter
     show: Annotated[bool, arg(name="list", aliases=["-l"])] = False  # list the parameters with their help, run nothing
     solutions: bool = False  # the solutions to their exercises instead
+    again: bool = False  # run those, too, that the same code has run before
     output: Annotated[str | None, arg(aliases=["-o"])] = None  # folder of the executed copies, if not below runs
 
     def run(self) -> int:
@@ -227,7 +230,7 @@ class Notebooks:
             print("\n\n".join(map(runner.describe_parameters, paths)))
             return 0
         usual = runner.OUTPUT / "solutions" if self.solutions else runner.OUTPUT  # they share their names
-        return 1 if runner.run_notebooks(paths, self.parameter, Path(self.output or usual).resolve()) else 0
+        return 1 if runner.run_notebooks(paths, self.parameter, Path(self.output or usual).resolve(), self.again) else 0
 
 
 @dataclass

@@ -89,7 +89,10 @@ def test_map_of_several_layers_is_their_mean():
     assert both.layers == ("relu", "layer2")
 
 
-@pytest.mark.parametrize("backbone", ["mobilenet_v3_small", "convnext_tiny", "swin_t", "vit_b_16"])
+@pytest.mark.parametrize(
+    "backbone",
+    ["mobilenet_v3_small", "convnext_tiny", *(pytest.param(b, marks=pytest.mark.slow) for b in ("swin_t", "vit_b_16"))],
+)
 def test_any_trunk_has_a_map(backbone):
     torch.manual_seed(0)
     size = 128
@@ -115,6 +118,7 @@ def test_image_too_small_and_other_architectures_are_refused():
     ("options", "named"),
     [
         ({"method": "saliency"}, "method should be one of gradcam, .*'saliency'"),
+        ({"method": "layer_cam"}, "Found 'layer_cam'. Did you mean 'layercam'?"),
         ({"layers": ["layer2", "layer9"]}, "layers should be modules of the trunk. Found 'layer9'"),
         ({"tasks": [0, 4]}, "tasks should be numbers from 0 to 3. Found 4"),
     ],

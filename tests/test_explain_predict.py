@@ -98,6 +98,7 @@ def test_wrong_requests_are_one_clear_line(trained_run, tmp_path, monkeypatch, c
     assert re.search(named, error)
 
 
+@pytest.mark.slow
 def test_maps_need_hard_sharing_and_probabilities_do_not(splits, tmp_path, capsys):
     train(TrainConfig(epochs=1, architecture="mtan", run_dir=str(tmp_path)), splits)
     Image.fromarray(np.asarray(splits.test.images[0])).save(tmp_path / "x.png")

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deepchest_utils.notebook import controls as interactive
+from deepchest_utils.notebook import figures
+from deepchest_utils.notebook.controls import explore
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +39,7 @@ SLIDERS = {"step": (1.0, 2.0, 0.1, 1.1), "cap": (1.0, 5.0, 0.5, 1.5)}
 def test_headless_draws_once_at_the_defaults_of_the_sliders(monkeypatch, shown):
     monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
     calls = []
-    fig = interactive.explore(draw_into(calls), **SLIDERS)
+    fig = explore(draw_into(calls), **SLIDERS)
     assert fig in map(plt.figure, plt.get_fignums())
     assert calls == [(1.1, 1.5)]
     assert shown == []  # no widget, and so no widget state in a saved notebook
@@ -52,7 +53,7 @@ def controls_of(shown: list) -> list:
 def test_in_jupyterlab_sliders_redraw(monkeypatch, shown):
     monkeypatch.setenv("JPY_SESSION_NAME", "notebook.ipynb")
     calls = []
-    assert interactive.explore(draw_into(calls), **SLIDERS) is None
+    assert explore(draw_into(calls), **SLIDERS) is None
     sliders = controls_of(shown)
     assert [(s.description, s.min, s.max, s.value) for s in sliders] == [
         ("step", 1.0, 2.0, 1.1),
@@ -72,9 +73,9 @@ def test_choices_are_drop_downs_and_whole_numbers_stay_whole(monkeypatch, shown)
 
     controls = {"image": (0, 9, 1, 4), "finding": ["Mass", "Nodule"]}
     monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
-    interactive.explore(draw, **controls)
+    explore(draw, **controls)
     monkeypatch.setenv("JPY_SESSION_NAME", "notebook.ipynb")
-    interactive.explore(draw, **controls)
+    explore(draw, **controls)
     image, finding = controls_of(shown)
     assert finding.options == ("Mass", "Nodule")
     finding.value, image.value = "Nodule", 7
@@ -84,7 +85,7 @@ def test_choices_are_drop_downs_and_whole_numbers_stay_whole(monkeypatch, shown)
 
 def test_lists_of_several_have_their_own_row(monkeypatch, shown):
     monkeypatch.setenv("JPY_SESSION_NAME", "notebook.ipynb")
-    interactive.explore(lambda **_: plt.figure(), several={"Mass": True}, **SLIDERS, one=["Mass"])
+    explore(lambda **_: plt.figure(), several={"Mass": True}, **SLIDERS, one=["Mass"])
     first, second, _ = shown[-1].children
     assert [control.description for control in first.children] == ["step", "cap", "one"]
     assert [control.description for control in second.children] == ["several"]
@@ -99,9 +100,9 @@ def test_several_are_chosen_from_a_list_and_none_draws_nothing(monkeypatch, show
 
     choice = {"Mass": False, "Nodule": True, "Hernia": True}
     monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
-    interactive.explore(draw, findings=choice)
+    explore(draw, findings=choice)
     monkeypatch.setenv("JPY_SESSION_NAME", "notebook.ipynb")
-    interactive.explore(draw, findings=choice)
+    explore(draw, findings=choice)
     (findings,) = controls_of(shown)
     assert findings.options == ("Mass", "Nodule", "Hernia")
     findings.value = ("Mass",)
@@ -120,7 +121,7 @@ def test_small_png_is_smaller_and_looks_the_same():
     fig, ax = plt.subplots(figsize=(5, 3))
     ax.plot(np.arange(10), label="a line")
     ax.legend()
-    small, plain = interactive._small_png(fig), interactive._png(fig)
+    small, plain = figures._small_png(fig), figures._png(fig)
     assert len(small) < len(plain) / 2
     a, b = (np.asarray(Image.open(io.BytesIO(d)).convert("RGB"), float) for d in (small, plain))
     assert np.abs(a - b).mean() < 1.0  # of 255
@@ -128,14 +129,14 @@ def test_small_png_is_smaller_and_looks_the_same():
 
 def test_a_figure_of_radiographs_is_shown_as_jpeg_and_closed(shown):
     fig = noisy_figure()
-    interactive.show_as_jpeg(fig, dpi=80)
+    figures.show_as_jpeg(fig, dpi=80)
     (image,) = shown
     assert image.data[:3] == b"\xff\xd8\xff"
-    assert len(image.data) < len(interactive._png(fig))
+    assert len(image.data) < len(figures._png(fig))
     assert not plt.fignum_exists(fig.number)
 
 
 def test_outside_a_notebook_nothing_is_touched():
     backend = plt.get_backend()
-    interactive.keep_notebooks_small()
+    figures.keep_notebooks_small()
     assert plt.get_backend() == backend

@@ -1,13 +1,20 @@
-"""The notebook runner on tiny notebooks: parameters in by name, the failing cell named, nothing left
-behind."""
+"""The notebook runner on tiny notebooks: parameters in by name, the failing cell named, nothing left behind, nothing done
+twice."""
 
+import json
 import os
+import signal
+import subprocess
+import sys
+import time
 
 import nbformat
+import papermill
+import psutil
 import pytest
 
 from deepchest_utils.__main__ import main
-from deepchest_utils.notebook import runner as notebooks
+from deepchest_utils.notebook import runner
 from deepchest_utils.notebook.runner import NotebookError, check_parameters, find_notebooks, run_notebooks
 
 PARAMETERS = "epochs: int = 3  # passes over the training set\ndataset: str = 'phantom'  # which data set"
@@ -35,8 +42,8 @@ def folder(tmp_path, monkeypatch):
     write(books, "03_third", "print('never asked')", parameters="seed: int = 0  # of everything")
     write(books, "scratch", "1 / 0")
     (books / "04_notes.txt").write_text("no notebook")
-    monkeypatch.setattr(notebooks, "FOLDER", books)
-    monkeypatch.setattr(notebooks, "OUTPUT", tmp_path / "runs")
+    monkeypatch.setattr(runner, "FOLDER", books)
+    monkeypatch.setattr(runner, "OUTPUT", tmp_path / "runs")
     monkeypatch.delenv("DEEPCHEST_FIGURES", raising=False)
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))  # no history in the user's home
     return books
@@ -54,10 +61,13 @@ def test_numbered_notebooks_are_found_by_the_start_of_their_names(folder):
 def test_unknown_notebook_is_refused_with_those_there_are(folder, capsys):
     with pytest.raises(NotebookError, match=r"'07'.*01_first, 02_second, 03_third"):
         find_notebooks(["01", "07"])
+    with pytest.raises(NotebookError, match=r"Did you mean '02_second'\?"):
+        find_notebooks(["02_secnod"])
     assert main(["notebooks", "07"]) == 2
     assert capsys.readouterr().err.startswith("error: no notebook '07'")
 
 
+@pytest.mark.slow
 def test_solutions_are_found_beside_the_notebooks_and_land_in_a_folder_of_their_own(folder, tmp_path, capfd, printed):
     with pytest.raises(NotebookError, match=r"no notebooks in .*solutions"):
         find_notebooks(solutions=True)
@@ -77,7 +87,9 @@ def test_unknown_parameter_is_refused_by_name_before_anything_runs(folder, tmp_p
     with pytest.raises(NotebookError, match=r"03_third has no parameter 'epochs'\. It has seed"):
         check_parameters(find_notebooks(), {"epochs": 1})
     assert main(["notebooks", "01", "-p", "epoch", "1", "-o", str(tmp_path / "out")]) == 2
-    assert "01_first has no parameter 'epoch'. It has epochs, dataset" in capsys.readouterr().err
+    assert (
+        "01_first has no parameter 'epoch'. It has epochs, dataset. Did you mean 'epochs'?" in capsys.readouterr().err
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -112,16 +124,112 @@ def test_parameters_reach_the_notebook_and_a_failing_cell_is_named(folder, tmp_p
     assert os.getcwd() == here
 
 
-def test_without_parameters_figures_go_where_the_notebook_says(folder, tmp_path, capfd, printed):
+def test_without_parameters_figures_go_where_the_notebook_says_and_it_runs_once(folder, tmp_path, capfd, printed):
+    """And no port is open: the kernel is reached through files, without a warning."""
+    transport = (
+        "from ipykernel.connect import get_connection_info\nprint(get_connection_info(unpack=True)['transport'])"
+    )
+    write(folder, "06_says", "import os\nprint(epochs, os.environ.get('DEEPCHEST_FIGURES'))", transport)
     before = dict(os.environ)
-    assert run_notebooks(find_notebooks(["01"]), {}, tmp_path / "out", progress=False) == 0
-    assert printed(tmp_path / "out" / "01_first.ipynb") == "6 phantom None\n"
+    assert run_notebooks(find_notebooks(["06"]), {}, tmp_path / "out") == 0
+    assert printed(tmp_path / "out" / "06_says.ipynb") == f"3 None\n{'ipc' if os.name == 'posix' else 'tcp'}\n"
     assert dict(os.environ) == before
+    assert run_notebooks(find_notebooks(["06"]), {}, tmp_path / "out") == 0
+    said, warned = capfd.readouterr()
+    copy = tmp_path / "out" / "06_says.ipynb"
+    start, done, again = said.splitlines()
+    assert (start, done.startswith("06_says done in")) == ("06_says ...", True)
+    assert again == f"06_says done before: {copy} (--again runs it anew)"
+    assert warned == ""
+
+
+@pytest.fixture
+def executed(folder, tmp_path, monkeypatch) -> list[str]:
+    """The names of the notebooks that were executed, without a kernel; one that raises an error fails."""
+    names: list[str] = []
+
+    def execute(source, target, parameters, **options):
+        book = nbformat.read(source, as_version=4)
+        names.append(source.rpartition("/")[2])
+        nbformat.write(book, target)
+        if any("raise" in cell.source for cell in book.cells):
+            raise papermill.PapermillExecutionError(1, 3, "", "RuntimeError", "no more", [])
+        return book
+
+    monkeypatch.setattr(papermill, "execute_notebook", execute)
+    monkeypatch.setattr(runner, "PROJECT", tmp_path)
+    for file in ("deepchest_utils/code.py", "data/results/table.csv"):
+        (tmp_path / file).parent.mkdir(parents=True)
+        (tmp_path / file).write_text("1")
+    return names
+
+
+def test_a_stopped_run_goes_on_from_the_notebook_that_it_had_reached(folder, tmp_path, executed, monkeypatch):
+    def run(**options) -> list[str]:
+        executed.clear()
+        run_notebooks(find_notebooks(), options.pop("parameters", {}), tmp_path / "out", **options)
+        return [name[:2] for name in executed]
+
+    assert run() == ["01", "02", "03"]
+    assert run() == ["02"]  # it failed
+    (tmp_path / "out" / "03_third.ipynb").write_text("{")  # stopped while it was written
+    assert run() == ["02", "03"]
+    assert run(again=True) == ["01", "02", "03"]
+    write(folder, "01_first", "print('another')")
+    assert run() == ["01", "02"]
+    for file in ("deepchest_utils/code.py", "data/results/table.csv"):
+        (tmp_path / file).write_text("2")
+        assert run() == ["01", "02", "03"]
+    write(folder, "03_third", "print('asked')")
+    assert run(parameters={"epochs": 1}) == ["01", "02", "03"]
+    assert run(parameters={"epochs": 1}) == ["02"]
+    assert run(parameters={"epochs": 2}) == ["01", "02", "03"]
+    monkeypatch.chdir(tmp_path)  # relative folders are others
+    assert run(parameters={"epochs": 2}) == ["01", "02", "03"]
+
+
+def test_opened_copies_and_their_outputs_do_not_matter(folder, tmp_path, executed):
+    """What is committed has outputs, and a person who opens a notebook changes its metadata."""
+    assert run_notebooks(find_notebooks(["01"]), {}, tmp_path / "out") == 0
+    content = json.loads((folder / "01_first.ipynb").read_text())
+    content["metadata"]["opened"] = True
+    content["cells"][1]["outputs"] = [{"output_type": "stream", "name": "stdout", "text": "6"}]
+    (folder / "01_first.ipynb").write_text(json.dumps(content))
+    assert run_notebooks(find_notebooks(["01"]), {}, tmp_path / "out") == 0
+    assert executed == ["01_first.ipynb"]
+
+
+STOPPED = """
+import signal, sys
+from pathlib import Path
+from deepchest_utils.__main__ import main
+from deepchest_utils.notebook import runner
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runner.FOLDER = Path(sys.argv[1])
+sys.exit(main(["notebooks", "01", "05", "--output", sys.argv[2]]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_leaves_a_line_and_no_kernel(number, folder, tmp_path):
+    write(folder, "05_long", f"open({str(tmp_path / 'began')!r}, 'w').close()\nwhile True: pass")
+    arguments = [sys.executable, "-c", STOPPED, str(folder), str(tmp_path / "out")]
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "began").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    kernels = psutil.Process(process.pid).children(recursive=True)
+    assert kernels
+    process.send_signal(number)
+    said, error = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert said.splitlines()[-1] == "05_long ..."
+    assert error == "stopped; the same command goes on from here (train: with --run-dir)\n"
+    assert psutil.wait_procs(kernels, timeout=10)[1] == []
 
 
 def test_environment_is_put_back_whatever_happens(folder, tmp_path, monkeypatch):
-    import papermill
-
     def breaks(*args, **kwargs):
         assert os.environ["DEEPCHEST_FIGURES"] == "mine"  # what the user set stays
         assert "JPY_SESSION_NAME" not in os.environ  # headless, whoever calls
@@ -137,9 +245,10 @@ def test_environment_is_put_back_whatever_happens(folder, tmp_path, monkeypatch)
     assert dict(os.environ) == before
 
 
+@pytest.mark.slow
 def test_a_kernel_that_dies_is_a_failure_too(folder, tmp_path, capsys):
     write(folder.parent / "books", "05_dies", "import os", "os._exit(1)")
-    assert run_notebooks(find_notebooks(["05"]), {}, tmp_path / "out", progress=False) == 1
+    assert run_notebooks(find_notebooks(["05"]), {}, tmp_path / "out") == 1
     assert "05_dies failed in its kernel" in capsys.readouterr().out
 
 
@@ -151,10 +260,10 @@ def test_result_cells_are_printed(tmp_path):
     shown = nbformat.v4.new_code_cell("", outputs=[stream, table, figure], metadata={"tags": ["result"]})
     book.cells = [nbformat.v4.new_code_cell("", outputs=[stream]), shown]
     nbformat.write(book, tmp_path / "book.ipynb")
-    assert notebooks.results(tmp_path / "book.ipynb") == "macro 0.9\na  b"
+    assert runner.results(tmp_path / "book.ipynb") == "macro 0.9\na  b"
 
 
 def test_no_notebooks_at_all(tmp_path, monkeypatch):
-    monkeypatch.setattr(notebooks, "FOLDER", tmp_path)
+    monkeypatch.setattr(runner, "FOLDER", tmp_path)
     with pytest.raises(NotebookError, match="run from a checkout"):
         find_notebooks()

@@ -178,7 +178,7 @@ def chestmnist_folder(tmp_path_factory) -> Path:
 
 def execute(path: Path, output: Path, capsys, **parameters) -> str:
     """Run with smoke=True; what the executed copy printed. Fails with the runner's own report."""
-    failed = run_notebooks([path], {"smoke": True, **parameters}, output, progress=False)
+    failed = run_notebooks([path], {"smoke": True, **parameters}, output)
     assert failed == 0, capsys.readouterr().out
     return "".join(o.get("text", "") for cell in code_cells(output / path.name) for o in cell.outputs)
 
@@ -253,7 +253,7 @@ def test_runs_on_the_phantom(path, tmp_path, capsys):
 def test_runs_on_chestmnist(path, tmp_path, capsys, chestmnist_folder):
     if path.stem == "05_grad_cam":  # it asks for regions, which ChestMNIST does not have, and says so
         given = {"smoke": True, "dataset": "chestmnist", "data_root": str(chestmnist_folder)}
-        assert run_notebooks([path], given, tmp_path, progress=False) == 1
+        assert run_notebooks([path], given, tmp_path) == 1
         assert 'dataset should be "phantom", split by patient, or "nih"' in capsys.readouterr().out
         return
     size = {"image_size": 64} if path.stem == "07_a_better_rule" else {}  # 32 px, its own, ChestMNIST has not

@@ -81,7 +81,7 @@ def test_only_full_runs_on_the_phantom_write_committed_figures(dataset, smoke, p
 
 
 def test_default_folder_is_that_of_the_committed_figures(monkeypatch, tmp_path):
-    monkeypatch.setattr("deepchest_utils.notebook.figures.PROJECT", tmp_path)
+    monkeypatch.setattr("deepchest_utils.notebook.figures.base_dir", lambda: tmp_path)
     assert save_figure(draw(), "01_test")[0] == tmp_path / "figures" / "01_test.svg"
 
 

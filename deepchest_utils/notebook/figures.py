@@ -18,9 +18,9 @@ from PIL import Image
 from deepchest_utils.datasets.cache import decode
 from deepchest_utils.explain.cam import heat_maps
 from deepchest_utils.explain.predict import NOTE, Trained
+from deepchest_utils.files import atomic_write
 from deepchest_utils.paths import base_dir
 from deepchest_utils.results.labels import FAMILY_STYLE, ORANGE, SKY, family_color, method_label, pretty
-from deepchest_utils.results.statistics import holm
 from deepchest_utils.threads import adapt_threads
 
 STYLE: dict[Any, Any] = {
@@ -241,17 +241,62 @@ def forest_plot(
 def method_forest(
     ax: Axes, table: pd.DataFrame, methods: Sequence[str], xlabel: str, title: str = "", fontsize: float | None = None
 ) -> None:
-    """`forest_plot` of differences to a baseline, a row a method in its family's colour; a full dot is one that Holm's correction
-    over these rows leaves. table: indexed by method, columns mean, low, high and p; a method that it lacks stays empty. fontsize:
-    of the x axis, in points, default that of the style."""
+    """`forest_plot` of differences to a baseline, a row a method in its family's colour; a full dot is clear after Holm.
+
+    Args:
+        ax: Where to draw.
+        table: Indexed by method, with mean, low, high and p_holm, see `adjust_p`.
+        methods: The rows; one that the table lacks stays empty.
+        xlabel, title: Of the axes.
+        fontsize: Of the x axis in points, by default that of the style.
+    """
     shown = table.reindex(list(methods))
     names, colors = [method_label(m) for m in methods], [family_color(m) for m in methods]
-    forest_plot(ax, shown, names, colors, [*(holm(shown.p.to_numpy()) < 0.05)])
+    forest_plot(ax, shown, names, colors, [*(shown.p_holm < 0.05)])
     ax.axvline(0, color="black", linewidth=1, linestyle=":")
     ax.set_title(title)
     ax.set_xlabel(xlabel, fontsize=fontsize)
     if fontsize is not None:
         ax.tick_params(axis="x", labelsize=fontsize)
+
+
+def draw_summary(summary: pd.DataFrame) -> Figure:
+    """The summary of a report: macro AUROC of each method under its group's name, and the difference to Equal.
+
+    A full dot is a mean over several seeds, or a difference that is clear after Holm's correction in its group.
+    """
+    use_style()
+    blocks = [rows for _, rows in summary.groupby("group", sort=False)]
+    lines = pd.concat([part for rows in blocks for part in (rows[:1].assign(method=""), rows)], ignore_index=True)
+    is_name = lines.method == ""  # a line without a method is for the name of the group
+    panels = {"auroc": ("macro AUROC, test", lines.seeds > 1)}
+    if summary.pairs.any():
+        panels["difference"] = ("macro AUROC minus Equal", lines.difference_p_holm < 0.05)
+    size = (1.5 + 4.5 * len(panels), 1 + 0.24 * len(lines))
+    fig, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
+    labels = [method_label(method) if method else "" for method in lines.method]
+    colors = [family_color(method) if method else "none" for method in lines.method]
+    for ax, (name, (title, filled)) in zip(axes[0], panels.items(), strict=True):
+        columns = {"mean": lines[name], "low": lines[f"{name}_low"], "high": lines[f"{name}_high"]}
+        forest_plot(ax, pd.DataFrame(columns).mask(is_name), labels, colors, list(filled))
+        ax.set_xlabel(f"{title}, 95% over seeds")
+        ax.tick_params(axis="x", labelsize=8)
+        ax.tick_params(axis="y", length=0)
+        ax.locator_params(axis="x", nbins=6)
+    if len(panels) > 1:
+        axes[0, 1].axvline(0, color="black", linewidth=1, linestyle=":")
+    for y, group in zip(len(lines) - 1 - np.flatnonzero(is_name), lines.group[is_name], strict=True):
+        where = {"xy": (0.01, y), "xycoords": axes[0, 0].get_yaxis_transform()}
+        axes[0, 0].annotate(group, **where, fontsize=8, fontweight="bold", va="center", annotation_clip=False)
+    return fig
+
+
+def save_summary(summary: pd.DataFrame, path: str | Path) -> None:
+    """Write `draw_summary` as a PNG, the same bytes for the same summary."""
+    fig = draw_summary(summary)
+    with atomic_write(path) as temporary:
+        fig.savefig(temporary, format="png", metadata={"Software": None})
+    plt.close(fig)
 
 
 def annotated_heatmap(

@@ -1,47 +1,57 @@
-"""Run the notebooks headless through papermill: parameters checked by name, executed copies under `runs/`,
-the failing cell named."""
+"""Run the notebooks headless through papermill: parameters checked by name, executed copies kept, a failing cell named."""
 
 import ast
+import hashlib
+import json
+import logging
 import os
+import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from deepchest_utils.paths import PROJECT
+from deepchest_utils.config import did_you_mean
+from deepchest_utils.paths import PROJECT, runs_dir
 
 FOLDER = PROJECT / "notebooks"
-OUTPUT = PROJECT / "runs" / "notebooks"
+OUTPUT = runs_dir() / "notebooks"
+KEY = "deepchest_key"  # in the metadata of an executed copy: what it was made from
 
 
 class NotebookError(ValueError):
-    """A notebook or a parameter that is not there; the message lists those that are."""
+    """A notebook or a parameter that does not exist; the message lists those that do."""
 
 
 def find_notebooks(names: Sequence[str] = (), solutions: bool = False) -> list[Path]:
-    """The numbered notebooks, or the solutions to their exercises: all of them, or those whose name starts with
-    one of `names` ("03")."""
+    """The numbered notebooks, or the solutions to their exercises.
+
+    Args:
+        names: Beginnings of their names ("03"); all notebooks if empty.
+        solutions: Look among the solutions.
+
+    Raises:
+        NotebookError: If there is no such notebook.
+    """
     folder = FOLDER / "solutions" if solutions else FOLDER
-    every = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
-    if not every:
+    notebooks = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
+    if not notebooks:
         raise NotebookError(f"no notebooks in {folder}: run from a checkout of the repository.")
-    if not names:
-        return every
-    chosen = []
+    stems = [path.stem for path in notebooks]
     for name in names:
-        found = [path for path in every if path.stem.startswith(name)]
-        if not found:
-            raise NotebookError(f"no notebook {name!r}. There are {', '.join(p.stem for p in every)}.")
-        chosen += [path for path in found if path not in chosen]
-    return chosen
+        if not any(stem.startswith(name) for stem in stems):
+            raise NotebookError(f"no notebook {name!r}. There are {', '.join(stems)}.{did_you_mean(name, stems)}")
+    chosen = [path for name in names for path in notebooks if path.stem.startswith(name)]
+    return list(dict.fromkeys(chosen)) if names else notebooks
 
 
 def parse_value(text: str) -> object:
-    """A parameter from the command line: true, false, null, a Python literal (3, 1e-3, [1, 2]), else the text
-    itself."""
-    words = {"true": True, "false": False, "null": None, "none": None}
-    if text.lower() in words:
-        return words[text.lower()]
+    """A parameter from the command line: true, false, null, a Python literal (3, 1e-3, [1, 2]), or else a text."""
+    constants = {"true": True, "false": False, "null": None, "none": None}
+    if text.lower() in constants:
+        return constants[text.lower()]
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -52,39 +62,29 @@ def notebook_parameters(path: Path) -> dict[str, dict[str, Any]]:
     """papermill's reading of the parameters cell: name -> {"default", "help", "inferred_type_name"}."""
     import papermill
 
-    found: dict[str, dict[str, Any]] = papermill.inspect_notebook(str(path))
-    return found
+    parameters: dict[str, dict[str, Any]] = papermill.inspect_notebook(str(path))
+    return parameters
 
 
 def describe_parameters(path: Path) -> str:
-    """The notebook's parameters with default and help, one a line."""
-    rows = [
-        f"  {name} = {entry['default']:<14} {entry['help']}".rstrip()
-        for name, entry in notebook_parameters(path).items()
-    ]
-    return "\n".join([path.stem, *rows])
+    """The notebook's parameters with default and help, one in each line."""
+    parameters = notebook_parameters(path).items()
+    lines = [f"  {name} = {entry['default']:<14} {entry['help']}".rstrip() for name, entry in parameters]
+    return "\n".join([path.stem, *lines])
 
 
-def check_parameters(paths: Sequence[Path], parameters: dict[str, object]) -> None:
-    """NotebookError for a parameter that one of the notebooks does not have: papermill would only warn."""
+def check_parameters(paths: Sequence[Path], parameters: Mapping[str, object]) -> None:
+    """Raise NotebookError for a parameter that one of the notebooks does not have; papermill would only warn."""
     for path in paths:
-        known = notebook_parameters(path)
+        allowed = notebook_parameters(path)
         for name in parameters:
-            if name not in known:
-                raise NotebookError(f"{path.stem} has no parameter {name!r}. It has {', '.join(known)}.")
-
-
-def failure(error: Exception) -> str:
-    """ "cell N: ErrorName: message" of papermill's exception, N as Jupyter counts; none of a kernel that died."""
-    if not hasattr(error, "exec_count"):
-        return f"its kernel ({error}): too little memory?"
-    raised: Any = error  # papermill has no types
-    message = " ".join(str(raised.evalue).split())
-    return f"cell [{raised.exec_count}]: {raised.ename}: {message}"
+            if name not in allowed:
+                close = did_you_mean(name, allowed)
+                raise NotebookError(f"{path.stem} has no parameter {name!r}. It has {', '.join(allowed)}.{close}")
 
 
 def results(path: Path) -> str:
-    """What the cells tagged "result" of an executed notebook put out, as text."""
+    """The text output of the cells tagged "result" of an executed notebook."""
     import nbformat
 
     cells = nbformat.read(path, as_version=4).cells
@@ -94,54 +94,114 @@ def results(path: Path) -> str:
 
 
 def run_notebooks(
-    paths: Sequence[Path], parameters: dict[str, object], output: Path = OUTPUT, progress: bool = True
+    paths: Sequence[Path], parameters: Mapping[str, object], output: Path = OUTPUT, again: bool = False
 ) -> int:
-    """Run them one after the other in the caller's folder, print their results; returns how many failed.
+    """Run notebooks one after the other in the caller's folder, and print their results.
 
-    A figure that a changed run draws does not replace the committed one: with any parameter given, figures go
-    to `<output>/figures`.
+    A notebook is done, and not run again, if `output` has a copy that the same cells, parameters, package, committed tables
+    and folder have made without an error. With any parameter given, figures go to `<output>/figures` unless
+    DEEPCHEST_FIGURES says otherwise, so that they never replace the committed ones.
+
+    Args:
+        paths: The notebooks.
+        parameters: Of all of them.
+        output: Folder of the executed copies.
+        again: Run those that are done, too.
+
+    Returns:
+        How many failed.
     """
+    import nbformat
     import papermill
     from nbclient.exceptions import DeadKernelError
 
     check_parameters(paths, parameters)
     output.mkdir(parents=True, exist_ok=True)
-    environment: dict[str, str | None] = {
-        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-        "JPY_SESSION_NAME": None,  # of a notebook that calls this: in the runs there is nobody to move sliders
-    }
-    if parameters and "DEEPCHEST_FIGURES" not in os.environ:
-        environment["DEEPCHEST_FIGURES"] = str(output / "figures")
-    before = {name: os.environ.get(name) for name in environment}
-    _update_environment(environment)
     failures = []
-    try:
+    with _kernel_options(output / "figures" if parameters else None) as options:
         for path in paths:
+            target, key = output / path.name, _key(path, parameters)
+            if not again and _key_of_copy(target) == key:
+                _report(f"{path.stem} done before: {target} (--again runs it anew)", results(target))
+                continue
+            _report(f"{path.stem} ...")
             start = time.perf_counter()
-            print(f"{path.stem} ...", flush=True)
-            target = output / path.name
+            bar = {"desc": path.stem, "leave": False} if sys.stderr.isatty() else False
             try:
-                papermill.execute_notebook(
-                    str(path), str(target), parameters=parameters, cwd=os.getcwd(), progress_bar=progress
+                copy = papermill.execute_notebook(
+                    str(path), str(target), parameters, cwd=os.getcwd(), progress_bar=bar, **options
                 )
             except (papermill.PapermillExecutionError, DeadKernelError) as error:
-                failures.append(f"{path.stem} failed in {failure(error)}\n  see {target}")
-                print(failures[-1], flush=True)
-            else:
-                print(f"{path.stem} done in {time.perf_counter() - start:.0f} s: {target}", flush=True)
-                print(results(target), flush=True)
-    finally:
-        _update_environment(before)
-    if len(paths) > 1 and failures:  # once more, below what the others put out
-        print("\n".join(failures), flush=True)
+                failures.append(f"{path.stem} failed in {_failure(error)}\n  see {target}")
+                _report(failures[-1])
+                continue
+            copy.metadata[KEY] = key
+            nbformat.write(copy, target)
+            _report(f"{path.stem} done in {time.perf_counter() - start:.0f} s: {target}", results(target))
+    if len(paths) > 1:  # once more, below the output of the others
+        _report(*failures)
     return len(failures)
 
 
-def _update_environment(values: dict[str, str | None]) -> None:
-    """Set the variables; those that are None are taken out."""
-    for name, value in values.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
+def _report(*texts: str) -> None:
+    for text in filter(None, texts):
+        print(text, flush=True)
+
+
+def _failure(error: Exception) -> str:
+    """ "cell N: ErrorName: message" of papermill's exception, N as Jupyter counts; no cell if the kernel died."""
+    if not hasattr(error, "exec_count"):
+        return f"its kernel ({error}): too little memory?"
+    raised: Any = error  # papermill has no types
+    message = " ".join(str(raised.evalue).split())
+    return f"cell [{raised.exec_count}]: {raised.ename}: {message}"
+
+
+def _key(path: Path, parameters: Mapping[str, object]) -> str:
+    """A digest of all that an executed copy is made from."""
+    cells = [cell["source"] for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]]
+    digest = hashlib.sha256(repr((cells, sorted(parameters.items()), os.getcwd())).encode())
+    for file in sorted([*PROJECT.glob("deepchest_utils/**/*.py"), *PROJECT.glob("data/results/*")]):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _key_of_copy(path: Path) -> str | None:
+    try:
+        key: str | None = json.loads(path.read_text(encoding="utf-8"))["metadata"].get(KEY)
+        return key
+    except (OSError, ValueError, KeyError):  # no copy, or one that breaks off
+        return None
+
+
+@contextmanager
+def _kernel_options(figures: Path | None) -> Iterator[dict[str, Any]]:
+    """Options of papermill for kernels without a screen, reached through files where the system has such sockets."""
+    from jupyter_client.manager import AsyncKernelManager
+
+    class Manager(AsyncKernelManager):
+        def __init__(self, **options: Any) -> None:
+            # a port would be open to other users of the machine; the path of a socket has 100 characters at most
+            transport = "ipc" if os.name == "posix" and len(folder) < 80 else "tcp"
+            super().__init__(transport=transport, connection_file=f"{folder}/kernel.json", **options)
+            managers.append(self)
+
+    managers: list[Manager] = []
+    for name in ("papermill", "asyncio"):  # they would log that a kernel died, or what a stop left pending
+        logging.getLogger(name).addHandler(logging.NullHandler())
+    before = dict(os.environ)
+    os.environ |= {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    os.environ.pop("JPY_SESSION_NAME", None)  # of a notebook that calls this: nobody moves sliders in the runs
+    if figures is not None:
+        os.environ.setdefault("DEEPCHEST_FIGURES", str(figures))
+    with tempfile.TemporaryDirectory(prefix="deepchest-") as folder:
+        try:
+            # below this level a kernel that is interrupted prints a traceback
+            yield {"kernel_manager_class": Manager, "extra_arguments": ["--log-level=CRITICAL"]}
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+            for manager in managers:  # stopped while its kernel started
+                if process := getattr(manager.provisioner, "process", None):
+                    process.kill()
+                    process.wait()
