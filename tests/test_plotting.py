@@ -73,6 +73,7 @@ def test_figure_names_no_day_and_no_program(tmp_path):
 )
 def test_only_full_runs_on_the_phantom_write_committed_figures(dataset, smoke, parts, monkeypatch, tmp_path):
     monkeypatch.delenv("DEEPCHEST_FIGURES", raising=False)
+    monkeypatch.delenv("DEEPCHEST_RUNS", raising=False)
     monkeypatch.setattr("deepchest_utils.paths.PROJECT", tmp_path / "installed")
     monkeypatch.chdir(tmp_path)  # no checkout: below the working directory
     assert figure_folder(dataset, smoke) == tmp_path.joinpath(*parts)
