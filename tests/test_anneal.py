@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from deepchest_utils import make_method
 from deepchest_utils.models.losses import masked_bce
-from deepchest_utils.weighting.anneal import MIN_RELATIVE_LOSS, Anneal
+from deepchest_utils.weighting.candidates import MIN_RELATIVE_LOSS, Anneal
 
 PREVALENCE = torch.tensor([0.02, 0.3, 0.1], dtype=torch.float64)
 

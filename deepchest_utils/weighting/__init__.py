@@ -6,23 +6,17 @@ from functools import partial
 from typing import Any, cast
 
 from deepchest_utils.config import did_you_mean
-from deepchest_utils.weighting.anneal import Anneal
 from deepchest_utils.weighting.base import EpochReport, LossWeighting, Method
+from deepchest_utils.weighting.candidates import Anneal, Hedge, ValDiscount
 from deepchest_utils.weighting.composed import Composed
-from deepchest_utils.weighting.dbmtl_l import DBMTLL
 from deepchest_utils.weighting.deepchest import SIGNALS, DeepChest
 from deepchest_utils.weighting.dwa import DWA
 from deepchest_utils.weighting.famo import FAMO
-from deepchest_utils.weighting.gls import GLS
 from deepchest_utils.weighting.gradnorm import GradNorm
-from deepchest_utils.weighting.hedge import Hedge
-from deepchest_utils.weighting.imtl_l import IMTLL
-from deepchest_utils.weighting.rlw import RLW
+from deepchest_utils.weighting.scalarization import DBMTLL, GLS, IMTLL, RLW, Uncertainty
 from deepchest_utils.weighting.static import PREVALENCE_RULES, PUBLISHED_INITIAL_WEIGHTS, Equal, Static, initial_weights
 from deepchest_utils.weighting.stch import STCH
 from deepchest_utils.weighting.torchjd_adapter import ADAPTERS
-from deepchest_utils.weighting.uncertainty import Uncertainty
-from deepchest_utils.weighting.val_discount import ValDiscount
 
 METHODS: dict[str, Callable[..., Method]] = {
     "equal": Equal,

@@ -3,7 +3,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -108,17 +108,6 @@ class LossWeighting(Method):
 
     def backward(self, losses: Float[Tensor, " k"], features: Float[Tensor, "b *f"] | None = None) -> None:
         self(losses).backward()
-
-
-class Scalarization(LossWeighting):
-    """A loss weighting whose scalar changes from step to step. Its weights are the scalar's derivatives by each loss,
-    averaged over the epoch's steps."""
-
-    def backward(self, losses: Float[Tensor, " k"], features: Float[Tensor, "b *f"] | None = None) -> None:
-        losses = losses.view_as(losses)  # a tensor of our own, so that the caller's keeps no gradient
-        losses.retain_grad()
-        self(losses).backward()
-        self.record(cast(Tensor, losses.grad))
 
 
 def has_label(losses: Float[Tensor, " k"]) -> Bool[Tensor, " k"]:

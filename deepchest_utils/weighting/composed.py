@@ -3,7 +3,8 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from deepchest_utils.weighting.base import EpochReport, LossWeighting, Method, Scalarization
+from deepchest_utils.weighting.base import EpochReport, LossWeighting, Method
+from deepchest_utils.weighting.scalarization import Scalarization
 
 
 class Composed(Method):

@@ -4,7 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from deepchest_utils.weighting.base import Adam, Scalarization, check_options, has_label
+from deepchest_utils.weighting.base import Adam, check_options, has_label
+from deepchest_utils.weighting.scalarization import Scalarization
 
 EPSILON = 1e-8
 

@@ -24,17 +24,11 @@ def parse_method(spec: str) -> tuple[str, dict[str, Any]]:
 
 def format_method(name: str, options: dict[str, Any]) -> str:
     """The word that `parse_method` reads as this name and these options."""
-    terms = []
-    for term in name.split("+"):
-        inner_options = options.get("inner_options", {})
-        texts = [
-            f"{option}={json.dumps(value) if isinstance(value, str) else repr(value)}"
-            for option, value in options.items()
-            if option != "inner_options"
-        ]
-        terms.append(term + (f"({', '.join(texts)})" if texts else ""))
-        options = inner_options
-    return "+".join(terms)
+    outer, plus, inner = name.partition("+")
+    own_options = {option: value for option, value in options.items() if option != "inner_options"}
+    texts = [f"{option}={json.dumps(v) if isinstance(v, str) else repr(v)}" for option, v in own_options.items()]
+    word = outer + (f"({', '.join(texts)})" if texts else "")
+    return word + plus + format_method(inner, options.get("inner_options", {})) if plus else word
 
 
 def _split_sum(tree: ast.expr) -> list[ast.expr]:

@@ -45,9 +45,16 @@ class GradientBalancing(Method):
             hint = did_you_mean(level, LEVELS)
             raise ValueError(f"level should be one of {', '.join(LEVELS)}. Found {level!r}.{hint}")
         self.level = level
+        try:  # imported here, not with the package: a solver like cvxpy takes a second
+            aggregator = getattr(import_module("torchjd.aggregation"), self.aggregator)(**options)
+        except ImportError as error:
+            raise ValueError(
+                f"{self.aggregator} needs a solver that is not installed ({error}). Install the extra `solvers`: "
+                "pip install 'deepchest-utils[solvers]', in a checkout: pip install -e '.[solvers]'."
+            ) from None
         # in a list, so that torch does not take it for a submodule: its buffers come and go, and a state_dict that
         # had them could not be loaded. What must be remembered is in get_extra_state
-        self._aggregator = [make_aggregator(self.aggregator, **options)]
+        self._aggregator: list[Any] = [aggregator]
         if missing := [name for name in self.private if not hasattr(self._weighting, name)]:
             raise ValueError(
                 f"torchjd should be of version {SUPPORTED}: {self.aggregator} works with its private attribute "
@@ -68,19 +75,19 @@ class GradientBalancing(Method):
             return jacobian.sum(0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # cvxpy warns of an inexact solution, and of how TorchJD calls it
+            rows = matrix if present.all() else matrix[present]  # no copy if it can be: a Jacobian may fill the memory
             if not isinstance(aggregator, import_module("torchjd.aggregation").WeightedAggregator):
-                vector: Tensor = aggregator(rows_of(matrix, present))
+                vector: Tensor = aggregator(rows)
                 return vector.to(jacobian)
-            weights = self.aggregation_weights(matrix, present)
+            weights = self.aggregation_weights(rows, present)
         used = matrix.new_zeros(self.num_tasks)
         used[present] = weights.to(matrix)
         self.record(used)
         return (used @ matrix).to(jacobian)
 
-    def aggregation_weights(self, matrix: Float[Tensor, "k p"], present: Bool[Tensor, " k"]) -> Float[Tensor, " n"]:
-        """The aggregator's weights of the gradients of the N tasks in the batch."""
-        weights: Tensor = self._aggregator[0].weighting(rows_of(matrix, present))
-        return weights
+    def aggregation_weights(self, rows: Float[Tensor, "n p"], present: Bool[Tensor, " k"]) -> Float[Tensor, " n"]:
+        """The aggregator's weights of the gradients of the N tasks in the batch, the rows."""
+        return cast(Tensor, self._aggregator[0].weighting(rows))
 
     def backward(self, losses: Float[Tensor, " k"], features: Float[Tensor, "b *f"] | None = None) -> None:
         if features is None:
@@ -133,22 +140,6 @@ class GradientBalancing(Method):
         """Take over what `get_extra_state` gave."""
 
 
-def rows_of(matrix: Float[Tensor, "k p"], present: Bool[Tensor, " k"]) -> Float[Tensor, "n p"]:
-    """The rows of the tasks in the batch; no copy if all are, since a Jacobian may be most of what is in memory."""
-    return matrix if present.all() else matrix[present]
-
-
-def make_aggregator(name: str, **options: Any) -> Any:
-    """An aggregator of TorchJD, imported here with its solvers and not with the package: cvxpy alone takes a second."""
-    try:
-        return getattr(import_module("torchjd.aggregation"), name)(**options)
-    except ImportError as error:
-        raise ValueError(
-            f"{name} needs a solver that is not installed ({error}). Install the extra `solvers`: "
-            "pip install 'deepchest-utils[solvers]', in a checkout: pip install -e '.[solvers]'."
-        ) from None
-
-
 class GradVac(GradientBalancing):
     """Gradient vaccine (Wang et al. 2021, arXiv 2010.05874), algorithm 1. As PCGrad, but two gradients are turned
     towards each other whenever their cosine is below its own running mean, not below zero.
@@ -162,12 +153,12 @@ class GradVac(GradientBalancing):
     def __init__(self, num_tasks: int, beta: float = 0.5, level: str = "parameters"):
         super().__init__(num_tasks, level, beta=beta)
 
-    def aggregation_weights(self, matrix: Float[Tensor, "k p"], present: Bool[Tensor, " k"]) -> Float[Tensor, " n"]:
+    def aggregation_weights(self, rows: Float[Tensor, "n p"], present: Bool[Tensor, " k"]) -> Float[Tensor, " n"]:
         memory, tasks = self._weighting, present.nonzero().flatten().cpu()
         means = torch.zeros(len(present), len(present)) if memory._phi_t is None else memory._phi_t
         # the running means of the pairs in the batch take part, the others wait; without its key it would start anew
-        memory._phi_t, memory._state_key = means[tasks][:, tasks], (len(tasks), matrix.dtype)
-        weights = super().aggregation_weights(matrix, present)
+        memory._phi_t, memory._state_key = means[tasks][:, tasks], (len(tasks), rows.dtype)
+        weights = super().aggregation_weights(rows, present)
         means[tasks[:, None], tasks] = memory._phi_t
         memory._phi_t = means
         return weights
@@ -206,16 +197,17 @@ class NashMTL(GradientBalancing):
         super().__init__(num_tasks, level, n_tasks=num_tasks, **options)
         self.max_norm = max_norm
 
-    def aggregation_weights(self, matrix: Float[Tensor, "k p"], present: Bool[Tensor, " k"]) -> Float[Tensor, " n"]:
-        lengths: Tensor = rows_of(matrix, present).norm(dim=1)
+    def aggregation_weights(self, rows: Float[Tensor, "n p"], present: Bool[Tensor, " k"]) -> Float[Tensor, " n"]:
+        lengths: Tensor = rows.norm(dim=1)
         if self.num_tasks == 1:  # cvxpy cannot put such a problem: G a = 1 / a, within the limit if there is one
             length = min(1.0, self.max_norm) if self.max_norm > 0 else 1.0
             return length / lengths.clamp(min=1e-12)
         # its problem has room for all tasks: a missing one stands at right angles to the others, as long as their
         # mean, and leaves their solution as it is
-        missing = torch.diag(lengths.mean() * ~present)
-        weights: Tensor = self._weighting(torch.cat([matrix, missing], dim=1))
-        return weights[present]
+        width = rows.shape[1]
+        matrix = rows.new_zeros(self.num_tasks, width + self.num_tasks)
+        matrix[present, :width], matrix[:, width:] = rows, torch.diag(lengths.mean() * ~present)
+        return cast(Tensor, self._weighting(matrix)[present])
 
     def get_extra_state(self) -> dict[str, Tensor | float]:
         return {"prvs_alpha": torch.tensor(self._weighting.prvs_alpha), "step": self._weighting.step}
