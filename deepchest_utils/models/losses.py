@@ -11,9 +11,13 @@ from deepchest_utils.distributed import all_reduce_sum, sum_over_ranks
 def masked_bce(logits: Float[Tensor, "b k"], labels: Float[Tensor, "b k"]) -> Float[Tensor, " k"]:
     """Mean binary cross-entropy of each task over its known labels.
 
-    logits: (B, K). labels: (B, K), 1, 0 or NaN = unknown. Returns (K,) in nats, at least 0, float32 also
-    under autocast; a task without a known label in the batch has loss 0 and gets no gradient. In several
-    processes (`distributed`), of the batch of all.
+    Args:
+        logits: (B, K).
+        labels: (B, K), 1, 0 or NaN = unknown.
+
+    Returns:
+        (K,) in nats, at least 0, float32 also under autocast. A task without a known label in the batch has loss 0 and
+        gets no gradient. With several processes (`distributed`), the mean is over the batch of all.
     """
     known = ~labels.isnan()
     # the label is replaced before the loss: NaN * 0 would still be NaN, in the gradient too
@@ -22,10 +26,7 @@ def masked_bce(logits: Float[Tensor, "b k"], labels: Float[Tensor, "b k"]) -> Fl
 
 
 def prevalence_entropy(prevalence: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
-    """H_k = -p log p - (1 - p) log(1 - p): the loss of the best constant predictor of task k, (K,) in nats,
-    in [0, log 2].
-
-    prevalence: (K,) in [0, 1]; NaN stays NaN.
-    """
+    """H_k = -p log p - (1 - p) log(1 - p), (K,) in nats, in [0, log 2]: the loss of the best constant predictor, for
+    prevalences p (K,) in [0, 1]. NaN stays NaN."""
     p = prevalence
     return -(torch.xlogy(p, p) + torch.xlogy(1 - p, 1 - p))

@@ -29,26 +29,9 @@ class RowHeads(nn.Module):
 
 
 class RowNet(nn.Module):
-    """A network whose `features` are (B, K, F)."""
+    """A network whose `features` are (B, K, F), a row a task. Its arguments are those of MultiTaskNet."""
 
-    def __init__(self, num_tasks: int, num_features: int, prevalence: Float[Tensor, " k"] | None):
-        super().__init__()
-        self.num_tasks = num_tasks
-        self.head = RowHeads(num_features, num_tasks)
-        with torch.no_grad():
-            self.head.bias.copy_(prevalence_logit(prevalence, num_tasks))
-
-    def features(self, x: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b k f"]:
-        raise NotImplementedError
-
-    def forward(self, x: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b k"]:
-        logits: Tensor = self.head(self.features(x))
-        return logits
-
-
-class SingleTask(RowNet):
-    """K networks that share nothing but the batches, trained side by side: what a task reaches alone. K times the
-    cost of one. The epoch is chosen for all of them together."""
+    trunk_per_task = True
 
     def __init__(
         self,
@@ -58,8 +41,30 @@ class SingleTask(RowNet):
         pretrained: bool = False,
         prevalence: Float[Tensor, " k"] | None = None,
     ):
-        trunks, sizes = zip(*(build_trunk(backbone, image_size, pretrained) for _ in range(num_tasks)), strict=True)
-        super().__init__(num_tasks, sizes[0], prevalence)
+        super().__init__()
+        built = [build_trunk(backbone, image_size, pretrained) for _ in range(num_tasks if self.trunk_per_task else 1)]
+        self.num_tasks = num_tasks
+        self.head = RowHeads(built[0][1], num_tasks)
+        with torch.no_grad():
+            self.head.bias.copy_(prevalence_logit(prevalence, num_tasks))
+        self.connect([trunk for trunk, _ in built], backbone)
+
+    def connect(self, trunks: list[nn.Module], backbone: str) -> None:
+        """Build what lies between the images and the heads of these trunks."""
+        raise NotImplementedError
+
+    def features(self, x: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b k f"]:
+        raise NotImplementedError
+
+    def forward(self, x: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b k"]:
+        return cast(Tensor, self.head(self.features(x)))
+
+
+class SingleTask(RowNet):
+    """K networks that share nothing but the batches, trained side by side: what a task reaches alone. It costs K times
+    as much as one network. The epoch is chosen for all of them together."""
+
+    def connect(self, trunks: list[nn.Module], backbone: str) -> None:
         self.trunks = nn.ModuleList(trunks)
 
     def features(self, x: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b k f"]:
@@ -68,60 +73,49 @@ class SingleTask(RowNet):
 
 class CrossStitch(RowNet):
     """Cross-stitch networks (Misra et al. 2016, arXiv 1604.03539): K trunks whose maps are mixed after each stage,
-    x_k <- sum_j alpha_kj x_j, one learned (K, K) matrix a stage. alpha starts at 0.9 on the diagonal, the rest shared
-    by the others (section 4.2 of the paper). Needs a ResNet."""
+    x_k <- sum_j alpha_kj x_j, with one learned (K, K) matrix a stage. alpha starts at 0.9 on the diagonal, and the
+    others share the rest (section 4.2). Needs a ResNet."""
 
-    def __init__(
-        self,
-        backbone: str,
-        num_tasks: int,
-        image_size: int = 64,
-        pretrained: bool = False,
-        prevalence: Float[Tensor, " k"] | None = None,
-    ):
-        trunks, sizes = zip(*(build_trunk(backbone, image_size, pretrained) for _ in range(num_tasks)), strict=True)
-        super().__init__(num_tasks, sizes[0], prevalence)
-        columns = [stages(trunk, backbone, "cross_stitch") for trunk in trunks]
-        self.stages = nn.ModuleList(nn.ModuleList(column[i] for column in columns) for i in range(len(columns[0])))
-        start = torch.full((num_tasks, num_tasks), 0.1 / max(num_tasks - 1, 1))
-        start.fill_diagonal_(0.9 if num_tasks > 1 else 1.0)  # one task has nobody to share with
+    def connect(self, trunks: list[nn.Module], backbone: str) -> None:
+        stages = [resnet_stages(trunk, backbone, "cross_stitch") for trunk in trunks]
+        self.stages = nn.ModuleList(nn.ModuleList(blocks) for blocks in zip(*stages, strict=True))
+        start = torch.full((self.num_tasks, self.num_tasks), 0.1 / max(self.num_tasks - 1, 1))
+        start.fill_diagonal_(0.9 if self.num_tasks > 1 else 1.0)  # one task has nobody to share with
         self.alpha = nn.ParameterList(start.clone() for _ in self.stages)
 
     def features(self, x: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b k f"]:
         rows: Sequence[Tensor] = [x] * self.num_tasks
-        columns = cast("Iterable[nn.ModuleList]", self.stages)
-        for stage, alpha in zip(columns, self.alpha, strict=True):
-            each = torch.stack([block(row) for block, row in zip(stage, rows, strict=True)])
-            rows = torch.einsum("kj,jbchw->kbchw", alpha.to(each.dtype), each).unbind()
+        for stage, alpha in zip(cast("Iterable[nn.ModuleList]", self.stages), self.alpha, strict=True):
+            maps = torch.stack([block(row) for block, row in zip(stage, rows, strict=True)])
+            rows = torch.einsum("kj,jbchw->kbchw", alpha.to(maps.dtype), maps).unbind()
         return torch.stack([adaptive_avg_pool2d(row, 1).flatten(1) for row in rows], dim=1)
 
 
 class MTAN(RowNet):
     """Multi-task attention network (Liu, Johns and Davison 2019, arXiv 1803.10704): one trunk, and in each of its four
-    stages a soft mask a task over the stage's maps. With u and p the outputs of the stage's first part and of its
-    last block, the mask is sigmoid(h_k([u; f(masked p of the stage before)])), h_k two 1 x 1 convolutions of the
-    task's own, f a 3 x 3 convolution that the tasks share (equations 1 and 2). Needs a ResNet."""
+    stages a soft mask a task over the stage's maps. With u and p the outputs of the stage's first part and of its last
+    block, the mask is sigmoid(h_k([u; f(masked p of the stage before)])), with h_k two 1 x 1 convolutions of the task's
+    own, and f a 3 x 3 convolution that the tasks share (equations 1 and 2). Needs a ResNet."""
 
-    def __init__(
-        self,
-        backbone: str,
-        num_tasks: int,
-        image_size: int = 64,
-        pretrained: bool = False,
-        prevalence: Float[Tensor, " k"] | None = None,
-    ):
-        trunk, num_features = build_trunk(backbone, image_size, pretrained)
-        super().__init__(num_tasks, num_features, prevalence)
-        self.stem, *parts = stages(trunk, backbone, "mtan")
-        self.stages = nn.ModuleList(parts)
+    trunk_per_task = False
+
+    def connect(self, trunks: list[nn.Module], backbone: str) -> None:
+        self.stem, *stages = resnet_stages(trunks[0], backbone, "mtan")
+        self.stages = nn.ModuleList(stages)
         # a bottleneck ends with bn3, a basic block with bn2
-        lasts: list[Any] = [stage[-1] for stage in parts]
-        widths: list[int] = [getattr(block, "bn3", block.bn2).num_features for block in lasts]
+        last_blocks: list[Any] = [stage[-1] for stage in stages]
+        widths: list[int] = [getattr(block, "bn3", block.bn2).num_features for block in last_blocks]
         self.masks, self.carry = nn.ModuleList(), nn.ModuleList()
         for before, width in zip([0, *widths], widths, strict=False):
-            inside = 2 * width if before else width
-            self.masks.append(nn.ModuleList(_mask(inside, width) for _ in range(num_tasks)))
-            self.carry.append(_carry(before, width) if before else nn.Identity())
+            inside, middle = (2 * width if before else width), max(width // 4, 1)
+            self.masks.append(
+                nn.ModuleList(
+                    nn.Sequential(*_conv(inside, middle), nn.ReLU(inplace=True), *_conv(middle, width), nn.Sigmoid())
+                    for _ in range(self.num_tasks)
+                )
+            )
+            carry = nn.Sequential(*_conv(before, width, 3), nn.ReLU(inplace=True)) if before else nn.Identity()
+            self.carry.append(carry)
 
     def features(self, x: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b k f"]:
         x = self.stem(x)
@@ -131,30 +125,18 @@ class MTAN(RowNet):
             u = stage[:-1](x)
             x = stage[-1](u)
             for k, mask in enumerate(masks):
-                if rows[k] is None:
-                    seen = u
-                else:
-                    seen = torch.cat([u, adaptive_max_pool2d(carry(rows[k]), u.shape[-2:])], dim=1)
-                rows[k] = mask(seen) * x
+                if rows[k] is not None:
+                    past = adaptive_max_pool2d(carry(rows[k]), u.shape[-2:])
+                rows[k] = mask(u if rows[k] is None else torch.cat([u, past], dim=1)) * x
         return torch.stack([adaptive_avg_pool2d(row, 1).flatten(1) for row in rows], dim=1)
 
 
-def _mask(inside: int, width: int) -> nn.Sequential:
-    middle = max(width // 4, 1)
-    return nn.Sequential(
-        nn.Conv2d(inside, middle, 1, bias=False), nn.BatchNorm2d(middle), nn.ReLU(inplace=True),
-        nn.Conv2d(middle, width, 1, bias=False), nn.BatchNorm2d(width), nn.Sigmoid(),
-    )  # fmt: skip
+def _conv(inside: int, outside: int, kernel: int = 1) -> tuple[nn.Module, nn.Module]:
+    return nn.Conv2d(inside, outside, kernel, padding=kernel // 2, bias=False), nn.BatchNorm2d(outside)
 
 
-def _carry(inside: int, width: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inside, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
-    )
-
-
-def stages(trunk: nn.Module, backbone: str, architecture: str) -> list[nn.Sequential]:
-    """A ResNet's stem and its four stages. Raises ValueError for a trunk that is none."""
+def resnet_stages(trunk: nn.Module, backbone: str, architecture: str) -> list[nn.Sequential]:
+    """A ResNet's stem and its four stages. Raises ValueError for another trunk."""
     names = ["conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"]
     children = dict(trunk.named_children())
     if not set(names) <= set(children):

@@ -9,11 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
+from deepchest_utils.config import did_you_mean
+
 THIN = "resnet18_thin"
-_OPTIONS = {  # what some constructors want when they start from scratch
-    "googlenet": {"aux_logits": False, "init_weights": True},
-    "inception_v3": {"aux_logits": False, "init_weights": True},
-}
 
 
 def list_backbones() -> list[str]:
@@ -22,9 +20,7 @@ def list_backbones() -> list[str]:
 
 
 def thin_resnet18() -> nn.Sequential:
-    """ResNet-18 (He et al. 2016, arXiv 1512.03385) with 16 channels in its first stage instead of 64;
-    128 features."""
-    width = 16
+    """ResNet-18 (He et al. 2016, arXiv 1512.03385) with 16 channels in its first stage instead of 64, 128 features."""
 
     def stage(inside: int, outside: int, stride: int) -> nn.Sequential:
         shortcut = None
@@ -34,14 +30,14 @@ def thin_resnet18() -> nn.Sequential:
 
     trunk = nn.Sequential(
         OrderedDict(
-            conv1=nn.Conv2d(3, width, 7, 2, 3, bias=False),
-            bn1=nn.BatchNorm2d(width),
+            conv1=nn.Conv2d(3, 16, 7, 2, 3, bias=False),
+            bn1=nn.BatchNorm2d(16),
             relu=nn.ReLU(inplace=True),
             maxpool=nn.MaxPool2d(3, 2, 1),
-            layer1=stage(width, width, 1),
-            layer2=stage(width, 2 * width, 2),
-            layer3=stage(2 * width, 4 * width, 2),
-            layer4=stage(4 * width, 8 * width, 2),
+            layer1=stage(16, 16, 1),
+            layer2=stage(16, 32, 2),
+            layer3=stage(32, 64, 2),
+            layer4=stage(64, 128, 2),
             avgpool=nn.AdaptiveAvgPool2d(1),
             flatten=nn.Flatten(),
         )
@@ -55,21 +51,30 @@ def thin_resnet18() -> nn.Sequential:
 def build_trunk(name: str, image_size: int = 64, pretrained: bool = False) -> tuple[nn.Module, int]:
     """A trunk (B, 1, H, W) -> (B, F) and its number of features F.
 
-    name: one of `list_backbones()`. pretrained: start from torchvision's default ImageNet weights, downloaded
-    once to torch's cache.
-    Raises ValueError for an unknown name, a thin network with weights, or an image size that the network
-    cannot take.
+    Args:
+        name: One of `list_backbones()`.
+        image_size: Side of the images, pixels.
+        pretrained: Start from torchvision's default ImageNet weights, downloaded once to torch's cache.
+
+    Raises:
+        ValueError: For an unknown name, a thin network with weights, or a size that the network cannot take.
     """
+    if name not in list_backbones():
+        names, hint = ", ".join(list_backbones()), did_you_mean(name, list_backbones())
+        raise ValueError(f"backbone should be one of {names}. Found {name!r}.{hint}")
+    if name == THIN and pretrained:
+        raise ValueError(f"pretrained should be False for backbone={THIN!r}: it has no ImageNet weights.")
     if name == THIN:
-        if pretrained:
-            raise ValueError(f"pretrained should be False for backbone={THIN!r}: it has no ImageNet weights.")
         trunk, num_features = thin_resnet18(), 128
-    elif name in list_backbones():
-        options: dict[str, Any] = {} if pretrained else dict(_OPTIONS.get(name, {}))
-        if not pretrained and name.startswith("vit_"):
-            options["image_size"] = image_size
-        if not pretrained and name.startswith("maxvit"):
-            options["input_size"] = (image_size, image_size)
+    else:
+        options: dict[str, Any] = {}
+        if not pretrained:  # what some constructors want when they start from scratch
+            if name in ("googlenet", "inception_v3"):
+                options = {"aux_logits": False, "init_weights": True}
+            elif name.startswith("vit_"):
+                options = {"image_size": image_size}
+            elif name.startswith("maxvit"):
+                options = {"input_size": (image_size, image_size)}
         try:
             trunk = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None, **options)
         except (ValueError, RuntimeError, AssertionError) as error:
@@ -77,8 +82,6 @@ def build_trunk(name: str, image_size: int = 64, pretrained: bool = False) -> tu
         if pretrained and name == "inception_v3":  # it comes with its auxiliary classifier
             trunk.aux_logits, trunk.AuxLogits = False, None
         num_features = _drop_classifier(trunk)
-    else:
-        raise ValueError(f"backbone should be one of {', '.join(list_backbones())}. Found {name!r}.")
     _accept_greyscale(trunk)
     _check_image_size(trunk, name, image_size, num_features)
     return trunk, num_features
@@ -90,10 +93,8 @@ def _replace(root: nn.Module, path: str, module: nn.Module) -> None:
 
 
 def _drop_classifier(trunk: nn.Module) -> int:
-    """Replace the last linear layer (SqueezeNet: the last convolution) by the identity; return its number of
-    inputs."""
-    kinds = (nn.Linear, nn.Conv2d)
-    for kind in kinds:
+    """Replace the last linear layer (SqueezeNet: the last convolution) by the identity; return its number of inputs."""
+    for kind in (nn.Linear, nn.Conv2d):
         layers = [(path, m) for path, m in trunk.named_modules() if isinstance(m, kind)]
         if layers:
             path, last = layers[-1]
@@ -107,11 +108,10 @@ def _three_channels(trunk: nn.Module, inputs: tuple[Tensor]) -> Tensor:
 
 
 def _accept_greyscale(trunk: nn.Module) -> None:
-    """Sum the first convolution over its three colours: the same output as for a grey image fed three times,
-    at a third of the work."""
+    """Sum the first convolution over its three colours: the same output as for a grey image fed three times, at a third
+    of the work."""
     if getattr(trunk, "transform_input", False):
-        # GoogLeNet and Inception with ImageNet weights standardise each colour in their own way before the
-        # first convolution
+        # with ImageNet weights GoogLeNet and Inception first standardise each colour in its own way
         trunk.register_forward_pre_hook(_three_channels)
         return
     path, first = next((path, m) for path, m in trunk.named_modules() if isinstance(m, nn.Conv2d))
@@ -129,28 +129,28 @@ def _check_image_size(trunk: nn.Module, name: str, image_size: int, num_features
     was_training = trunk.training
     try:
         with torch.no_grad():
-            found = trunk.eval()(torch.zeros(1, 1, image_size, image_size)).shape
+            shape = tuple(trunk.eval()(torch.zeros(1, 1, image_size, image_size)).shape)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"backbone {name!r} cannot take image_size={image_size}: {error}") from None
     finally:
         trunk.train(was_training)
-    if tuple(found) != (1, num_features):
-        raise ValueError(f"backbone {name!r} should give (1, {num_features}) features. Found {tuple(found)}.")
+    if shape != (1, num_features):
+        raise ValueError(f"backbone {name!r} should give (1, {num_features}) features. Found {shape}.")
 
 
 def prevalence_logit(prevalence: Float[Tensor, " k"] | None, num_tasks: int) -> Float[Tensor, " k"]:
     """Where the biases of the heads start, (K,): zeros if the prevalence is not known."""
-    if prevalence is None:
-        return torch.zeros(num_tasks)
-    return torch.logit(prevalence.nan_to_num(0.5), eps=1e-4)
+    return torch.zeros(num_tasks) if prevalence is None else torch.logit(prevalence.nan_to_num(0.5), eps=1e-4)
 
 
 class MultiTaskNet(nn.Module):
     """Hard sharing: one trunk for all tasks, one linear head a task, kept as one matrix.
 
-    num_tasks: K. prevalence: (K,) shares of positives in training; each head's bias starts at the logit of
-    its own, so that the network starts as the best constant predictor (shares are clipped to [1e-4, 1 -
-    1e-4]; NaN counts as one half).
+    Args:
+        backbone: Its name, size of images and weights: as in `build_trunk`, with `image_size` and `pretrained`.
+        num_tasks: Number of tasks, K.
+        prevalence: (K,) shares of positives in training, clipped to [1e-4, 1 - 1e-4]; NaN counts as one half. Each bias
+            starts at the logit of its own, so that the network starts as the best constant predictor.
     """
 
     def __init__(
@@ -168,9 +168,7 @@ class MultiTaskNet(nn.Module):
             self.head.bias.copy_(prevalence_logit(prevalence, num_tasks))
 
     def features(self, x: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b f"]:
-        features: Tensor = self.trunk(x)
-        return features
+        return cast(Tensor, self.trunk(x))
 
     def forward(self, x: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b k"]:
-        logits: Tensor = self.head(self.features(x))
-        return logits
+        return cast(Tensor, self.head(self.features(x)))
