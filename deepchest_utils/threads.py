@@ -17,7 +17,7 @@ try:
 except ImportError:
     psutil = None
 
-INTERVAL = 0.5  # seconds between two looks; the system counts processor time in hundredths of a second
+INTERVAL = 0.2  # seconds between two looks; the system counts processor time in hundredths of a second
 
 
 @dataclass

@@ -1,5 +1,4 @@
-"""A run that is stopped in the middle of an epoch, killed, or finds its checkpoint damaged ends as one never stopped, byte
-for byte."""
+"""A run that is interrupted, killed, or finds its checkpoint damaged ends as one never stopped, byte for byte."""
 
 import os
 import random
@@ -7,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 import zipfile
 from pathlib import Path
@@ -20,8 +18,9 @@ import torch
 from deepchest_utils import TrainConfig, train
 from deepchest_utils.__main__ import main
 from deepchest_utils.files import FileError
-from deepchest_utils.results.store import DAMAGED, NAME, PREVIOUS
-from deepchest_utils.training.loop import GracefulShutdown, Loop, TrainingInterrupted
+from deepchest_utils.results.store import CHECKPOINT, DAMAGED, PREVIOUS
+from deepchest_utils.training import loop as loop_module
+from deepchest_utils.training.loop import Loop
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::deepchest_utils.datasets.base.DataWarning"),
@@ -32,9 +31,9 @@ SIZES = {"num_train": 96, "num_val": 48, "num_test": 48}
 SAME = ("history.csv", "test.csv", "calibration.json")
 
 
-def config(run_dir: Path, **given) -> TrainConfig:
+def config(run_dir: Path | None, **given) -> TrainConfig:
     small = {"image_size": 32, "epochs": 3, "batch_size": 16, "device": "cpu", "data_options": SIZES}
-    return TrainConfig(**{**small, **given}, run_dir=str(run_dir))
+    return TrainConfig(**{**small, **given}, run_dir=str(run_dir) if run_dir else None)
 
 
 def assert_same_bytes(one: Path, other: Path):
@@ -49,84 +48,64 @@ def whole(tmp_path_factory):
     return folder
 
 
-def signal_in_step(number: int, sent: signal.Signals, patch: pytest.MonkeyPatch, times: int = 1) -> None:
+def signal_in_step(number: int, patch: pytest.MonkeyPatch, sent: signal.Signals = signal.SIGINT) -> None:
     """The process gets a signal, for real, while the run is in its step of that number."""
-    step, seen = Loop.step, []
+    step, steps = Loop.optimizer_step, []
 
     def signalled(self, losses, features):
-        seen.append(1)
+        steps.append(1)
         step(self, losses, features)
-        if len(seen) == number:
-            for _ in range(times):
-                os.kill(os.getpid(), sent)
+        if len(steps) == number:
+            os.kill(os.getpid(), sent)
 
-    patch.setattr(Loop, "step", signalled)
+    patch.setattr(Loop, "optimizer_step", signalled)
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("step", [1, 5, 8, 12, 18])  # the first, the last of an epoch, and of the run
-def test_stopped_run_finishes_the_step_and_goes_on_byte_for_byte(whole, tmp_path, sent, step):
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+@pytest.mark.parametrize("step", [1, 8, 12, 18])  # the first, in the middle, the last of an epoch, and of the run
+def test_interrupted_run_loses_the_epoch_under_way_alone(whole, tmp_path, step):
+    epochs = (step - 1) // 6
     with pytest.MonkeyPatch.context() as patch:
-        signal_in_step(step, sent, patch)
-        where = rf"after {step // 6} epochs" + (rf" and {step % 6} of 6 steps" if step % 6 else "")
+        signal_in_step(step, patch)
         with pytest.raises(
-            TrainingInterrupted, match=f"stopped {where}; the same command goes on from {tmp_path}"
-        ) as error:
+            KeyboardInterrupt, match=f"stopped after {epochs} epochs; the same command goes on from {tmp_path}"
+        ):
             train(config(tmp_path))
-    assert error.value.signal == sent
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
-    state = torch.load(tmp_path / NAME, weights_only=True)
-    assert (state["epoch"], (state["under_way"] or {"done": 0})["done"]) == divmod(step, 6)
+    assert (tmp_path / CHECKPOINT).exists() == (epochs > 0)
+    if epochs:
+        assert torch.load(tmp_path / CHECKPOINT, weights_only=True)["epoch"] == epochs
     train(config(tmp_path))
     assert_same_bytes(whole, tmp_path)
 
 
 @pytest.mark.parametrize(
-    "given",
-    [
-        {"method": "gradvac", "method_options": {"level": "features"}},
-        {"method": "deepchest_loss_trend+uncertainty"},
-        {"method": "rlw", "augment": False, "batch_size": 40},
-        {"method": "famo", "backbone": "mobilenet_v3_small", "optimizer": "sgd", "epochs": 1},
-    ],
-    ids=["gradvac", "composed", "rlw", "dropout"],
+    ("where", "call", "epochs"),
+    [("store.save_checkpoint", 2, 1), ("setup.predict", 2, 1), ("setup.predict", 5, 3), ("store.write_run", 1, 3)],
+    ids=["checkpoint", "validation", "test", "tables"],
 )
-def test_what_a_method_has_gathered_of_the_epoch_is_not_lost(tmp_path, given):
-    train(config(tmp_path / "whole", **given))
+def test_interrupted_between_the_steps(whole, tmp_path, where, call, epochs):
+    """After the second epoch, before its checkpoint is written; in its validation; in the test; before the tables."""
+    module, name = where.split(".")
+    original, calls = getattr(getattr(loop_module, module), name), []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(*arguments)
+
     with pytest.MonkeyPatch.context() as patch:
-        signal_in_step(1, signal.SIGTERM, patch)
-        with pytest.raises(TrainingInterrupted):
-            train(config(tmp_path / "stopped", **given))
-    train(config(tmp_path / "stopped", **given))
-    assert_same_bytes(tmp_path / "whole", tmp_path / "stopped")
+        patch.setattr(getattr(loop_module, module), name, interrupted)
+        with pytest.raises(KeyboardInterrupt, match=f"stopped after {epochs} epochs"):
+            train(config(tmp_path))
+    train(config(tmp_path))
+    assert_same_bytes(whole, tmp_path)
 
 
-def test_second_signal_stops_at_once(tmp_path, monkeypatch):
-    signal_in_step(3, signal.SIGINT, monkeypatch, times=2)
+def test_without_a_folder_nothing_is_said_of_going_on(monkeypatch):
+    signal_in_step(3, monkeypatch)
     with pytest.raises(KeyboardInterrupt) as error:
-        train(config(tmp_path))
-    assert not isinstance(error.value, TrainingInterrupted)
-
-
-def test_without_a_folder_the_first_signal_stops_at_once(monkeypatch):
-    signal_in_step(3, signal.SIGINT, monkeypatch)
-    with pytest.raises(KeyboardInterrupt) as error:
-        train(TrainConfig(image_size=32, epochs=1, device="cpu", data_options=SIZES, batch_size=16))
-    assert not isinstance(error.value, TrainingInterrupted)
-
-
-def test_another_thread_trains_and_leaves_signals_alone():
-    found = []
-
-    def look():
-        with GracefulShutdown() as stop:
-            found.append((stop.signal, signal.getsignal(signal.SIGINT)))
-
-    thread = threading.Thread(target=look)
-    thread.start()
-    thread.join()
-    assert found == [(0, signal.default_int_handler)]
+        train(config(None, epochs=1))
+    assert str(error.value) == ""
 
 
 def shell(run_dir: Path, *more: object) -> list[str]:
@@ -140,20 +119,22 @@ def start(command: list[str], **environment: str) -> subprocess.Popen:
     return subprocess.Popen(command, env=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_command_says_how_to_go_on(whole, tmp_path, monkeypatch, capsys):
-    signal_in_step(8, signal.SIGTERM, monkeypatch)
-    arguments = shell(tmp_path)[3:]
-    assert main(arguments) == 128 + signal.SIGTERM
-    assert (
-        f"stopped after 1 epochs and 2 of 6 steps; the same command goes on from {tmp_path}" in capsys.readouterr().err
-    )
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_command_says_how_to_go_on(whole, tmp_path, capsys, sent):
+    arguments, before = shell(tmp_path)[3:], signal.getsignal(signal.SIGTERM)
+    with pytest.MonkeyPatch.context() as patch:
+        signal_in_step(8, patch, sent)
+        assert main(arguments) == 128 + sent
+    assert f"stopped after 1 epochs; the same command goes on from {tmp_path}" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
     assert main(arguments) == 0
     assert_same_bytes(whole, tmp_path)
 
 
 def test_second_process_on_a_run_is_refused(tmp_path):
-    held, words = tmp_path / "held", "from deepchest_utils.files import alone"
-    code = f"import time; {words}; lock = alone({str(held)!r}, 'run'); lock.__enter__(); print('in', flush=True); time.sleep(60)"
+    held = tmp_path / "held"
+    code = "import time; from deepchest_utils.files import exclusive_lock\n"
+    code += f"with exclusive_lock({str(held / 'lock')!r}, 'run'): print('in', flush=True); time.sleep(60)"
     with start([sys.executable, "-c", code]) as other:
         assert other.stdout.readline() == "in\n"
         with pytest.raises(FileError, match="another run is at work in"):
@@ -169,8 +150,8 @@ def test_second_process_on_a_run_is_refused(tmp_path):
 def two_checkpoints(tmp_path):
     """A run that was stopped after its second epoch: its last checkpoint, and the one before."""
     with pytest.MonkeyPatch.context() as patch:
-        signal_in_step(12, signal.SIGTERM, patch)
-        with pytest.raises(TrainingInterrupted):
+        signal_in_step(13, patch)
+        with pytest.raises(KeyboardInterrupt):
             train(config(tmp_path))
     assert (tmp_path / PREVIOUS).exists()
     return tmp_path
@@ -197,23 +178,23 @@ def missing_part(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [cut, foreign, unfolds, missing_part])
 def test_damaged_checkpoint_is_put_aside_and_the_one_before_is_used(whole, two_checkpoints, damage):
-    damage(two_checkpoints / NAME)
-    damaged = (two_checkpoints / NAME).read_bytes()
-    with pytest.warns(UserWarning, match=rf"{NAME}: .* the run goes on from {PREVIOUS}"):
+    damage(two_checkpoints / CHECKPOINT)
+    damaged = (two_checkpoints / CHECKPOINT).read_bytes()
+    with pytest.warns(UserWarning, match=rf"{CHECKPOINT}: .* the run goes on from {PREVIOUS}"):
         train(config(two_checkpoints))
     assert (two_checkpoints / DAMAGED).read_bytes() == damaged
     assert_same_bytes(whole, two_checkpoints)
 
 
 def test_killed_between_two_names_the_one_before_is_used(whole, two_checkpoints):
-    (two_checkpoints / NAME).unlink()
+    (two_checkpoints / CHECKPOINT).unlink()
     train(config(two_checkpoints))
     assert_same_bytes(whole, two_checkpoints)
 
 
 @pytest.mark.filterwarnings("ignore:.*the run goes on from")
 def test_two_damaged_checkpoints_are_one_error(two_checkpoints):
-    for name in (NAME, PREVIOUS):
+    for name in (CHECKPOINT, PREVIOUS):
         cut(two_checkpoints / name)
     with pytest.raises(FileError, match=rf"{PREVIOUS}: not a readable checkpoint"):
         train(config(two_checkpoints))
@@ -221,16 +202,16 @@ def test_two_damaged_checkpoints_are_one_error(two_checkpoints):
 
 
 def test_changed_configuration_is_refused_and_the_checkpoint_kept(two_checkpoints):
-    before = (two_checkpoints / NAME).read_bytes()
+    before = (two_checkpoints / CHECKPOINT).read_bytes()
     with pytest.raises(FileError, match=r"another configuration.*lr: 0.002 there, 0.01 now"):
         train(config(two_checkpoints, lr=0.01))
-    assert (two_checkpoints / NAME).read_bytes() == before
+    assert (two_checkpoints / CHECKPOINT).read_bytes() == before
 
 
 def test_state_that_does_not_fit_is_refused(two_checkpoints):
-    state = torch.load(two_checkpoints / NAME, weights_only=True)
+    state = torch.load(two_checkpoints / CHECKPOINT, weights_only=True)
     state["net"] = {}
-    torch.save(state, two_checkpoints / NAME)
+    torch.save(state, two_checkpoints / CHECKPOINT)
     with pytest.raises(FileError, match=r"does not fit the run.*Choose another run_dir"):
         train(config(two_checkpoints))
 
@@ -238,6 +219,7 @@ def test_state_that_does_not_fit_is_refused(two_checkpoints):
 # repeated, and killed
 
 
+@pytest.mark.slow
 def test_two_processes_of_the_same_seed_write_the_same_bytes(tmp_path):
     """Whatever the order of hashes, and whoever draws the phantom."""
     for name in ("1", "2"):
@@ -290,11 +272,11 @@ def test_run_survives_being_killed_at_any_moment(whole, tmp_path, tally):
 
 SWEEP = """
 import sys
-from deepchest_utils.sweep import make_cells, run_sweep
+from deepchest_utils.sweep import make_trials, run_sweep
 from deepchest_utils.training import TrainConfig
 sizes = {"num_train": 96, "num_val": 48, "num_test": 48}
 base = TrainConfig(image_size=32, epochs=2, batch_size=16, device="cpu", data_options=sizes)
-run_sweep(make_cells(base, {"method": ["equal", "deepchest"], "seed": [0, 1, 2]}), sys.argv[1] + "/out.csv", 2, folder=sys.argv[1] + "/runs")
+run_sweep(make_trials(base, {"method": ["equal", "deepchest"], "seed": [0, 1, 2]}), sys.argv[1] + "/out.csv", 2, folder=sys.argv[1] + "/runs")
 """
 
 

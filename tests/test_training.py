@@ -2,6 +2,9 @@
 network that learns."""
 
 import dataclasses
+import shutil
+import threading
+import time
 import warnings
 from functools import partial
 
@@ -19,7 +22,7 @@ from deepchest_utils.results.metrics import choose_thresholds
 from deepchest_utils.results.store import COLUMNS
 from deepchest_utils.training import loop as loop_module
 from deepchest_utils.training import setup
-from deepchest_utils.training.loop import Loop
+from deepchest_utils.training.loop import Loop, train_once
 
 K = len(FINDINGS)
 # small images have too few positives of the rare findings: that is what the warning says, and what some tests
@@ -123,43 +126,55 @@ def stop_in_epoch(number: int, patch: pytest.MonkeyPatch):
 # continuing
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
-        {"method": "equal"},
-        {"method": "deepchest"},
-        {"method": "deepchest_loss_trend", "amp": "bf16", "optimizer": "adam", "batch_size": 100},
-        {
-            "method": "deepchest_relative_loss+deepchest_auroc",
-            "method_options": {"initial": torch.full((K,), 0.9), "inner_options": {"scores_from": "val"}},
-            "optimizer": "sgd",
-            "schedule": "constant",
-            "lr": 0.01,
-        },
-        # dropout draws from torch's global random state
-        {"backbone": "mobilenet_v3_small", "optimizer": "rmsprop", "channels_last": False, "batch_size": 16},
-    ],
-    ids=["equal", "deepchest", "loss-trend-bf16", "composed-sgd", "dropout"],
-)
-def test_continued_run_equals_the_uninterrupted_one_bit_for_bit(tiny, few, tmp_path, given):
-    data = few if "backbone" in given else tiny
-    whole = train(config(epochs=4, run_dir=str(tmp_path / "whole"), **given), data)
-    again = config(epochs=4, run_dir=str(tmp_path / "stopped"), **given)
+def assert_continues(data: Splits, folder, given: dict, number: int):
+    """A run of `number` epochs that breaks off in the last but one goes on to the same bytes as one never stopped."""
+    whole = train(config(epochs=number, run_dir=str(folder / "whole"), **given), data)
+    again = config(epochs=number, run_dir=str(folder / "stopped"), **given)
     with pytest.MonkeyPatch.context() as patch:
-        stop_in_epoch(3, patch)
+        stop_in_epoch(number - 1, patch)
         with pytest.raises(Stopped):
             train(again, data)
     torch.rand(7)  # what else the process draws is of no consequence
     continued = train(again, data)
     assert_same_run(whole, continued)
     # what the result does not show must be right too: optimiser, schedule and random states
-    states = [torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "stopped")]
+    states = [torch.load(folder / name / "checkpoint.pt", weights_only=True) for name in ("whole", "stopped")]
     for state in states:
         state["history"] = [row for row in state["history"] if row["task"] != "run"]
     assert_same_tree(*states)
     for name in ("test.csv", "config.json"):
-        texts = [(tmp_path / run / name).read_text() for run in ("whole", "stopped")]
+        texts = [(folder / run / name).read_text() for run in ("whole", "stopped")]
         assert texts[0].replace("whole", "stopped") == texts[1]
+
+
+COMPOSED = {
+    "method": "deepchest_relative_loss+deepchest_auroc",
+    "method_options": {"initial": torch.full((K,), 0.9), "inner_options": {"scores_from": "val"}},
+}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"method": "deepchest_loss_trend", "amp": "bf16", "optimizer": "adam", "batch_size": 100},
+        {**COMPOSED, "optimizer": "sgd", "schedule": "constant", "lr": 0.01},
+        {"method": "gradnorm", "optimizer": "rmsprop", "channels_last": False},  # whose parameters are trained
+        {"method": "gradvac", "method_options": {"level": "features"}},  # whose state is TorchJD's
+        # draws from torch's global random state
+        {"method": "rlw", "augment": False, "amp": "fp16", "batch_size": 40},
+        {"method": "famo", "backbone": "mobilenet_v3_small", "batch_size": 16},
+    ],
+    ids=["loss-trend-bf16", "composed-sgd", "parameters", "torchjd", "draws-fp16", "dropout"],
+)
+def test_continued_run_equals_the_uninterrupted_one_bit_for_bit(few, tmp_path, given):
+    assert_continues(few, tmp_path, given, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "rmsprop", "sgd"])
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "static"])
+def test_every_method_continues_bit_for_bit(tiny, tmp_path, method, optimizer):
+    assert_continues(tiny, tmp_path, {"method": method, "optimizer": optimizer, "lr": 1e-3}, 4)
 
 
 def test_finished_run_is_returned_without_training_again(tiny, tmp_path, monkeypatch):
@@ -230,6 +245,76 @@ def test_damaged_checkpoint_is_one_clear_error(run_dir_of_one_epoch, tiny, tmp_p
     with pytest.raises(ValueError, match=r"checkpoint\.pt.*Delete it, or choose another run_dir"):
         train(config(epochs=1, run_dir=str(tmp_path)), tiny)
     assert path.read_bytes() == before  # it may be all that someone has
+
+
+# trained once
+
+
+@pytest.fixture
+def networks(tmp_path, monkeypatch):
+    """The folder of networks that are kept, and a count of the epochs trained."""
+    monkeypatch.setenv("DEEPCHEST_RUNS", str(tmp_path))
+    epochs, train_epoch = [], Loop.train_epoch
+    monkeypatch.setattr(Loop, "train_epoch", lambda self, epoch: epochs.append(epoch) or train_epoch(self, epoch))
+    return tmp_path / "networks", epochs
+
+
+def test_train_once_trains_once(few, tiny, networks):
+    folder, epochs = networks
+    first = train_once(config(epochs=1), few)
+    assert_same_run(first, train(config(epochs=1), few))
+    assert epochs == [1, 1]
+    assert_same_run(first, train_once(config(epochs=1, data_root="elsewhere", run_dir="ignored"), few))
+    assert epochs == [1, 1]
+    for other, data in ((config(epochs=1, seed=1), few), (config(epochs=1), tiny), (config(), few)):
+        train_once(other, data)
+    assert len([path for path in folder.iterdir() if path.is_dir()]) == 4
+
+
+def test_train_once_loads_the_data_set_itself(networks):
+    sizes = {"num_train": 32, "num_val": 16, "num_test": 16}
+    given = config(epochs=1, data_options=sizes)
+    assert_same_run(train_once(given), train_once(given, phantom(**sizes)))
+    assert networks[1] == [1]
+
+
+def test_changed_code_trains_anew(few, networks, tmp_path, monkeypatch):
+    root = tmp_path / "root"
+    copy = shutil.copytree(loop_module.PROJECT / "deepchest_utils", root / "deepchest_utils")
+    monkeypatch.setattr(loop_module, "PROJECT", root)
+    for changed, trained in ((None, 1), ("notebook/figures.py", 1), ("weighting/base.py", 2), ("threads.py", 3)):
+        if changed:
+            (copy / changed).write_text((copy / changed).read_text() + "# changed")
+        train_once(config(epochs=1), few)
+        assert len(networks[1]) == trained, changed
+
+
+def test_method_from_outside_is_trained_each_time(few, networks, monkeypatch):
+    """Its code is not among what the id is made of."""
+    monkeypatch.setitem(METHODS, "recorder", Recorder)
+    for _ in range(2):
+        train_once(config(epochs=1, method="equal+recorder"), few)
+    assert networks[1] == [1, 1]
+    assert not networks[0].exists()
+
+
+def test_second_notebook_waits_for_the_first(few, networks):
+    from concurrent.futures import ThreadPoolExecutor
+
+    started, train_epoch = threading.Event(), Loop.train_epoch
+
+    def slow(self, epoch):
+        started.set()
+        time.sleep(0.3)
+        return train_epoch(self, epoch)
+
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor() as pool:
+        patch.setattr(Loop, "train_epoch", slow)
+        first = pool.submit(train_once, config(epochs=1), few)
+        started.wait()
+        second = pool.submit(train_once, config(epochs=1), few)
+        assert_same_run(first.result(), second.result())
+    assert networks[1] == [1]
 
 
 # randomness
@@ -628,6 +713,7 @@ def test_names_that_the_run_does_not_know(tiny, bad, named):
 # what it is all for
 
 
+@pytest.mark.slow
 def test_default_run_learns_the_phantom():
     """Five epochs of the default run's twelve, and fewer images to choose and test with: the shortest run
     that is safely above the mark."""
