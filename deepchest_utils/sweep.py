@@ -1,46 +1,53 @@
-"""A cell of a sweep: one run, what it is called, and what comes of it."""
+"""Many runs, each in a folder of its own, in parallel on this machine or on a Dask cluster, and one table of them all."""
 
 import dataclasses
 import hashlib
 import itertools
 import json
 import os
-import shutil
+import tempfile
 import threading
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from tqdm import tqdm
 
-from deepchest_utils.config import TrainConfig
+from deepchest_utils.config import TrainConfig, did_you_mean
 from deepchest_utils.datasets import Splits, load_dataset
 from deepchest_utils.files import exclusive_lock
-from deepchest_utils.paths import PROJECT
+from deepchest_utils.results import store
+from deepchest_utils.results.metrics import CALIBRATION
 from deepchest_utils.results.statistics import BOOTSTRAP_METRICS, bootstrap_metric
-from deepchest_utils.results.store import RunTable, environment_report, task_rows, to_table
+from deepchest_utils.results.store import RunTable
 from deepchest_utils.training import Run, train
 from deepchest_utils.weighting import check_names
 from deepchest_utils.weighting.spec import parse_method
 
-PATIENTS_SEED = 20_250_523  # of the bootstrap: every cell draws the same patients, so that cells can be compared
+BACKENDS = ("joblib", "dask")
+PATIENTS_SEED = 20_250_523  # of the bootstrap: every trial draws the same patients, so that trials can be compared
 REPLICATES = 100
-ONE_AT_A_TIME = Lock()  # in a process: threads, as a Dask worker may have, share PyTorch's random state
+ONE_AT_A_TIME = threading.Lock()  # in a process: threads, as a Dask worker may have, share PyTorch's random state
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One run. method: as the user wrote it, options included. config: the run. tune: keep its macro AUROC on validation
-    alone, for `best_lr`: what is chosen with must not see the test. history: keep the weights and the validation AUROC of every
-    epoch too, beside the test scores."""
+    """One run of a sweep.
+
+    Attributes:
+        method: As the user wrote it, with options and architecture.
+        config: The run.
+        tune: Keep the macro AUROC on validation alone, for `best_lr`: what is chosen with must not see the test.
+        history: Put weights and validation AUROC of every epoch into the table, beside the test scores.
+    """
 
     method: str
     config: TrainConfig
@@ -49,23 +56,36 @@ class Trial:
 
     @property
     def settings(self) -> dict[str, object]:
-        """What differs from TrainConfig's defaults, where it runs aside."""
-        found = self.config.identity()
+        """What differs from TrainConfig's defaults, except where the run takes place."""
         default = TrainConfig().identity()
-        return {name: value for name, value in found.items() if value != default[name]}
+        return {name: value for name, value in self.config.identity().items() if value != default[name]}
 
     @property
     def id(self) -> str:
-        """A short hash of the settings: the same run, the same id, also when TrainConfig grows."""
+        """A short hash of the settings: the same run has the same id, also when TrainConfig gets another field."""
         return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:10]
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What tells the folder of a finished run."""
+        return (store.HISTORY,) if self.tune else (store.TEST, store.REPLICATES)
+
+    def analyse(self, run: Run, data: Splits, folder: Path) -> None:
+        """For a study to override: what it computes from the trained network and writes into the folder."""
+
+    def failed(self, error: str) -> "TrialResult":
+        """The result of a trial that ended with this error."""
+        record = {"cell": self.id, "method": self.method, "seed": self.config.seed, "status": "failed", "error": error}
+        record["settings"] = json.dumps(self.settings, sort_keys=True)
+        return TrialResult(self, record, store.to_table([]), np.empty(0, dtype=np.float32))
 
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What came of a cell. replicates: (M, R, K) of BOOTSTRAP_METRICS over test patients; empty if it failed."""
+    """What a `RunTable` gets of a trial: its record, its rows and its replicates, see `RunTable.add`."""
 
-    cell: Trial
-    record: dict[str, object]
+    trial: Trial
+    record: dict[str, Any]
     rows: pd.DataFrame
     replicates: np.ndarray
 
@@ -77,147 +97,173 @@ def make_trials(
     tune: bool = False,
     history: bool = True,
 ) -> list[Trial]:
-    """The product of the lists, seed by seed: the first cells are one whole comparison.
+    """The product of lists, seed by seed: the first trials are one whole comparison.
 
-    lists: field of TrainConfig -> values; those of "method" may carry options and an architecture,
-    `deepchest(floor=0.25)` or `equal@single_task`. lr: a learning rate for each method, as `best_lr` finds them, in
-    place of the lists'; another architecture takes the method's unless it has its own. tune, history: see `Cell`. Raises
-    ValueError for an unknown field, a value that TrainConfig refuses, or a method without a learning rate.
+    Args:
+        base: All that has no list.
+        lists: Field of TrainConfig -> values. Those of "method" may carry options and an architecture, such as
+            `deepchest(floor=0.25)` or `equal@single_task`.
+        lr: A learning rate for each method, from `best_lr`, in place of the lists'. Another architecture takes the
+            method's unless it has its own.
+        tune: See `Trial`.
+        history: See `Trial`.
+
+    Raises:
+        ValueError: An unknown field, a value that TrainConfig refuses, or a method without a learning rate.
     """
-    known = {field.name for field in dataclasses.fields(TrainConfig)}
-    known -= {"method_options", "run_dir"}  # the method's own text has its options, and the sweep its folders
-    if unknown := set(lists) - known:
-        raise ValueError(f"{min(unknown)!r} is no setting of a run. There are {', '.join(sorted(known))}.")
+    allowed = {field.name for field in dataclasses.fields(TrainConfig)}
+    allowed -= {"method_options", "run_dir"}  # the method's own text has its options, and the sweep its folders
+    if unknown := set(lists) - allowed:
+        name = min(unknown)
+        names, hint = ", ".join(sorted(allowed)), did_you_mean(name, allowed)
+        raise ValueError(f"{name!r} is no setting of a run. There are {names}.{hint}")
     if "method" in lists and base.method_options:
         raise ValueError(
             f"method_options belong to one method, and the sweep has its own. Found {base.method_options}: "
             "write them into the method's text, as in deepchest(floor=0.25)."
         )
-    names = sorted(lists, key=lambda name: name != "seed")
-    cells = {}
-    for values in itertools.product(*(lists[name] for name in names)):
-        given = dict(zip(names, values, strict=True))
-        if "method" in given:
-            spec = given["method"]
-            method, _, architecture = spec.partition("@")
-            given["method"], given["method_options"] = parse_method(method)
-            check_names(given["method"])
+    fields = sorted(lists, key=lambda name: name != "seed")
+    trials = {}
+    for values in itertools.product(*(lists[name] for name in fields)):
+        settings = dict(zip(fields, values, strict=True))
+        spec = settings.get("method", base.method)
+        method, _, architecture = spec.partition("@")
+        if "method" in lists:
+            settings["method"], settings["method_options"] = parse_method(method)
+            check_names(settings["method"])
             if architecture:
-                given["architecture"] = architecture
-        else:
-            spec = method = base.method
+                settings["architecture"] = architecture
         if lr is not None:
             if not {spec, method} & set(lr):
                 raise ValueError(f"lr should have every method's. Found none for {spec!r}, only {', '.join(lr)}.")
-            given["lr"] = lr[spec if spec in lr else method]
-        cell = Trial(spec, dataclasses.replace(base, **given), tune, history)
-        cells[cell.id] = cell
-    return list(cells.values())
+            settings["lr"] = lr[spec if spec in lr else method]
+        trial = Trial(spec, dataclasses.replace(base, **settings), tune, history)
+        trials[trial.id] = trial
+    return list(trials.values())
 
 
 @lru_cache(maxsize=1)
-def _load(described: str) -> Splits:
-    name, root, size, seed, split, options = json.loads(described)
+def _load(arguments: str) -> Splits:
+    name, root, size, seed, split, options = json.loads(arguments)
     return load_dataset(name, root, size, seed, split, **options)
 
 
 def data_of(c: TrainConfig) -> Splits:
-    """The run's data; those of the last run are kept at hand."""
+    """The run's data; those of the last run stay in memory."""
     return _load(json.dumps([c.dataset, c.data_root, c.image_size, c.data_seed, c.split, c.data_options]))
 
 
-def run_trial(cell: Trial, threads: int, folder: str | None = None) -> TrialResult:
-    """Train and test; whatever goes wrong in it is noted. folder: keeps the run's checkpoint, from which a stopped
-    cell goes on."""
-    with ONE_AT_A_TIME:
-        return _run_trial(cell, threads, folder)
+def run_trial(trial: Trial, threads: int, folder: str | None = None) -> TrialResult:
+    """Train and test; an error becomes a failed result.
+
+    Args:
+        trial: The run.
+        threads: Of PyTorch.
+        folder: Of the run, which goes on from a checkpoint there. None keeps no folder.
+    """
+    with ONE_AT_A_TIME, tempfile.TemporaryDirectory() as scratch:
+        return _run_trial(trial, threads, Path(folder or scratch))
 
 
-def _run_trial(cell: Trial, threads: int, folder: str | None) -> TrialResult:
-    import torch
-
+def _run_trial(trial: Trial, threads: int, folder: Path) -> TrialResult:
     torch.set_num_threads(threads)
-    start, rows, replicates = time.time(), to_table([]), np.empty(0, dtype=np.float32)
-    record = {"cell": cell.id, "method": cell.method, "seed": cell.config.seed, "status": "done", "error": ""}
+    start, data = time.time(), None
     try:
-        c = dataclasses.replace(cell.config, run_dir=folder)
-        data = data_of(c)
-        record["data"] = data.fingerprint()
-        run = train(c, data)
-        rows = _kept_rows(run, data, cell).assign(method=cell.method)
-        if not cell.tune:
-            replicates = _replicates(run, data)
-        if folder:  # its checkpoint has served
-            shutil.rmtree(folder)
+        data = data_of(trial.config)
+        if not _is_complete(trial, folder, data):
+            (folder / store.FAILURE).unlink(missing_ok=True)
+            run = train(dataclasses.replace(trial.config, run_dir=str(folder)), data)
+            if trial.tune:
+                for name in (store.TEST, CALIBRATION):
+                    (folder / name).unlink()
+            else:
+                store.write_arrays(folder / store.REPLICATES, {"replicates": _replicates(run, data)})
+            trial.analyse(run, data, folder)
+            for name in (store.DAMAGED, store.PREVIOUS, store.CHECKPOINT):  # the last says that the run is complete
+                (folder / name).unlink(missing_ok=True)
+        result = _read_trial(trial, folder, data)
     except Exception as error:
-        record |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
-    record |= {"settings": json.dumps(cell.settings, sort_keys=True), "seconds": round(time.time() - start, 1)}
-    return TrialResult(cell, record | environment_report(), rows.assign(cell=cell.id), replicates)
+        result = trial.failed(f"{type(error).__name__}: {error}")
+        result.record.update(store.environment_report() | ({"data": data.fingerprint()} if data else {}))
+    result.record["seconds"] = round(time.time() - start, 1)
+    return result
 
 
-def _kept_rows(run: Run, data: Splits, cell: Trial) -> pd.DataFrame:
-    """The test table, the prevalence, and of the history what the study asks: weights that moved, the validation AUROC."""
-    history = run.history
-    auroc = history[(history.metric == "auroc") & (history.split == "val")]
-    if cell.tune:
-        return auroc[auroc.task == "macro"]
-    weights = history[history.metric == "weight"]
+def _is_complete(trial: Trial, folder: Path, data: Splits) -> bool:
+    """Whether an earlier sweep finished the run and was stopped before its row was in the table."""
+    complete = all((folder / name).exists() for name in trial.files) and not (folder / store.CHECKPOINT).exists()
+    return complete and store.read_run(folder).environment["data"] == data.fingerprint()
+
+
+def _read_trial(trial: Trial, folder: Path, data: Splits) -> TrialResult:
+    """Of the run in the folder: test table, prevalence, and of the history the weights that moved and validation AUROC."""
+    run = store.read_run(folder)
+    record = {"cell": trial.id, "method": trial.method, "seed": trial.config.seed, "status": "done", "error": ""}
+    record |= {"data": "", "settings": json.dumps(trial.settings, sort_keys=True), "seconds": 0.0} | run.environment
+    auroc = run.rows[(run.rows.metric == "auroc") & (run.rows.split == "val")]
+    if trial.tune:
+        rows = auroc[auroc.task == "macro"].assign(method=trial.method)
+        return TrialResult(trial, record, rows, np.empty(0, dtype=np.float32))
+    weights = run.rows[run.rows.metric == "weight"]
     if weights.groupby("task").value.nunique().max() == 1:
         weights = weights[:0]
-    base = {"method": "", "seed": run.config.seed, "epoch": 0, "split": "train"}
-    known = to_table(task_rows(base, {"prevalence": data.train.prevalence}, data.findings, summarise=False))
-    return pd.concat([run.test, known, *([weights, auroc] if cell.history else [])], ignore_index=True)
+    base = {"seed": trial.config.seed, "epoch": 0, "split": "train"}
+    prevalence = store.task_rows(base, {"prevalence": data.train.prevalence}, data.findings, summarise=False)
+    parts = [
+        run.rows[run.rows.split == "test"],
+        store.to_table(prevalence),
+        *([weights, auroc] if trial.history else []),
+    ]
+    with np.load(folder / store.REPLICATES) as arrays:
+        replicates = arrays["replicates"]
+    return TrialResult(trial, record, pd.concat(parts, ignore_index=True).assign(method=trial.method), replicates)
 
 
 def _replicates(run: Run, data: Splits) -> np.ndarray:
     """(M, R, K) float32: the test scores in R resamplings of the patients."""
     rng, test = np.random.default_rng(PATIENTS_SEED), data.test
-    each = [
+    values = [
         bootstrap_metric(test.labels, [run.logits["test"]], test.patients, rng, metric, REPLICATES)
         for metric in BOOTSTRAP_METRICS
     ]
-    return np.concatenate(each).astype(np.float32)
+    return np.concatenate(values).astype(np.float32)
 
 
-def failed_trial(cell: Trial, error: str) -> TrialResult:
-    """Of a cell whose process could not say what went wrong in it."""
-    record = {"cell": cell.id, "method": cell.method, "seed": cell.config.seed, "status": "failed"}
-    record |= {"error": error, "settings": json.dumps(cell.settings, sort_keys=True)}
-    return TrialResult(cell, record, to_table([]).assign(cell=cell.id), np.empty(0, dtype=np.float32))
-
-
-BACKENDS = ("joblib", "dask")
-
-
-def check_data(tables: RunTable, cells: Sequence[Trial]) -> None:
-    """Raise ValueError if a finished cell ran on other data than it would now: cells do not say where data lie."""
-    known = tables.cells[tables.cells.status == "done"].set_index("cell")
-    for cell in sorted(cells, key=lambda c: json.dumps(c.config.data_options, sort_keys=True)):
-        if cell.id in known.index and known.data[cell.id] != data_of(cell.config).fingerprint():
+def check_data(tables: RunTable, trials: Sequence[Trial]) -> None:
+    """Raise ValueError if a finished trial ran on other data than it would now: its id does not say where data lie."""
+    done = tables.cells[tables.cells.status == "done"].set_index("cell")
+    for trial in sorted(trials, key=lambda trial: json.dumps(trial.config.data_options, sort_keys=True)):
+        if trial.id in done.index and done.data[trial.id] != data_of(trial.config).fingerprint():
             raise ValueError(
-                f"{tables.out} has {cell.method} seed {cell.config.seed} on other data than "
-                f"{cell.config.dataset} in {cell.config.data_root} now. Choose another out."
+                f"{tables.out} has {trial.method} seed {trial.config.seed} on other data than "
+                f"{trial.config.dataset} in {trial.config.data_root} now. Choose another out."
             )
 
 
 def run_sweep(
-    cells: Sequence[Trial],
+    trials: Sequence[Trial],
     out: str | Path,
     jobs: int | None = None,
     backend: str = "joblib",
     scheduler: str | None = None,
-    folder: str | Path | None = None,
 ) -> RunTable:
-    """Run every cell that has not finished yet; a stop loses the epoch it is in, a failed cell does not stop the rest
-    and is tried again by the next call.
+    """Run every trial that has not finished yet. A stop loses the epoch under way; a trial that fails does not stop the
+    others, and is tried again by the next call.
 
-    out: the long table, a .csv. jobs: processes at a time, default one a core; each has an even share of the cores.
-    backend: "joblib", or "dask" with the address of its scheduler. folder: of the checkpoints of unfinished runs, default
-    `runs/sweeps/<name of out>`. Raises ValueError for an argument that is not as it should be, for finished cells of
-    other data, or while another sweep is at work on the same folder.
+    Args:
+        trials: Of `make_trials`.
+        out: The long table, a .csv. The folders of the runs lie in a folder of its name beside it, except those of Dask.
+        jobs: Processes at a time, default one a core; each has an even share of the cores.
+        backend: "joblib", or "dask" with its scheduler.
+        scheduler: Address of Dask's.
+
+    Raises:
+        ValueError: An argument is not as it should be, a finished trial is of other data, or another sweep is at work on
+            the same table.
     """
     if backend not in BACKENDS:
-        raise ValueError(f"backend should be one of {', '.join(BACKENDS)}. Found {backend!r}.")
+        hint = did_you_mean(backend, BACKENDS)
+        raise ValueError(f"backend should be one of {', '.join(BACKENDS)}. Found {backend!r}.{hint}")
     if (backend == "dask") != (scheduler is not None):
         raise ValueError(f"scheduler goes with backend dask, and dask with it. Found {backend!r}, {scheduler!r}.")
     cores = os.cpu_count() or 1
@@ -225,36 +271,76 @@ def run_sweep(
     if jobs < 1:
         raise ValueError(f"jobs should be at least 1. Found {jobs}.")
     threads = max(1, cores // jobs)
-    cells = list({cell.id: cell for cell in cells}.values())  # the same one twice would share a checkpoint
-    tables = RunTable(out)
-    folder = Path(folder) if folder else PROJECT / "runs" / "sweeps" / tables.out.stem
-    with exclusive_lock(tables.out.with_suffix(".lock"), "sweep"):
-        tables = RunTable(out)  # once more: another sweep may have ended just now
-        finished = tables.finished()
+    trials = list({trial.id: trial for trial in trials}.values())  # the same one twice would share a folder
+    with exclusive_lock(RunTable(out).folder.with_suffix(".lock"), "sweep"):
+        tables = RunTable(out)  # read under the lock: another sweep may have ended just now
         if backend == "joblib":  # a cluster may have data that are not here
-            check_data(tables, cells)
-        tested = set(tables.rows.cell[tables.rows.split == "test"])  # not those that were there to tune
-        waiting = [c for c in cells if c.id not in finished or not (c.tune or c.id in tested)]
-        if scheduler is not None:  # of backend dask
-            outcomes = with_dask(waiting, scheduler, threads)
+            check_data(tables, trials)
+        finished, tested = tables.finished(), set(tables.rows.cell[tables.rows.split == "test"])
+        waiting = [trial for trial in trials if trial.id not in finished or not (trial.tune or trial.id in tested)]
+        if scheduler is not None:
+            results = with_dask(waiting, scheduler, threads)
         else:
-            outcomes = with_joblib(waiting, jobs, threads, folder)
-        bar = tqdm(total=len(cells), initial=len(cells) - len(waiting), desc="sweep", unit="run", disable=None)
-        with bar:
-            for outcome in outcomes:
-                tables.add(outcome)
-                bar.set_postfix_str(
-                    f"{outcome.cell.method} seed {outcome.cell.config.seed}: {outcome.record['status']}"
-                )
+            results = with_joblib(waiting, jobs, threads, tables.folder)
+        done = len(trials) - len(waiting)
+        with tqdm(total=len(trials), initial=done, desc="sweep", unit="run", disable=None) as bar:
+            for result in results:
+                if result.record["status"] == "failed":
+                    store.write_json(tables.folder / result.trial.id / store.FAILURE, result.record)
+                tables.add(result.record, result.rows, result.replicates)
+                name = f"{result.trial.method} seed {result.trial.config.seed}"
+                bar.set_postfix_str(f"{name}: {result.record['status']}")
                 bar.update()
     return tables
 
 
-def _beside(sweep: int, run: Callable[..., TrialResult], *arguments: object) -> TrialResult:
-    """`run(*arguments)` in a process that ends with that of the sweep, even if that one is killed: the next sweep would find
-    it at work in the cell's folder."""
-    if os.getpid() != sweep:
-        _end_with(sweep)
+def with_joblib(trials: list[Trial], jobs: int, threads: int, folder: Path) -> Iterator[TrialResult]:
+    """In `jobs` processes of this machine, or in this one with one job. A trial whose process dies is tried once more
+    and then noted as failed."""
+    if jobs == 1:
+        yield from (run_trial(trial, threads, str(folder / trial.id)) for trial in trials)
+        return
+    from joblib.externals.loky import ProcessPoolExecutor
+
+    libraries = ("OMP", "MKL", "OPENBLAS", "BLIS", "NUMEXPR", "VECLIB_MAXIMUM")
+    environment = {f"{library}_NUM_THREADS": str(threads) for library in libraries}
+    processes, local, closing = list[Any](), threading.local(), threading.Event()
+
+    def run(trial: Trial) -> TrialResult:
+        """In a process of this thread's own: one that dies takes no other trial along."""
+        error = ""
+        for _ in range(2):
+            try:
+                if not hasattr(local, "process"):
+                    local.process = ProcessPoolExecutor(1, env=environment)
+                    processes.append(local.process)
+                path = str(folder / trial.id)
+                result: TrialResult = local.process.submit(
+                    _run_beside, os.getpid(), run_trial, trial, threads, path
+                ).result()
+                return result
+            except BrokenProcessPool as broken:
+                del local.process
+                error = f"its process died twice ({type(broken).__name__}): too little memory?"
+                if closing.is_set():
+                    break
+        return trial.failed(error)
+
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        for future in as_completed([pool.submit(run, trial) for trial in trials]):
+            yield future.result()
+    finally:
+        closing.set()
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            process.shutdown(kill_workers=True)
+
+
+def _run_beside(sweep: int, run: Any, *arguments: object) -> Any:
+    """`run(*arguments)` in a process that ends with that of the sweep, even if that one is killed: the next sweep would
+    find it at work in the trial's folder."""
+    _end_with(sweep)
     return run(*arguments)
 
 
@@ -268,46 +354,8 @@ def _end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def with_joblib(cells: list[Trial], jobs: int, threads: int, folder: Path) -> Iterator[TrialResult]:
-    """In `jobs` processes of this machine; with one job in this process. A process that dies takes its pool along: the
-    cells that were in it are tried once more at the end, one at a time, and noted as failed if they die alone."""
-    from joblib import Parallel, delayed, parallel_config
-
-    waiting, suspects = list(cells), list[Trial]()
-    # a pool of one would be this process, which no cell should take along
-    processes = 1 if jobs == 1 else max(2, min(jobs, len(cells)))
-    while waiting or suspects:
-        batch = waiting or suspects[:1]
-        started, finished, error = list[Trial](), set[str](), ""
-
-        def start(batch: list[Trial] = batch, started: list[Trial] = started) -> Iterator[object]:
-            for cell in batch:
-                started.append(cell)
-                yield delayed(_beside)(os.getpid(), run_trial, cell, threads, str(folder / cell.id))
-
-        with parallel_config(backend="loky", inner_max_num_threads=threads):
-            pool = Parallel(processes, return_as="generator_unordered", batch_size=1, pre_dispatch=processes)
-        outcomes = pool(start())
-        try:
-            for outcome in outcomes:
-                finished.add(outcome.cell.id)
-                yield outcome
-        except BrokenProcessPool as broken:
-            error = f"its process died twice ({type(broken).__name__}): too little memory?"
-        finally:
-            with warnings.catch_warnings():  # joblib's advice to whoever stops early
-                warnings.simplefilter("ignore")
-                outcomes.close()
-        dead = [cell for cell in started if cell.id not in finished]
-        if waiting:
-            waiting, suspects = waiting[len(started) :], suspects + dead
-        else:
-            suspects = suspects[1:]
-            yield from (failed_trial(cell, error) for cell in dead)
-
-
-def with_dask(cells: list[Trial], scheduler: str, threads: int) -> Iterator[TrialResult]:
-    """On a Dask cluster; a cell whose worker is lost goes to another one."""
+def with_dask(trials: list[Trial], scheduler: str, threads: int) -> Iterator[TrialResult]:
+    """On a Dask cluster; a trial whose worker is lost goes to another one."""
     try:
         from distributed import Client, as_completed
     except ImportError:
@@ -317,17 +365,17 @@ def with_dask(cells: list[Trial], scheduler: str, threads: int) -> Iterator[Tria
     except (OSError, ValueError) as silent:
         raise ValueError(f"scheduler {scheduler!r} does not answer: {silent}.") from None
     with client:
-        futures = {client.submit(run_trial, cell, threads, pure=False): cell for cell in cells}
+        futures = {client.submit(run_trial, trial, threads, pure=False): trial for trial in trials}
         for future in as_completed(futures):
-            # let go of, lest the cluster runs it again when it loses the worker that holds the outcome
-            cell, error = futures.pop(future), future.exception()
-            outcome = failed_trial(cell, f"{type(error).__name__}: {error}") if error else future.result()
+            # released: the cluster would run it again if it lost the worker that holds the result
+            trial, error = futures.pop(future), future.exception()
+            result = trial.failed(f"{type(error).__name__}: {error}") if error else future.result()
             future.release()
-            yield outcome
+            yield result
 
 
 def tuning_scores(tables: RunTable) -> pd.DataFrame:
-    """Macro AUROC on validation, each run's best epoch: mean, std and count over seeds, a row a method and lr."""
+    """Macro AUROC on validation in each run's best epoch: mean, std and count over seeds, a row a method and lr."""
     rows = tables.rows.query("split == 'val' and task == 'macro' and metric == 'auroc'")
     best = rows.groupby("cell").value.max()
     cells = tables.cells[tables.cells.cell.isin(best.index)]
@@ -340,7 +388,10 @@ def tuning_scores(tables: RunTable) -> pd.DataFrame:
 
 def best_lr(out: str | Path) -> dict[str, float]:
     """The learning rate of each method with the best mean in `tuning_scores`, of the sweep whose long table is `out`.
-    Raises ValueError if no finished run is there."""
+
+    Raises:
+        ValueError: No finished run is there.
+    """
     scores = tuning_scores(RunTable(out))
     if scores.empty:
         raise ValueError(f"{out} holds no finished run: nothing to choose a learning rate from.")

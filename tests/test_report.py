@@ -13,12 +13,12 @@ from scipy import stats
 
 from deepchest_utils import TrainConfig, train
 from deepchest_utils.__main__ import main
+from deepchest_utils.notebook.figures import draw_summary
 from deepchest_utils.results.report import (
     OWN_DATA,
     collect_runs,
     describe_run,
     differing_settings,
-    draw_summary,
     format_summary,
     name_groups,
     report,
@@ -247,7 +247,7 @@ def test_unfinished_runs_are_listed(runs):
 
 
 BROKEN = {
-    "test.csv": (lambda text: text[: len(text) // 2], "test.csv breaks off"),
+    "test.csv": (lambda text: text[: len(text) // 2], "it breaks off"),
     "history.csv": (lambda text: text.replace("metric", "quantity", 1), "history.csv has no column 'metric'"),
     "config.json": (lambda text: text[:-10], "JSONDecodeError"),
     "environment.json": (lambda text: "", "JSONDecodeError"),
@@ -330,8 +330,7 @@ def test_commits_are_told_apart(runs):
 
 @pytest.fixture
 def in_tmp(tmp_path, monkeypatch):
-    """Where a sweep writes; one thread, as cores may be shared."""
-    monkeypatch.setattr("deepchest_utils.sweep.PROJECT", tmp_path / "project")
+    """One thread, as cores may be shared."""
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
 
 
@@ -343,14 +342,36 @@ def test_sweeps_count_with_the_runs_of_train(runs, in_tmp):
     found = report(runs)
     failed, repeated = found.remarks
     assert failed.startswith(f"failed: {runs / 'mine.csv'}: deepchest(floor=2.0) seed 0: ValueError: floor")
-    # equal, seed 0, on the same data with the same settings: the same run, as far as the sweep's digits go
+    # equal, seed 0, on the same data with the same settings: the same run
     assert repeated == f"repeated: {runs / 'one' / 'equal-0'}: counted once"
     row = lines(runs)[ONE, "deepchest(floor=0.25)"]
     value = tables.rows.query("task == 'macro' and metric == 'auroc' and split == 'test'").set_index("cell").value
     assert row.auroc == pytest.approx(value[cell["deepchest(floor=0.25)"]])
     assert row.pairs == 1
-    assert f"{runs / 'mine.csv'}:{cell['equal']}" in set(found.runs.run)
+    assert str(runs / "mine" / cell["equal"]) in set(found.runs.run)  # the folder, and not its row in the table too
     assert lines(runs)[ONE, "equal"].seeds == 2
+
+
+def test_a_table_without_its_folders_reports_the_same(runs, in_tmp):
+    """As the committed ones are; and a folder that was copied elsewhere needs no table."""
+    trials = make_trials(TrainConfig(**TINY), {"method": ["equal", "rlw", "deepchest(floor=2.0)"], "seed": [8]})
+    tables = run_sweep(trials, runs / "sweep" / "mine.csv", jobs=1)
+    whole = report(runs / "sweep")
+    shutil.copytree(tables.folder, runs / "copied" / "deep" / "elsewhere")
+    shutil.move(tables.folder / trials[0].id, runs / "moved")
+    part = report(runs / "sweep")
+    assert set(part.runs.run) == {f"{tables.out}:{trials[0].id}", str(tables.folder / trials[1].id)}
+    shutil.rmtree(tables.folder)
+    exported = report(runs / "sweep")
+    assert set(exported.runs.run) == {f"{tables.out}:{trial.id}" for trial in trials[:2]}
+    copied = report(runs / "copied")
+    assert set(copied.runs.run) == {str(runs / "copied" / "deep" / "elsewhere" / trial.id) for trial in trials[:2]}
+    for other in (part, exported, copied):
+        pd.testing.assert_frame_equal(other.summary, whole.summary, rtol=1e-6)
+        (failed,) = other.remarks
+        assert "deepchest(floor=2.0) seed 8: ValueError: floor and cap" in failed
+    assert exported.remarks == part.remarks == whole.remarks
+    assert copied.remarks[0].startswith(f"failed: {runs / 'copied' / 'deep' / 'elsewhere' / trials[2].id}: deepchest")
 
 
 def test_sweeps_that_were_to_tune_and_other_tables_of_cells(runs, in_tmp):
@@ -362,9 +383,12 @@ def test_sweeps_that_were_to_tune_and_other_tables_of_cells(runs, in_tmp):
     (runs / "lost_cells.csv").write_text("cell,status,method,seed,settings\na1,done,equal,0,{}\n")
     found = report(runs)
     lost, untested = found.remarks
-    assert lost.startswith(f"damaged: {runs / 'lost_cells.csv'}: FileNotFoundError")
+    assert lost.startswith(f"damaged: {runs / 'lost_cells.csv'}: FileError: {runs / 'lost.csv'}: not a readable table")
     assert untested == f"untested: {runs / 'tuning.csv'}: validation scores alone of 1 runs"
     pd.testing.assert_frame_equal(found.summary, before)
+    (runs / "tuning.csv").unlink()
+    (runs / "tuning_cells.csv").unlink()
+    assert f"untested: {runs / 'tuning' / cells[0].id}: validation scores alone" in report(runs).remarks
 
 
 # table and picture

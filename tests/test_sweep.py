@@ -8,16 +8,17 @@ import os
 import shutil
 import signal
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from deepchest_utils import TrainConfig, load_dataset, train
-from deepchest_utils import sweep as run_module
 from deepchest_utils.datasets import DataWarning
+from deepchest_utils.results import store
 from deepchest_utils.results.statistics import bootstrap_metric
-from deepchest_utils.results.store import COLUMNS, PACKAGES, RunTable, environment_report
+from deepchest_utils.results.store import COLUMNS, PACKAGES, RunTable, environment_report, read_run
 from deepchest_utils.sweep import PATIENTS_SEED, TrialResult, make_trials, run_sweep
 from deepchest_utils.training.loop import Loop
 
@@ -51,7 +52,7 @@ def sweep(tmp_path_factory, cache_dir, one_core):
         file = stack.enter_context(open(folder / "stderr", "wb"))
         os.dup2(file.fileno(), 2)  # what the processes inherit
         stack.callback(os.dup2, kept, 2)
-        run_sweep([*CELLS, STATIC, FAILING], folder / "out.csv", jobs=2, folder=folder / "runs")
+        run_sweep([*CELLS, STATIC, FAILING], folder / "out.csv", jobs=2)
     os.close(kept)
     return RunTable(folder / "out.csv"), printed.getvalue() + (folder / "stderr").read_text()
 
@@ -62,7 +63,7 @@ def copied(sweep, tmp_path):
     tables, _ = sweep
     for path in (tables.out, tables.cells_path, tables.replicates_path):
         shutil.copy(path, tmp_path)
-    return {"out": tmp_path / "out.csv", "folder": tmp_path / "runs"}
+    return {"out": tmp_path / "out.csv"}
 
 
 @pytest.fixture(scope="module")
@@ -162,9 +163,15 @@ def test_nothing_is_printed_headless(sweep):
     assert sweep[1] == ""
 
 
-def test_finished_cells_leave_no_checkpoint(sweep):
-    left = {path.name for path in (sweep[0].out.parent / "runs").iterdir()}
-    assert left <= {"lock", FAILING.id}
+def test_each_run_has_its_folder_without_a_checkpoint(sweep):
+    folders = {path.name: {file.name for file in path.iterdir()} for path in sweep[0].folder.iterdir()}
+    tables = {"config.json", "environment.json", "history.csv", "seconds.csv", "test.csv", "calibration.json"}
+    assert folders.pop(FAILING.id) - {"lock"} == {"failure.json"}
+    assert folders == {trial.id: {*tables, "replicates.npz", "lock"} for trial in [*CELLS, STATIC]}
+    failure = json.loads((sweep[0].folder / FAILING.id / "failure.json").read_text())
+    assert failure["method"] == FAILING.method
+    assert "ValueError: floor and cap" in failure["error"]
+    assert read_run(sweep[0].folder / CELLS[1].id).config.identity() == CELLS[1].config.identity()
 
 
 # again
@@ -185,12 +192,12 @@ def test_second_call_runs_nothing_and_writes_nothing(copied, monkeypatch):
 
 def test_one_cell_from_scratch_elsewhere_is_the_same_byte_for_byte(sweep, tmp_path):
     """In this process, where the sweep had two others."""
-    tables = run_sweep([CELLS[3]], tmp_path / "other.csv", jobs=1, folder=tmp_path / "runs")
+    tables = run_sweep([CELLS[3]], tmp_path / "other.csv", jobs=1)
     assert_cells_are_whole(tables.out, sweep, [CELLS[3]])
 
 
 def test_failed_cell_is_tried_again_and_its_row_replaced(sweep, tmp_path, monkeypatch):
-    given = {"out": tmp_path / "out.csv", "jobs": 1, "folder": tmp_path / "runs"}
+    given = {"out": tmp_path / "out.csv", "jobs": 1}
     monkeypatch.setattr("deepchest_utils.sweep.run_trial", known(sweep[0]))
     run_sweep([CELLS[0], FAILING, CELLS[1]], **given)
     assert_cells_are_whole(given["out"], sweep, CELLS[:2])  # the rest went on
@@ -215,14 +222,14 @@ def test_failed_cell_is_tried_again_and_its_row_replaced(sweep, tmp_path, monkey
 
 
 def test_sweep_stopped_between_cells_goes_on(sweep, tmp_path, monkeypatch):
-    given = {"out": tmp_path / "out.csv", "folder": tmp_path / "runs"}
+    given = {"out": tmp_path / "out.csv"}
     add, seen = RunTable.add, []
 
-    def stopped(self, outcome):
+    def stopped(self, record, *others):
         if len(seen) == 2:
             raise KeyboardInterrupt
-        seen.append(outcome.cell)
-        add(self, outcome)
+        seen.append(next(trial for trial in CELLS if trial.id == record["cell"]))
+        add(self, record, *others)
 
     monkeypatch.setattr(RunTable, "add", stopped)
     with pytest.raises(KeyboardInterrupt):
@@ -236,21 +243,21 @@ def test_sweep_stopped_between_cells_goes_on(sweep, tmp_path, monkeypatch):
 
 def test_sweep_stopped_between_its_tables_has_no_half_cell(sweep, tmp_path, monkeypatch):
     """The row in the table of cells comes last: without it, the cell runs again, and its rows are not doubled."""
-    given = {"out": tmp_path / "out.csv", "jobs": 1, "folder": tmp_path / "runs"}
-    write, calls = run_module.write_atomic, []
+    given = {"out": tmp_path / "out.csv", "jobs": 1}
+    write, calls = store.write_file, []
     monkeypatch.setattr("deepchest_utils.sweep.run_trial", known(sweep[0], calls))
 
     def stopped(path, text):
-        if path.name == "out_cells.csv" and len(calls) == 2:
+        if Path(path).name == "out_cells.csv" and len(calls) == 2:
             raise KeyboardInterrupt
         write(path, text)
 
-    monkeypatch.setattr(run_module, "write_atomic", stopped)
+    monkeypatch.setattr(store, "write_file", stopped)
     with pytest.raises(KeyboardInterrupt):
         run_sweep(CELLS, **given)
     assert lines(given["out"]).keys() == {cell.id for cell in CELLS[:2]}
     assert_cells_are_whole(given["out"], sweep, CELLS[:1])
-    monkeypatch.setattr(run_module, "write_atomic", write)
+    monkeypatch.setattr(store, "write_file", write)
     run_sweep(CELLS, **given)
     assert [cell for cell, _ in calls] == [CELLS[i].id for i in (0, 1, 1, 2, 3)]
     assert_cells_are_whole(given["out"], sweep, CELLS)
@@ -258,11 +265,11 @@ def test_sweep_stopped_between_its_tables_has_no_half_cell(sweep, tmp_path, monk
 
 def count_epochs(patch, stop_in: int | None = None) -> list[int]:
     """The epochs that are trained in this process from now on; in one of them, whatever stops a process."""
-    whole, seen = Loop.train_epoch, []
+    train_epoch, seen = Loop.train_epoch, []
 
     def counted(self, epoch):
         seen.append(epoch)
-        out = whole(self, epoch)
+        out = train_epoch(self, epoch)
         if epoch == stop_in:
             raise KeyboardInterrupt
         return out
@@ -273,67 +280,93 @@ def count_epochs(patch, stop_in: int | None = None) -> list[int]:
 
 def test_cell_stopped_in_mid_training_goes_on_from_its_checkpoint(sweep, tmp_path, monkeypatch):
     cell = CELLS[1]
-    given = {"out": tmp_path / "out.csv", "jobs": 1, "folder": tmp_path / "runs"}
+    given = {"out": tmp_path / "out.csv", "jobs": 1}
     with monkeypatch.context() as patch:
         count_epochs(patch, stop_in=2)
         with pytest.raises(KeyboardInterrupt):
             run_sweep([cell], **given)
-    assert (tmp_path / "runs" / cell.id / "checkpoint.pt").exists()
+    assert (tmp_path / "out" / cell.id / "checkpoint.pt").exists()
     assert not given["out"].exists()
     epochs = count_epochs(monkeypatch)
     run_sweep([cell], **given)
     assert epochs == [2]
     assert_cells_are_whole(given["out"], sweep, [cell])
-    assert not (tmp_path / "runs" / cell.id).exists()
+    assert not (tmp_path / "out" / cell.id / "checkpoint.pt").exists()
 
 
-def one_kills_the_other_waits(killer: str, waiting: str, marker: str):
-    """`run_cell` for processes of a pool: cell `waiting` stays in its second epoch, the first time, and then cell
-    `killer` ends its process. A function made here goes to other processes as it is, so it names nothing of this
-    module."""
+def test_run_that_was_finished_before_its_row_was_written_is_read_from_its_folder(sweep, tmp_path, monkeypatch):
+    given = {"out": tmp_path / "out.csv", "jobs": 1}
+
+    def stopped(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunTable, "add", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run_sweep(CELLS[:1], **given)
+    assert not given["out"].exists()
+    epochs = count_epochs(monkeypatch)
+    run_sweep(CELLS[:1], **given)
+    assert epochs == []
+    assert_cells_are_whole(given["out"], sweep, CELLS[:1])
+    # other data under the same name since: what lies there is of no use
+    for path in tmp_path.glob("out*.*"):
+        path.unlink()
+    environment = tmp_path / "out" / CELLS[0].id / "environment.json"
+    environment.write_text(environment.read_text().replace('"data": "', '"data": "another'))
+    run_sweep(CELLS[:1], **given)
+    assert epochs == [1, 2]
+    assert_cells_are_whole(given["out"], sweep, CELLS[:1])
+
+
+def kills_itself(killer: str, once: str, marker: str):
+    """`run_trial` for processes of a pool: trial `killer` ends its process each time, trial `once` the first time, in its
+    second epoch. A function made here goes to other processes as it is, so it names nothing of this module."""
     parent = os.getpid()
 
-    def run_cell(cell, threads, folder=None):
-        import time
+    def run_trial(trial, threads, folder=None):
         from pathlib import Path
 
-        from deepchest_utils import sweep as cells
+        from deepchest_utils import sweep
         from deepchest_utils.training.loop import Loop
 
         assert os.getpid() != parent
-        if cell.id == killer:
-            while not Path(marker).exists():
-                time.sleep(0.01)
+        if trial.id == killer:
             os.kill(os.getpid(), signal.SIGKILL)
-        whole, first = Loop.train_epoch, not Path(marker).exists()
+        train_epoch, first = Loop.train_epoch, not Path(marker).exists()
 
-        def waits(self, epoch):
+        def dies(self, epoch):
             if epoch == 2 and first:
                 Path(marker).touch()
-                time.sleep(600)
+                os.kill(os.getpid(), signal.SIGKILL)
             if not first and epoch == 1:
                 raise AssertionError("it should go on from its checkpoint")
-            return whole(self, epoch)
+            return train_epoch(self, epoch)
 
-        if cell.id == waiting:
-            Loop.train_epoch = waits
-        return cells.run_cell(cell, threads, folder)
+        if trial.id == once:
+            Loop.train_epoch = dies
+        try:
+            return sweep.run_trial(trial, threads, folder)
+        finally:
+            Loop.train_epoch = train_epoch
 
-    return run_cell
+    return run_trial
 
 
-def test_killed_process_costs_its_own_cell_alone(sweep, tmp_path, monkeypatch):
-    """The other cell in its pool is killed with it, and goes on from its checkpoint by itself."""
-    killer, beside = CELLS[:2]
-    stand_in = one_kills_the_other_waits(killer.id, beside.id, str(tmp_path / "marker"))
+def test_killed_process_costs_its_own_trial_alone(sweep, tmp_path, monkeypatch):
+    """A trial is tried twice, and goes on from its checkpoint; the others do not notice."""
+    killer, once, beside = CELLS[:3]
+    stand_in = kills_itself(killer.id, once.id, str(tmp_path / "marker"))
     monkeypatch.setattr("deepchest_utils.sweep.run_trial", stand_in)
-    given = {"out": tmp_path / "out.csv", "folder": tmp_path / "runs"}
-    tables = run_sweep([killer, beside], jobs=2, **given)
-    assert_cells_are_whole(given["out"], sweep, [beside])
+    given = {"out": tmp_path / "out.csv"}
+    tables = run_sweep([killer, once, beside], jobs=2, **given)
+    assert_cells_are_whole(given["out"], sweep, [once, beside])
     failed = tables.cells.set_index("cell").loc[killer.id]
     assert failed.status == "failed"
     assert "its process died twice" in failed.error
     assert json.loads(failed.settings) == killer.settings
+    assert "died twice" in (tables.folder / killer.id / "failure.json").read_text()
     monkeypatch.undo()
-    run_sweep([killer, beside], jobs=1, **given)
-    assert_cells_are_whole(given["out"], sweep, [killer, beside])
+    run_sweep([killer, once], jobs=1, **given)
+    assert_cells_are_whole(given["out"], sweep, [killer, once, beside])
+    assert not (tables.folder / killer.id / "failure.json").exists()

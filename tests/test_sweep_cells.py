@@ -237,7 +237,7 @@ def test_best_lr_of_nothing_is_an_error(tmp_path):
 def test_without_history_the_test_scores_and_the_prevalence_stay():
     base = dataclasses.replace(BASE, epochs=2, data_options={**BASE.data_options, "num_test": 64})
     (short,), (full,) = (make_trials(base, {"method": ["deepchest"]}, history=h) for h in (False, True))
-    kept, all_rows = cells.run_cell(short, 1), cells.run_cell(full, 1)
+    kept, all_rows = cells.run_trial(short, 1), cells.run_trial(full, 1)
     assert set(zip(kept.rows.split, kept.rows.metric, strict=True)) >= {("test", "auroc"), ("train", "prevalence")}
     assert set(kept.rows.metric[kept.rows.split != "test"]) == {"prevalence"}
     more = all_rows.rows[~all_rows.rows.metric.isin(["weight"]) & (all_rows.rows.split != "val")]
@@ -251,7 +251,7 @@ def test_without_history_the_test_scores_and_the_prevalence_stay():
 def test_tuning_keeps_the_validation_score_alone():
     base = dataclasses.replace(BASE, epochs=2, data_options={**BASE.data_options, "num_test": 64})
     (tuned,), (plain,) = (make_trials(base, {"method": ["equal"]}, tune=tune) for tune in (True, False))
-    kept, full = cells.run_cell(tuned, 1), cells.run_cell(plain, 1)
+    kept, full = cells.run_trial(tuned, 1), cells.run_trial(plain, 1)
     assert (kept.record["status"], full.record["status"]) == ("done", "done"), full.record["error"]
     whole = full.rows.query("split == 'val' and task == 'macro' and metric == 'auroc'")
     assert len(whole) == 2
@@ -269,9 +269,9 @@ def test_threads_of_one_process_take_turns(monkeypatch):
         most.append(len(inside))
         time.sleep(0.05)
         inside.remove(cell)
-        return cells.lost(cell, "")
+        return cell.failed("")
 
-    monkeypatch.setattr(cells, "_run_cell", slow)
+    monkeypatch.setattr(cells, "_run_trial", slow)
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda seed: cells.run_cell(Trial("equal", replace(BASE, seed=seed)), 1), range(4)))
+        list(pool.map(lambda seed: cells.run_trial(Trial("equal", replace(BASE, seed=seed)), 1), range(4)))
     assert most == [1, 1, 1, 1]

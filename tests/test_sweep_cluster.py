@@ -44,7 +44,7 @@ def alone(tmp_path_factory, cache_dir, one_core):
     folder = tmp_path_factory.mktemp("alone")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)
-        return run_sweep(CELLS, folder / "out.csv", jobs=1, folder=folder / "runs")
+        return run_sweep(CELLS, folder / "out.csv", jobs=1)
 
 
 def lines(tables: RunTable) -> list[str]:
@@ -71,7 +71,7 @@ def kills_the_first_worker(marks: str, first: str, killer: str):
             Path(marks, "killed").touch()
             (start,) = Path(marks).glob(f"{first}.[0-9]*")
             os.kill(int(start.read_text()), signal.SIGKILL)
-        return cells.run_cell(cell, threads, folder)
+        return cells.run_trial(cell, threads, folder)
 
     return run_cell
 
@@ -84,15 +84,15 @@ def test_killed_worker_costs_only_what_it_was_at(cluster, alone, tmp_path, monke
     monkeypatch.setattr("deepchest_utils.sweep.run_trial", stand_in)
     add, before = RunTable.add, []
 
-    def noted(self, outcome):
-        add(self, outcome)
-        (marks / f"{outcome.cell.id}.written").touch()
+    def noted(self, record, *others):
+        add(self, record, *others)
+        (marks / f"{record['cell']}.written").touch()
         if not (marks / "killed").exists():
-            before.append(outcome.cell.id)
+            before.append(record["cell"])
 
     monkeypatch.setattr(RunTable, "add", noted)
     given = {"backend": "dask", "scheduler": cluster}
-    tables = run_sweep(CELLS, tmp_path / "out.csv", folder=tmp_path / "runs", **given)
+    tables = run_sweep(CELLS, tmp_path / "out.csv", **given)
     assert (marks / "killed").exists()
     assert tables.finished() == {cell.id for cell in CELLS}
     assert lines(tables) == lines(alone)
@@ -106,7 +106,6 @@ def test_killed_worker_costs_only_what_it_was_at(cluster, alone, tmp_path, monke
 
 
 def test_command_line_takes_the_address_of_a_cluster(cluster, alone, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("deepchest_utils.sweep.PROJECT", tmp_path)
     command = ["sweep", "--backend", "dask", "--scheduler", cluster, "--out", str(tmp_path / "out.csv")]
     command += ["--image-size", "32", "--epochs", "1", "--device", "cpu", "--method", "equal", "--seed", "0"]
     command += [word for size in SIZES.items() for word in ("--data-options", *map(str, size))]
@@ -130,7 +129,7 @@ def test_cell_that_fails_or_kills_every_worker_is_noted(cluster, alone, tmp_path
     given = {"backend": "dask", "scheduler": cluster}
     # one after the other: a cell that waits behind the killer may be counted as killed with it
     for cell in (CELLS[0], CELLS[-1]):
-        tables = run_sweep([cell], tmp_path / "out.csv", folder=tmp_path / "runs", **given)
+        tables = run_sweep([cell], tmp_path / "out.csv", **given)
     errors = tables.cells.set_index("cell").error
     assert tables.finished() == set()
     assert errors[CELLS[0].id] == "KeyError: 'no such file on this worker'"
@@ -143,7 +142,7 @@ def test_cell_that_fails_or_kills_every_worker_is_noted(cluster, alone, tmp_path
 def test_without_dask_there_is_one_clear_error(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)  # import says that there is none
     with pytest.raises(ValueError, match=r"pip install 'deepchest-utils\[cluster\]'"):
-        run_sweep(CELLS, tmp_path / "out.csv", backend="dask", scheduler="tcp://host:1", folder=tmp_path)
+        run_sweep(CELLS, tmp_path / "out.csv", backend="dask", scheduler="tcp://host:1")
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:{}", "nonsense"])
@@ -157,5 +156,5 @@ def test_scheduler_that_does_not_answer_is_one_clear_error(tmp_path, address):
         dask.config.set({"distributed.comm.timeouts.connect": "200ms"}),
         pytest.raises(ValueError, match=f"scheduler '{address}' does not answer") as error,
     ):
-        run_sweep(CELLS, tmp_path / "out.csv", backend="dask", scheduler=address, folder=tmp_path / "runs")
+        run_sweep(CELLS, tmp_path / "out.csv", backend="dask", scheduler=address)
     assert "\n" not in str(error.value)

@@ -30,12 +30,16 @@ def outcome(cell, **record) -> TrialResult:
     return TrialResult(cell, own | record, rows, np.full((2, 3, 14), value, dtype=np.float32))
 
 
+def add(tables: RunTable, result: TrialResult) -> None:
+    tables.add(result.record, result.rows, result.replicates)
+
+
 @pytest.fixture
 def given(tmp_path, monkeypatch):
     """Where the sweep writes. Cells are run by `outcome`; their data are never looked at."""
     monkeypatch.setattr("deepchest_utils.sweep.run_trial", lambda cell, *_: outcome(cell))
-    monkeypatch.setattr(RunTable, "check_data", lambda *_: None)
-    return {"out": tmp_path / "out.csv", "jobs": 1, "folder": tmp_path / "runs"}
+    monkeypatch.setattr("deepchest_utils.sweep.check_data", lambda *_: None)
+    return {"out": tmp_path / "out.csv", "jobs": 1}
 
 
 # arguments
@@ -68,12 +72,6 @@ def test_foreign_csv_is_refused_and_kept(given, name):
     with pytest.raises(ValueError, match=rf"{name} has no column 'cell': no table of a sweep"):
         run_sweep(CELLS, **given)
     assert path.read_text() == "patient,age\n1,50\n"
-
-
-def test_default_folder_is_that_of_the_name_in_runs(given, tmp_path, monkeypatch):
-    monkeypatch.setattr(run_module, "PROJECT", tmp_path / "project")
-    run_sweep(CELLS, **{**given, "folder": None})
-    assert (tmp_path / "project" / "runs" / "sweeps" / "out").is_dir()
 
 
 def test_no_cells_are_an_empty_table(given):
@@ -111,9 +109,7 @@ def test_cell_left_alone_runs_in_a_process_of_its_own_unless_there_is_one_job(gi
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
 
     def run_cell(cell, threads, folder=None):
-        from deepchest_utils.sweep import failed_trial
-
-        out = failed_trial(cell, "")
+        out = cell.failed("")
         out.record.update(pid=os.getpid(), threads=threads, library=int(os.environ["OMP_NUM_THREADS"]))
         return out
 
@@ -133,24 +129,37 @@ def test_second_sweep_at_the_same_time_is_refused(given, monkeypatch):
     refused = []
 
     def run_cell(cell, threads, folder=None):
-        for out in (given["out"], given["out"].with_name("another.csv")):
-            with pytest.raises(ValueError, match=f"another sweep is at work in {given['folder']}") as error:
-                run_sweep(CELLS, **{**given, "out": out})
-            refused.append(error)
+        with pytest.raises(
+            ValueError, match=rf"another sweep is at work in {given['out'].with_suffix('')}\. Wait"
+        ) as error:
+            run_sweep(CELLS, **given)
+        refused.append(error)
         return outcome(cell)
 
     monkeypatch.setattr("deepchest_utils.sweep.run_trial", run_cell)
     assert run_sweep(CELLS, **given).finished() == {cell.id for cell in CELLS}
-    assert len(refused) == 2 * len(CELLS)
+    assert len(refused) == len(CELLS)
     run_sweep(CELLS, **given)  # and afterwards it may
+
+
+def test_sweeps_of_one_name_in_different_folders_and_of_different_names_in_one_run_at_once(given, monkeypatch):
+    inner = [given["out"].parent / "b" / "out.csv", given["out"].with_name("another.csv")]
+
+    def run_trial(trial, threads, folder):
+        if inner:
+            assert run_sweep(CELLS[:1], **{**given, "out": inner.pop()}).finished() == {CELLS[0].id}
+        return outcome(trial)
+
+    monkeypatch.setattr("deepchest_utils.sweep.run_trial", run_trial)
+    assert run_sweep(CELLS, **given).finished() == {cell.id for cell in CELLS}
+    assert not inner
 
 
 def test_sweep_of_another_process_is_in_the_way_until_it_ends(given):
     """However it ends: the lock goes with the process."""
-    given["folder"].mkdir()
-    code = "import fcntl, sys, time\nfile = open(sys.argv[1], 'w')\nfcntl.flock(file, fcntl.LOCK_EX)\n"
+    code = "import filelock, sys, time\nlock = filelock.FileLock(sys.argv[1])\nlock.acquire()\n"
     code += "print('locked', flush=True)\ntime.sleep(600)\n"
-    lock = str(given["folder"] / "lock")
+    lock = str(given["out"].with_suffix(".lock"))
     with subprocess.Popen([sys.executable, "-c", code, lock], stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"locked\n"
         with pytest.raises(ValueError, match="another sweep is at work"):
@@ -162,14 +171,14 @@ def test_sweep_of_another_process_is_in_the_way_until_it_ends(given):
 
 def test_what_another_sweep_wrote_just_before_is_not_lost(given, monkeypatch):
     """The tables are read once this sweep has the lock, not before."""
-    alone = run_module.alone
+    exclusive_lock = run_module.exclusive_lock
 
-    def late(folder, what):
-        monkeypatch.setattr(run_module, "alone", alone)
+    def late(path, what):
+        monkeypatch.setattr(run_module, "exclusive_lock", exclusive_lock)
         run_sweep(CELLS[:2], **given)
-        return alone(folder, what)
+        return exclusive_lock(path, what)
 
-    monkeypatch.setattr(run_module, "alone", late)
+    monkeypatch.setattr(run_module, "exclusive_lock", late)
     run_sweep(CELLS[1:], **given)
     assert RunTable(given["out"]).finished() == {cell.id for cell in CELLS}
     assert not RunTable(given["out"]).cells.cell.duplicated().any()
@@ -215,20 +224,20 @@ def test_tables_read_back_are_written_the_same(given):
     assert set(again.cells.commit) == {COMMIT}
     pd.testing.assert_frame_equal(again.rows, tables.rows, check_exact=True)
     before = [path.read_bytes() for path in (again.out, again.cells_path, again.replicates_path)]
-    again.add(outcome(CELLS[-1]))
+    add(again, outcome(CELLS[-1]))
     assert [path.read_bytes() for path in (again.out, again.cells_path, again.replicates_path)] == before
 
 
 def test_cell_that_failed_and_its_successor_have_one_row(tmp_path):
     tables = RunTable(tmp_path / "out.csv")
     failed = outcome(CELLS[0], status="failed", error='ValueError: "this",\nand that')
-    tables.add(TrialResult(CELLS[0], failed.record, failed.rows[:0], np.empty(0)))
-    tables.add(outcome(CELLS[1]))
+    tables.add(failed.record, failed.rows[:0], np.empty(0))
+    add(tables, outcome(CELLS[1]))
     read = RunTable(tmp_path / "out.csv")
     assert read.finished() == {CELLS[1].id}
     assert read.cells.error[0] == 'ValueError: "this",\nand that'
     assert read.replicates.keys() == {CELLS[1].id}
-    read.add(outcome(CELLS[0]))
+    add(read, outcome(CELLS[0]))
     with warnings.catch_warnings(action="error"):
         last = RunTable(tmp_path / "out.csv")
     assert list(last.cells.cell) == [CELLS[1].id, CELLS[0].id]
@@ -245,7 +254,7 @@ def test_finished_cell_of_other_data_is_refused(tmp_path, monkeypatch):
 
     monkeypatch.setattr("deepchest_utils.sweep.run_trial", lambda cell, *_: outcome(cell))
     monkeypatch.setattr(run_module, "data_of", lambda config: Data())
-    given = {"out": tmp_path / "out.csv", "jobs": 1, "folder": tmp_path / "runs"}
+    given = {"out": tmp_path / "out.csv", "jobs": 1}
     run_sweep(CELLS, **given)
     run_sweep(CELLS, **given)
     before = Path(given["out"]).read_bytes()

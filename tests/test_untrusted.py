@@ -20,11 +20,10 @@ import torch
 from PIL import Image
 
 from deepchest_utils import DataError, TrainConfig, load_dataset, train
-from deepchest_utils import sweep as sweep_run
 from deepchest_utils.datasets.cache import decode
 from deepchest_utils.explain.predict import load_trained, predict_image
 from deepchest_utils.files import FileError
-from deepchest_utils.results.store import read_results
+from deepchest_utils.results.store import COLUMNS, RunTable, read_results
 
 TOKENS = [
     b"", b"NaN", b"inf", b"-1", b"1e999", b"9" * 400, b"../../etc/passwd", b"/etc/passwd", b"\x00", b'"', b"'", b",", b"\n",
@@ -96,7 +95,7 @@ def targets(nih_folder, trained, tmp_path):
         Image.fromarray(noise).save(pictures / f"film.{suffix}")
     sweep = tmp_path / "sweep"
     sweep.mkdir()
-    header = ",".join(["cell", *sweep_run.COLUMNS])
+    header = ",".join(["cell", *COLUMNS])
     (sweep / "out.csv").write_text(f"{header}\nabc,equal,0,1,test,Mass,auroc,0.5\n")
     (sweep / "out_cells.csv").write_text("cell,status,method,seed\nabc,done,equal,0\n")
     np.savez_compressed(sweep / "out_replicates.npz", abc=np.zeros((2, 5, 3), np.float32))
@@ -117,8 +116,8 @@ def targets(nih_folder, trained, tmp_path):
         "ChestMNIST": (mnist / "chestmnist.npz", lambda: load_dataset("chestmnist", mnist, image_size=28)),
         "checkpoint": (trained / "checkpoint.pt", load_run),
         "calibration": (trained / "calibration.json", load_run),
-        "results": (sweep / "out.csv", lambda: sweep_run.Tables(sweep / "out.csv")),
-        "replicates": (sweep / "out_replicates.npz", lambda: sweep_run.Tables(sweep / "out.csv")),
+        "results": (sweep / "out.csv", lambda: RunTable(sweep / "out.csv")),
+        "replicates": (sweep / "out_replicates.npz", lambda: RunTable(sweep / "out.csv")),
     }
     for path in pictures.iterdir():
         found[path.suffix] = (path, lambda path=path: decode(path, 32))
@@ -221,7 +220,7 @@ def test_checkpoint_runs_no_code(trained, tmp_path):
             return os.system, (f"touch {tmp_path / 'run'}",)
 
     state = torch.load(trained / "checkpoint.pt", weights_only=True)
-    torch.save({**state, "rows": Code()}, tmp_path / "checkpoint.pt")
+    torch.save({**state, "history": Code()}, tmp_path / "checkpoint.pt")
     with pytest.raises(FileError, match=r"checkpoint\.pt: not a readable checkpoint"):
         load_trained(tmp_path)
     assert not (tmp_path / "run").exists()
@@ -238,10 +237,10 @@ def test_checkpoint_of_an_absurd_network(trained, tmp_path, changed):
 
 
 def test_arrays_hold_no_objects(tmp_path):
-    (tmp_path / "out.csv").write_text(",".join(["cell", *sweep_run.COLUMNS]) + "\n")
+    (tmp_path / "out.csv").write_text(",".join(["cell", *COLUMNS]) + "\n")
     np.savez(tmp_path / "out_replicates.npz", abc=np.array([{"a": 1}], dtype=object))
     with pytest.raises(FileError, match=r"out_replicates\.npz: not a readable archive of arrays"):
-        sweep_run.Tables(tmp_path / "out.csv")
+        RunTable(tmp_path / "out.csv")
 
 
 def test_archive_that_unpacks_to_too_much(tmp_path):
@@ -288,4 +287,4 @@ def test_json_nested_without_end(trained, tmp_path):
 
 def test_table_of_a_gigantic_number(tmp_path):
     (tmp_path / "t.csv").write_text("cell\n" + "9" * 5000 + "\n")
-    assert len(read_results(tmp_path / "t.csv", ["cell"], "sweep", {"cell": str})) == 1
+    assert len(read_results(tmp_path / "t.csv", ["cell"], "sweep")) == 1

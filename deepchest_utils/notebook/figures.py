@@ -69,28 +69,27 @@ def _before_cell(info: object) -> None:
         adapt_threads()
 
 
-def _png(fig: Figure) -> bytes:
+def show_figure(fig: Figure, kind: str = "png", dpi: float | None = None, **options: Any) -> None:
+    """Show the figure in the notebook as a picture of this kind, and close it."""
+    from IPython import display
+
     buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", dpi=fig.dpi)
-    return buffer.getvalue()
+    fig.savefig(buffer, format=kind, dpi=dpi or fig.dpi, pil_kwargs=options)
+    plt.close(fig)
+    display.display(display.Image(buffer.getvalue(), format=kind))
+
+
+def show_as_jpeg(fig: Figure, dpi: int = 100, quality: int = 82) -> None:
+    """Show a figure of radiographs in a tenth of the bytes: PNG cannot compress their grain."""
+    show_figure(fig, "jpeg", dpi, quality=quality, optimize=True, progressive=True)
 
 
 def _small_png(fig: Figure) -> bytes:
     """A PNG of 128 colours: a third of the bytes, and no visible difference unless the figure shows radiographs."""
-    buffer = io.BytesIO()
-    image = Image.open(io.BytesIO(_png(fig))).convert("RGB")
-    image.quantize(128, dither=Image.Dither.NONE).save(buffer, "png", optimize=True)
-    return buffer.getvalue()
-
-
-def show_as_jpeg(fig: Figure, dpi: int = 100, quality: int = 82) -> None:
-    """Show a figure of radiographs in the notebook, in a tenth of the bytes: PNG cannot compress their grain."""
-    from IPython import display
-
-    buffer = io.BytesIO()
-    fig.savefig(buffer, format="jpeg", dpi=dpi, pil_kwargs={"quality": quality, "optimize": True, "progressive": True})
-    plt.close(fig)
-    display.display(display.Image(buffer.getvalue(), format="jpeg"))
+    plain, small = io.BytesIO(), io.BytesIO()
+    fig.savefig(plain, format="png", dpi=fig.dpi)
+    Image.open(plain).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(small, "png", optimize=True)
+    return small.getvalue()
 
 
 def save_figure(fig: Figure, name: str, folder: str | Path | None = None) -> list[Path]:
@@ -140,17 +139,9 @@ def show_heat_map(
 
 
 def draw_maps(trained: Trained, path: Path, out: Path, findings: Sequence[str], cam: str = "layercam") -> None:
-    """Write a picture of an image file at 1024 px, and of the heat map of each finding over it.
+    """Draw the image file `path` at 1024 px, and the heat map of each finding over it, into the file `out`.
 
-    Args:
-        trained: The network, as `load_trained` gives it.
-        path: The image file.
-        out: The picture, .png, .svg or .pdf.
-        findings: Of the maps.
-        cam: Method of the maps, as in `heat_maps`.
-
-    Raises:
-        ValueError: If `out` has another ending, or the network is not a MultiTaskNet.
+    Raises ValueError if `out` is no .png, .svg or .pdf, or the network is not a MultiTaskNet.
     """
     if out.suffix not in (".png", ".svg", ".pdf"):
         raise ValueError(f"out should end in .png, .svg or .pdf. Found {out.name!r}.")
@@ -167,15 +158,9 @@ def draw_maps(trained: Trained, path: Path, out: Path, findings: Sequence[str], 
 
 
 def label_ends(ax: Axes, x: float, ends: dict[str, float], colors: dict[str, str]) -> None:
-    """Write each finding's name at the end of its line, at least 5.5% of the axis apart.
+    """Write each finding's name at `x`, where its line ends at the height `ends`, at least 5.5% of the axis apart.
 
     Where several lines end at one value (to three digits), their number is written instead.
-
-    Args:
-        ax: Axes whose limits are final.
-        x: Where the lines end.
-        ends: Finding -> value at the end; NaN is left out.
-        colors: Finding -> colour.
     """
     low, high = ax.get_ylim()
     gap = 0.055 * (high - low)
@@ -200,7 +185,7 @@ def interval_plot(ax: Axes, table: pd.DataFrame, columns: Sequence[tuple[str, st
     Args:
         ax: Where to draw.
         table: Indexed by task, with `<column>`, `<column>_low` and `<column>_high`.
-        columns: (column, label, colour) of each series.
+        columns: (column, label, colour) of each series of points.
         offset: Half the distance between two series.
     """
     y = np.arange(len(table))[::-1].astype(float)
@@ -222,14 +207,7 @@ def _name_rows(ax: Axes, labels: Sequence[str], **options: Any) -> None:
 def forest_plot(
     ax: Axes, table: pd.DataFrame, labels: Sequence[str], colors: Sequence[str], filled: Sequence[bool] | None = None
 ) -> None:
-    """A mean with its interval in each row, the first row on top.
-
-    Args:
-        ax: Where to draw.
-        table: Columns mean, low and high.
-        labels, colors: Of each row.
-        filled: Whether the dot of a row is full; all are if None.
-    """
+    """A mean with its interval (columns mean, low and high) in each row, the first on top; `filled` rows have full dots."""
     filled = [True] * len(table) if filled is None else filled
     heights = range(len(table) - 1, -1, -1)
     for y, row, color, full in zip(heights, table.itertuples(), colors, filled, strict=True):
@@ -317,14 +295,9 @@ def annotated_heatmap(
 def difference_heatmap(
     ax: Axes, values: pd.DataFrame, marked: pd.DataFrame, limit: float, labels: Sequence[str]
 ) -> None:
-    """Differences, orange above zero and blue below.
+    """Differences, orange above zero and blue below, in colours that end at `limit`, with a dot where `marked` is True.
 
-    Args:
-        ax: Where to draw.
-        values: A row for each method and a column for each finding.
-        marked: The same shape; a dot is drawn where it is True.
-        limit: Where the colours end.
-        labels: Of the rows.
+    Both tables have a row for each method, named in `labels`, and a column for each finding.
     """
     import seaborn as sns
 

@@ -257,11 +257,11 @@ def paired_differences(
 
 def _sample_means(members: pd.DataFrame, replicates: Float[np.ndarray, "n r"]) -> Float[np.ndarray, " d"]:
     """The mean difference in each resampling where it is defined; empty if a row has no replicates."""
-    samples = replicates[members.place]
+    samples = replicates[members.place.to_numpy()]
     if "place_baseline" in members:
-        samples = samples - replicates[members.place_baseline]
+        samples = samples - replicates[members.place_baseline.to_numpy()]
     means = samples.mean(axis=0)
-    return means[~np.isnan(means)]
+    return np.asarray(means[~np.isnan(means)])
 
 
 def friedman(scores: Float[np.ndarray, "k m"], alpha: float = 0.05) -> tuple[Float[np.ndarray, " m"], float, float]:

@@ -1,10 +1,14 @@
-"""The long table of every result, and where it came from.
+"""One store of runs: a folder a run, and tables of many.
 
-Columns: method, seed, epoch, split, task, metric, value. A task is a finding, or "macro" (the mean over the
-findings where the metric is defined; "<metric>_tasks" counts them) or "worst" (the lowest AUROC), or "run"
-for what belongs to no task (seconds).
+A folder holds config.json and environment.json (what the run depends on), history.csv and seconds.csv (each epoch),
+test.csv and calibration.json (once, at the end), and until then checkpoint.pt. A sweep adds replicates.npz (the test
+scores in resamplings of the patients) or failure.json (the error), a localisation study localization.csv.
+
+Tables are long: a value a row. A task is a finding, "macro" (the mean over the findings where the metric is defined, and
+"<metric>_tasks" their number), "worst" (the lowest AUROC), or "run" for what belongs to no task.
 """
 
+import dataclasses
 import io
 import json
 import os
@@ -13,8 +17,9 @@ import subprocess
 import sys
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
@@ -23,19 +28,37 @@ import numpy as np
 import pandas as pd
 import torch
 
+from deepchest_utils.config import TrainConfig
+from deepchest_utils.distributed import world_size
 from deepchest_utils.files import FileError, atomic_write, one_line, write_file
-from deepchest_utils.results.metrics import macro
+from deepchest_utils.results.metrics import CALIBRATION, macro
 
 COLUMNS = ["method", "seed", "epoch", "split", "task", "metric", "value"]
-PACKAGES = ("torch", "torchvision", "numpy", "pandas", "scikit-learn")
+CONFIG, ENVIRONMENT, HISTORY, SECONDS, TEST = (
+    "config.json",
+    "environment.json",
+    "history.csv",
+    "seconds.csv",
+    "test.csv",
+)
+REPLICATES, FAILURE, LOCALIZATION = "replicates.npz", "failure.json", "localization.csv"
+CHECKPOINT, PREVIOUS, DAMAGED = "checkpoint.pt", "checkpoint.previous.pt", "checkpoint.damaged.pt"
+DIGITS = "%.7g"  # in a RunTable: those of a float32, and the same text whenever a run is repeated
+_CELLS = "_cells.csv"
+_TYPES = {"cell": str, "data": str, "commit": str, "value": float}  # a hash may look like a number: 0123, or 12e3
+PACKAGES = ("torch", "torchvision", "numpy", "pandas", "scikit-learn", "scipy", "torchjd")
 
 
 def task_rows(
     base: Mapping[str, object], metrics: Mapping[str, Iterable[float]], tasks: Iterable[str], summarise: bool = True
 ) -> list[dict[str, Any]]:
-    """Rows of the long table: one a task and metric and, with `summarise`, macro and worst.
+    """Rows of the long table.
 
-    base: method, seed, epoch and split. metrics: name -> (K,) values.
+    Args:
+        base: method, seed, epoch and split.
+        metrics: Name -> (K,) values, one a task.
+        tasks: Their K names.
+        summarise: Add "macro", and for the AUROC their number and "worst".
     """
     rows, tasks = [], list(tasks)
     for metric, values in metrics.items():
@@ -55,15 +78,12 @@ def task_rows(
 
 
 def to_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """The long table of `task_rows`."""
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def environment_report() -> dict[str, object]:
     """Versions, commit and hardware: what a result depends on beside its configuration."""
-    import torch
-
-    from deepchest_utils.distributed import world_size
-
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "python": platform.python_version(),
@@ -80,13 +100,12 @@ def environment_report() -> dict[str, object]:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that this code lies in, with "+" if files differ from it; None outside
-    one."""
+    """The commit of the checkout that this code lies in, with "+" if files differ from it; None outside one."""
     folder = Path(__file__).resolve().parent
     with suppress(OSError, subprocess.CalledProcessError):
-        run: dict[str, Any] = {"cwd": folder, "capture_output": True, "text": True, "check": True}
-        commit: str = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], **run).stdout.strip()
-        changed = subprocess.run(["git", "status", "--porcelain", "-uno", "--", "."], **run).stdout.strip()
+        options: dict[str, Any] = {"cwd": folder, "capture_output": True, "text": True, "check": True}
+        commit: str = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], **options).stdout.strip()
+        changed = subprocess.run(["git", "status", "--porcelain", "-uno", "--", "."], **options).stdout.strip()
         return commit + ("+" if changed else "")
     return None
 
@@ -99,25 +118,26 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def read_results(
-    path: str | Path, columns: list[str], what: str, types: Mapping[str, type[str]] | None = None
-) -> pd.DataFrame:
-    """Read a CSV of results; an empty table of these columns where there is no file.
+def read_results(path: str | Path, columns: list[str], what: str, missing_ok: bool = True) -> pd.DataFrame:
+    """Read a CSV of results.
 
     Args:
         path: The CSV.
         columns: Columns that it must have.
         what: What wrote it, for the message: "sweep", say.
-        types: Types of columns, as pandas takes them.
+        missing_ok: Without a file return an empty table of these columns.
 
     Raises:
-        FileError: The file is no readable CSV, or lacks a column.
+        FileError: It is no readable CSV, breaks off, or lacks a column.
     """
     path = Path(path)
-    if not path.exists():
+    if missing_ok and not path.exists():
         return pd.DataFrame(columns=columns)
     try:
-        table = pd.read_csv(path, dtype=types)
+        content = path.read_bytes()
+        if not content.endswith(b"\n"):
+            raise ValueError("it breaks off")
+        table = pd.read_csv(io.BytesIO(content), dtype=_TYPES)
     except (ValueError, OSError) as error:  # pandas' own errors are of the first type
         raise FileError(f"{path}: not a readable table ({one_line(error)}). Choose another out.") from None
     if missing := set(columns) - set(table.columns):
@@ -125,8 +145,11 @@ def read_results(
     return table
 
 
+# a run's folder
+
+
 def write_table(path: str | Path, table: pd.DataFrame) -> None:
-    """A CSV with enough digits to get the same numbers back."""
+    """Write a CSV with enough digits to get the same numbers back."""
     write_file(path, table.to_csv(index=False))
 
 
@@ -134,33 +157,187 @@ def write_json(path: str | Path, value: object) -> None:
     write_file(path, json.dumps(value, indent=1, default=str) + "\n")
 
 
-NAME, PREVIOUS, DAMAGED = "checkpoint.pt", "checkpoint.previous.pt", "checkpoint.damaged.pt"
+def write_run(
+    folder: str | Path,
+    config: TrainConfig,
+    data: str,
+    history: pd.DataFrame,
+    test: pd.DataFrame,
+    calibration: Mapping[str, list[float]],
+) -> None:
+    """Write all of a finished run but its checkpoint.
+
+    Args:
+        folder: The run's.
+        config: Its configuration.
+        data: Fingerprint of its data.
+        history: Long table of training and validation; the rows of task "run" go to seconds.csv, as all else has the
+            same bytes when a run is repeated.
+        test: Long table of the test split.
+        calibration: Finding -> [slope, offset].
+    """
+    folder, of_run = Path(folder), history.task == "run"
+    write_json(folder / CONFIG, dataclasses.asdict(config))
+    write_json(folder / ENVIRONMENT, {"data": data, **environment_report()})
+    write_table(folder / HISTORY, history[~of_run])
+    write_table(folder / SECONDS, history[of_run])
+    write_table(folder / TEST, test)
+    write_json(folder / CALIBRATION, calibration)
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What the store has of a run.
+
+    Attributes:
+        run: Its folder, or "<table>:<id>".
+        config: Its configuration.
+        environment: Of `environment_report`, and "data", the fingerprint of the data.
+        rows: Long table of all epochs and splits.
+    """
+
+    run: str
+    config: TrainConfig
+    environment: dict[str, Any]
+    rows: pd.DataFrame
+
+
+def read_run(folder: str | Path) -> RunRecord:
+    """Read the folder of a finished run; without test.csv, its history alone.
+
+    Raises:
+        ValueError: A file is missing, damaged, or of another run (OSError and KeyError among them).
+    """
+    folder = Path(folder)
+    config = TrainConfig(**json.loads((folder / CONFIG).read_text()))
+    environment = json.loads((folder / ENVIRONMENT).read_text())
+    rows = read_results(folder / HISTORY, COLUMNS, "run", missing_ok=False)
+    if (folder / TEST).exists():
+        test = read_results(folder / TEST, COLUMNS, "run", missing_ok=False)
+        if {(config.method, config.seed)} != set(zip(test.method, test.seed, strict=True)):
+            raise ValueError("test.csv is of another method or seed than config.json")
+        if len(test.query("task == 'macro' and metric in ['auroc', 'average_precision']")) != 2:
+            raise ValueError("test.csv should have one macro AUROC and one macro AP")
+        rows = pd.concat([rows, test], ignore_index=True)
+    return RunRecord(str(folder), config, environment, rows)
+
+
+def collect(folder: str | Path) -> tuple[list[RunRecord], list[str]]:
+    """Read every tested run below a folder, however deep.
+
+    Runs are folders, or rows of a `RunTable` whose folders are not beside it; other tables are left alone.
+
+    Returns:
+        The runs, and a remark for each run or table that is not among them, beginning with "unfinished", "untested",
+        "failed" or "damaged".
+    """
+    records, remarks = [], []
+    for path, read in _sources(Path(folder)):
+        try:
+            items = [*read(path)]
+        except Exception as error:  # a damaged file raises one of several types
+            items = [f"damaged: {path}: {one_line(error)}"]
+        records += [item for item in items if isinstance(item, RunRecord)]
+        remarks += [item for item in items if isinstance(item, str)]
+    return records, remarks
+
+
+def _sources(root: Path) -> Iterator[tuple[Path, Any]]:
+    """Folders of runs, finished or not, and tables of trials, in the order of their names, with what reads them."""
+    for name, folders, files in os.walk(root):
+        folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
+        path, started = Path(name), files == ["lock"] and not folders
+        if started or {CHECKPOINT, PREVIOUS, FAILURE} & {*files} or len({CONFIG, HISTORY, TEST, "lock"} & {*files}) > 1:
+            yield path, _read_folder
+        yield from ((path / file, _read_exported) for file in sorted(files) if file.endswith(_CELLS))
+
+
+def _read_folder(path: Path) -> Iterator[RunRecord | str]:
+    """The run, or why there is none; if it belongs to a table, that says which have failed and which only tune."""
+    in_table = path.parent.with_name(path.parent.name + _CELLS).exists()
+    checkpoint = next((path / name for name in (CHECKPOINT, PREVIOUS) if (path / name).exists()), None)
+    if (path / TEST).exists():
+        yield read_run(path)
+    elif (path / FAILURE).exists():
+        failure = json.loads((path / FAILURE).read_text())
+        if not in_table:
+            yield f"failed: {path}: {failure['method']} seed {failure['seed']}: {failure['error']}"
+    elif checkpoint is not None:
+        state = read_checkpoint(checkpoint)
+        config = state["identity"]
+        epochs = f"{state['epoch']} of {config.get('epochs')} epochs"
+        yield f"unfinished: {path}: {config.get('method')} seed {config.get('seed')}, {epochs}; its command goes on from there"
+    elif not (path / HISTORY).exists():
+        yield f"unfinished: {path}: neither test.csv nor a checkpoint"
+    elif not in_table:
+        yield f"untested: {path}: validation scores alone"
+
+
+def _read_exported(path: Path) -> Iterator[RunRecord | str]:
+    """The finished trials of a `RunTable` that have no folder. path: of the table of trials."""
+    trials = read_results(path, ["cell"], "sweep", missing_ok=False)
+    if "status" not in trials:  # of a localisation study
+        return
+    out = path.with_name(path.name.removesuffix(_CELLS) + ".csv")
+    tables = dict(list(read_results(out, ["cell", *COLUMNS], "sweep", missing_ok=False).groupby("cell")))
+    for trial in trials[trials.status == "failed"].itertuples():
+        yield f"failed: {out}: {trial.method} seed {trial.seed}: {trial.error}"
+    untested = 0
+    for trial in trials[trials.status == "done"].itertuples():
+        if trial.cell not in tables or not (tables[trial.cell].split == "test").any():
+            untested += 1
+        elif not (out.with_suffix("") / trial.cell / TEST).exists():
+            config, environment = (
+                TrainConfig(**json.loads(trial.settings)),
+                {"data": trial.data, "commit": trial.commit},
+            )
+            yield RunRecord(f"{out}:{trial.cell}", config, environment, tables[trial.cell][COLUMNS])
+    if untested:
+        yield f"untested: {out}: validation scores alone of {untested} runs"
+
+
+# checkpoints
+
+
 VERSION = 4  # 4: after an epoch, never in the middle of one
-_CONTENT: dict[str, type | tuple[type, ...]] = {
+_CONTENT: dict[str, type] = {
     "identity": dict, "findings": list, "epoch": int, "history": list, "best": dict, "rng": dict, "net": dict,
     "method": dict, "optimizer": dict, "schedule": dict, "scaler": dict,
 }  # fmt: skip
 
 
 def save_checkpoint(run_dir: str | Path, state: dict[str, Any]) -> None:
-    """Write `run_dir/checkpoint.pt`; the one that was there becomes `checkpoint.previous.pt`. state: tensors, numbers,
-    strings, and dicts and lists of them. Raises FileError if it cannot be written; the older ones stay."""
-    path = Path(run_dir) / NAME
+    """Write `run_dir/checkpoint.pt`; the one that was there becomes `checkpoint.previous.pt`.
+
+    Args:
+        run_dir: Folder of the run.
+        state: Tensors, numbers, strings, and dicts and lists of them.
+
+    Raises:
+        FileError: It cannot be written; the older ones stay.
+    """
+    path = Path(run_dir) / CHECKPOINT
     buffer = io.BytesIO()  # writing to the file itself, PyTorch would hide what went wrong
     torch.save({"version": VERSION, **state}, buffer)
-    with atomic_write(path) as part:
-        part.write_bytes(buffer.getbuffer())
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
         if path.exists():
             os.replace(path, path.with_name(PREVIOUS))
 
 
 def load_checkpoint(run_dir: str | Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """The newest readable state of the run in `run_dir`, on the CPU; None if there is none.
+    """The newest readable state of the run in `run_dir`, on the CPU; None without a checkpoint.
 
-    A damaged file is put aside under another name, with a warning, and the one before is used. Raises FileError if there
-    is no readable one, or if it belongs to another configuration (naming the fields that differ).
+    A damaged file is renamed, with a warning, and the one before is used.
+
+    Args:
+        run_dir: Folder of the run.
+        identity: What the state must agree with: configuration and data.
+
+    Raises:
+        FileError: No checkpoint is readable, or it belongs to another configuration or other data.
     """
-    paths = [path for name in (NAME, PREVIOUS) if (path := Path(run_dir) / name).exists()]
+    paths = [path for name in (CHECKPOINT, PREVIOUS) if (path := Path(run_dir) / name).exists()]
     for path in paths:
         try:
             state = read_checkpoint(path)
@@ -172,20 +349,25 @@ def load_checkpoint(run_dir: str | Path, identity: dict[str, Any]) -> dict[str, 
             warnings.warn(f"{error} It is now {DAMAGED}, and the run goes on from {PREVIOUS}.", stacklevel=3)
     else:
         return None
-    found = state["identity"]
-    names = [name for name in identity if found.get(name) != identity[name]]
-    if names:
-        listed = ", ".join(f"{name}: {found.get(name)!r} there, {identity[name]!r} now" for name in names)
+    saved = state["identity"]
+    if names := [name for name in identity if saved.get(name) != identity[name]]:
+        listed = ", ".join(f"{name}: {saved.get(name)!r} there, {identity[name]!r} now" for name in names)
         raise FileError(f"{path} belongs to another configuration or other data ({listed}). Choose another run_dir.")
     return state
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The state in the file, on the CPU. Raises FileError if there is none, or it is no checkpoint of this version."""
+    """The state in a file, on the CPU.
+
+    Raises:
+        FileError: There is no such file, or it is no checkpoint of this version.
+    """
     if not path.is_file():
         raise FileError(f"{path}: no such checkpoint.")
     try:
-        with zipfile.ZipFile(path) as archive:  # PyTorch stores: what unfolds to more than its size is a bomb
+        with zipfile.ZipFile(
+            path
+        ) as archive:  # PyTorch does not compress: what unfolds to more than its size is a bomb
             unfolded = sum(entry.file_size for entry in archive.infolist())
         if unfolded > path.stat().st_size:
             raise ValueError(f"it would unfold to {unfolded:,} bytes")
@@ -196,31 +378,43 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(state, dict) or state.get("version") != VERSION:
         raise FileError(f"{path}: not a checkpoint of this version. Delete it, or choose another run_dir.")
-    for name, kind in _CONTENT.items():
-        right = isinstance(state.get(name), kind)
-        if not right or (name == "findings" and not all(isinstance(f, str) for f in state[name])):
-            raise FileError(f"{path}: its {name!r} is not what it should be. Delete it, or choose another run_dir.")
+    wrong = [name for name, kind in _CONTENT.items() if not isinstance(state.get(name), kind)]
+    if not wrong and not all(isinstance(finding, str) for finding in state["findings"]):
+        wrong = ["findings"]
+    if wrong:
+        raise FileError(f"{path}: its {wrong[0]!r} is not what it should be. Delete it, or choose another run_dir.")
     return state
 
 
-TYPES = {"cell": str, "data": str, "commit": str}  # a hash may look like a number: 0123, or 12e3
-DIGITS = "%.7g"  # of a float32, and the same text whenever the same cell is run again
+# the tables of many runs
 
 
 class RunTable:
-    """The long table `<out>` (column "cell", then those of `records`); `<out>_cells.csv`, a row a cell: settings, status,
-    error, seconds, environment; and `<out>_replicates.npz`, an array a finished cell: (M, R, K) values of the M
-    BOOTSTRAP_METRICS in R resamplings of the test patients, the same in every cell."""
+    """The runs of a sweep as three files, read when it is made. A run is a "cell" in them.
+
+    Attributes:
+        out: The long table, `<out>.csv`: its columns are "cell" and COLUMNS.
+        cells_path: `<out>_cells.csv`: a row a run with settings, status, error, seconds, environment.
+        replicates_path: `<out>_replicates.npz`: an array (M, R, K) a finished run, the M BOOTSTRAP_METRICS in R
+            resamplings of the test patients, the same in every run.
+        summary_path: `<out>_summary.csv`, which `write_summary` writes.
+        folder: `<out>/`, with the folders of the runs.
+        rows, cells, replicates: What is in the three files.
+
+    Raises:
+        ValueError: `out` is not the name of a .csv; FileError if a file is not readable.
+    """
 
     def __init__(self, out: str | Path):
         self.out = Path(out)
         if self.out.suffix != ".csv":
             raise ValueError(f"out should be the name of a .csv. Found {str(out)!r}.")
-        self.cells_path = self.out.with_name(f"{self.out.stem}_cells.csv")
-        self.summary_path = self.out.with_name(f"{self.out.stem}_summary.csv")
-        self.replicates_path = self.out.with_name(f"{self.out.stem}_replicates.npz")
-        self.rows = read_results(self.out, ["cell", *COLUMNS], "sweep", TYPES)
-        self.cells = read_results(self.cells_path, ["cell", "status"], "sweep", TYPES)
+        self.folder = self.out.with_suffix("")
+        self.cells_path, self.summary_path, self.replicates_path = (
+            self.out.with_name(self.out.stem + end) for end in (_CELLS, "_summary.csv", "_replicates.npz")
+        )
+        self.rows = read_results(self.out, ["cell", *COLUMNS], "sweep")
+        self.cells = read_results(self.cells_path, ["cell", "status"], "sweep")
         self.replicates: dict[str, np.ndarray] = {}
         if self.replicates_path.exists():
             try:
@@ -233,30 +427,40 @@ class RunTable:
                 ) from error
 
     def finished(self) -> set[str]:
+        """Ids of the finished runs."""
         return set(self.cells.cell[self.cells.status == "done"])
 
-    def add(self, outcome: Any) -> None:
-        """Write what came of a cell, in place of what an earlier try left. A cell counts from its row in the table of
-        cells on, which is written last."""
-        cell = outcome.cell.id
-        if len(outcome.replicates):
-            self.replicates[cell] = outcome.replicates
-            with atomic_write(self.replicates_path) as part, open(part, "wb") as file:
-                # a checker takes any name for that of an option
-                np.savez_compressed(file, **cast("dict[str, Any]", self.replicates))
-        rows, record = outcome.rows[["cell", *COLUMNS]], pd.DataFrame([outcome.record])
+    def add(self, record: Mapping[str, object], rows: pd.DataFrame, replicates: np.ndarray) -> None:
+        """Write a run, in place of an earlier one with its id. It counts from its row in `cells` on, which comes last.
+
+        Args:
+            record: The row of `cells`.
+            rows: Those of the long table.
+            replicates: (M, R, K), empty for none.
+        """
+        cell = str(record["cell"])
+        if len(replicates):
+            self.replicates[cell] = replicates
+            write_arrays(self.replicates_path, self.replicates)
         # as the file has them: what follows from the table is the same now and when it is read again
-        rows = rows.assign(value=[float(DIGITS % value) for value in rows.value])
-        self.rows = _append(self.rows[self.rows.cell != cell], rows)
-        self.cells = _append(self.cells[self.cells.cell != cell], record)
+        rows = rows.assign(cell=cell, value=[float(DIGITS % value) for value in rows.value])[["cell", *COLUMNS]]
+        self.rows = append_rows(self.rows[self.rows.cell != cell], rows)
+        self.cells = append_rows(self.cells[self.cells.cell != cell], pd.DataFrame([record]))
         write_file(self.out, self.rows.to_csv(index=False, float_format=DIGITS))
         write_file(self.cells_path, self.cells.to_csv(index=False))
 
     def write_summary(self, summary: pd.DataFrame) -> None:
+        """Write the table of `compare_methods`."""
         write_file(self.summary_path, summary.to_csv(index=False, float_format=DIGITS))
 
 
-def _append(table: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write a compressed .npz."""
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **cast("dict[str, Any]", arrays))  # a checker takes any name for that of an option
+
+
+def append_rows(table: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     """One below the other; an empty table has no types worth keeping."""
     filled = [part for part in (table, rows) if len(part)]
     return pd.concat(filled, ignore_index=True) if filled else table
