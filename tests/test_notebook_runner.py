@@ -137,7 +137,7 @@ def test_without_parameters_figures_go_where_the_notebook_says_and_it_runs_once(
     assert run_notebooks(find_notebooks(["06"]), {}, tmp_path / "out") == 0
     said, warned = capfd.readouterr()
     copy = tmp_path / "out" / "06_says.ipynb"
-    start, done, again = said.splitlines()
+    start, done, again = filter(None, said.splitlines())
     assert (start, done.startswith("06_says done in")) == ("06_says ...", True)
     assert again == f"06_says done before: {copy} (--again runs it anew)"
     assert warned == ""

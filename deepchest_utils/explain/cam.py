@@ -29,17 +29,11 @@ FUSED = "layercam"  # its paper averages over layers, since it weighs each cell 
 
 @dataclass(frozen=True)
 class HeatMaps:
-    """Heat maps of B images for T tasks.
+    """Heat maps of B images for T tasks."""
 
-    Attributes:
-        maps: (B, T, H, W), float32 in [0, 1], each scaled to its own maximum, at the size of the images.
-        evidence: (B, T), False where the method found no positive evidence and the map is blank.
-        layers: Modules of the trunk whose maps were taken.
-    """
-
-    maps: Float[np.ndarray, "b t h w"]
-    evidence: Bool[np.ndarray, "b t"]
-    layers: tuple[str, ...]
+    maps: Float[np.ndarray, "b t h w"]  # float32 in [0, 1], each scaled to its own maximum, at the size of the images
+    evidence: Bool[np.ndarray, "b t"]  # False where the method found no positive evidence: the map is blank
+    layers: tuple[str, ...]  # modules of the trunk whose maps were taken
 
 
 def default_layers(net: nn.Module, image_size: int, method: str = FUSED) -> tuple[str, ...]:
@@ -47,10 +41,7 @@ def default_layers(net: nn.Module, image_size: int, method: str = FUSED) -> tupl
 
     For LayerCAM, these are the last module of each map size down to MIN_SIDE cells a side; the heat map is their mean. For
     other methods, it is the last of these: `layer3` of a ResNet at 64 px, where `layer4` has 2 x 2 cells. For a vision
-    transformer, it is the normalisation before the last attention.
-
-    Raises:
-        ValueError: If the network is not a MultiTaskNet, or its trunk has no map of MIN_SIDE cells.
+    transformer, it is the normalisation before the last attention. Raises ValueError if there is none.
     """
     net = _checked(net)
     blocks = getattr(getattr(net.trunk, "encoder", None), "layers", None)
@@ -113,15 +104,12 @@ def heat_maps(
     The network may be frozen; its gradients and modes are the same afterwards. Memory grows by the maps alone.
 
     Args:
-        net: A MultiTaskNet (hard sharing).
+        net: A MultiTaskNet (hard sharing); ValueError for another.
         images: (B, H, W), 0 to 255.
         tasks: Numbers of the T tasks.
         method: A key of CAM_METHODS.
         layers: Modules of the trunk by name, in forward order, whose maps are averaged; `default_layers` if None.
         batch_size: Images at a time.
-
-    Raises:
-        ValueError: For an unknown method, layer or task, or a network that is not a MultiTaskNet.
     """
     if method not in CAM_METHODS:
         allowed = ", ".join(CAM_METHODS)

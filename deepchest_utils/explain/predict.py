@@ -22,27 +22,16 @@ NOTE = "Research and teaching only, not for clinical use."
 
 @dataclass(frozen=True)
 class Trained:
-    """The network of a run's best epoch, in eval mode.
-
-    Attributes:
-        net: The network.
-        findings: Its K findings.
-        image_size: Side of its images in px.
-        calibration: (K, 2), slope and offset, or None if the run has none.
-    """
+    """The network of a run's best epoch, in eval mode."""
 
     net: nn.Module
-    findings: tuple[str, ...]
-    image_size: int
-    calibration: np.ndarray | None
+    findings: tuple[str, ...]  # K names
+    image_size: int  # px
+    calibration: np.ndarray | None  # (K, 2), slope and offset, if the run has a calibration
 
 
 def load_trained(checkpoint: str | Path, device: str = "auto") -> Trained:
-    """The network of a run, with the `calibration.json` beside its checkpoint.
-
-    Args:
-        checkpoint: The file, or the folder of its run.
-        device: As in TrainConfig.
+    """The network of a checkpoint, a file or the folder of its run, with the `calibration.json` beside it.
 
     Raises:
         FileError: If the file is no checkpoint, holds no finished epoch, or the calibration is for other findings.
@@ -66,9 +55,7 @@ def load_trained(checkpoint: str | Path, device: str = "auto") -> Trained:
 def predict_image(trained: Trained, image: UInt8[np.ndarray, "h w"]) -> pd.Series:
     """The probability of each finding, highest first, calibrated if the run has a calibration.
 
-    Args:
-        trained: The network.
-        image: Of the network's size, as `decode(path, trained.image_size)` gives it.
+    The image should have the network's size, as `decode(path, trained.image_size)` gives it.
     """
     device = next(trained.net.parameters()).device
     logits = trained.net(to_input(torch.tensor(image)[None]).to(device)).double().cpu().numpy()

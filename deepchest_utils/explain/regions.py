@@ -16,19 +16,12 @@ PER_FINDING = 60  # images; enough for an interval about 0.1 wide
 
 @dataclass(frozen=True)
 class Regions:
-    """The regions of M pairs of an image and a finding that it shows.
+    """The regions of M pairs of an image and a finding that it shows."""
 
-    Attributes:
-        rows: (M,), rows of the images in their split.
-        tasks: (M,), numbers of the findings.
-        patients: (M,), patients of the images.
-        masks: (M, H, W), True inside the region.
-    """
-
-    rows: Int[np.ndarray, " m"]
-    tasks: Int[np.ndarray, " m"]
-    patients: Int[np.ndarray, " m"]
-    masks: Bool[np.ndarray, "m h w"]
+    rows: Int[np.ndarray, " m"]  # of the images in their split
+    tasks: Int[np.ndarray, " m"]  # numbers of the findings
+    patients: Int[np.ndarray, " m"]  # of the images
+    masks: Bool[np.ndarray, "m h w"]  # True inside the region
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -39,18 +32,16 @@ class Regions:
 
 
 def load_regions(config: TrainConfig, data: Splits, part: str = "test", per_finding: int = PER_FINDING) -> Regions:
-    """The regions in the first `per_finding` images of each finding.
+    """The regions in the first `per_finding` images of each finding in one split.
 
     Of the boxes of NIH, only those in the split are taken, so that no network is judged on a patient of its training.
+    Raises ValueError if the data set has no regions, or no image of the split has one.
 
     Args:
         config: What `data` was loaded with.
         data: The splits.
         part: "test", or "val" to choose a map method or a layer.
         per_finding: Images of each finding at most.
-
-    Raises:
-        ValueError: If the data set has no regions, or no image of the split has one.
     """
     images = data.parts[part]
     size = images.images.shape[-1]
@@ -90,11 +81,7 @@ def boxes_to_masks(
 ) -> Bool[np.ndarray, "n {image_size} {image_size}"]:
     """The union of the boxes of a finding in each of N images; a pixel counts if its centre lies in a box.
 
-    Args:
-        boxes: As `load_boxes` gives them, scaled to `image_size`.
-        ids: (N,), names of the images.
-        finding: Name of the finding.
-        image_size: Side of the masks in px.
+    `boxes` are as `load_boxes` scales them to `image_size`; `ids` are the names of the images.
     """
     centres = np.arange(image_size) + 0.5
     masks = np.zeros((len(ids), image_size, image_size), bool)

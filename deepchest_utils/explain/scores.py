@@ -16,11 +16,8 @@ from deepchest_utils.results.metrics import Ranking
 from deepchest_utils.results.statistics import patient_weights
 
 SCORES = {
-    "pointing": "pointing game",
-    "energy": "energy inside",
-    "iou": "IoU over thresholds",
-    "pixel_ap": "AP of pixels",
-}
+    "pointing": "pointing game", "energy": "energy inside", "iou": "IoU over thresholds", "pixel_ap": "AP of pixels"
+}  # fmt: skip
 THRESHOLDS = np.linspace(0.1, 0.9, 9)  # of the IoU, relative to a map's maximum
 TOLERANCE = 1 / 16  # of the side: half a cell of an 8 x 8 map
 
@@ -39,14 +36,11 @@ def score_maps(
 
     Args:
         maps: (N, H, W), not negative.
-        masks: (N, H, W).
+        masks: (N, H, W); ValueError for another shape.
         tolerance: In units of the image's side.
 
     Returns:
         Score -> (N,) in [0, 1], NaN for an empty mask.
-
-    Raises:
-        ValueError: If the shapes differ.
     """
     if maps.shape != masks.shape:
         raise ValueError(f"maps and masks should have one shape. Found {maps.shape} and {masks.shape}.")
@@ -58,11 +52,8 @@ def score_maps(
         near = distance_transform_edt(~mask) <= tolerance * mask.shape[0]
         out["pointing"][i] = near[values == top].mean()
         out["energy"][i] = values[mask].sum(dtype=float) / total if total > 0 else mask.mean()
-        if top > 0:
-            above = values >= THRESHOLDS[:, None, None] * top
-            out["iou"][i] = ((above & mask).sum((1, 2)) / (above | mask).sum((1, 2))).mean()
-        else:
-            out["iou"][i] = 0.0
+        above = (values >= THRESHOLDS[:, None, None] * top) & (top > 0)
+        out["iou"][i] = ((above & mask).sum((1, 2)) / (above | mask).sum((1, 2))).mean()
         pixels = Ranking(mask.ravel().astype(np.float32), values.ravel())
         out["pixel_ap"][i] = 1.0 if mask.all() else pixels.average_precision()[0]
     return out
@@ -79,10 +70,9 @@ def localize(
     """How well a network's heat maps point at the true regions. Memory does not grow with the number of images.
 
     Args:
-        net: A MultiTaskNet.
+        net, method, layers, batch_size: As in `heat_maps`.
         data: The split that `truth` belongs to.
         truth: The true regions.
-        method, layers, batch_size: As in `heat_maps`.
 
     Returns:
         A row for each pair of `truth`, in its order: image, finding, patient, evidence and SCORES.
@@ -146,16 +136,13 @@ def mean_scores(
     The bootstrap draws the same patients for all tables, so that differences between tables are paired.
 
     Args:
-        tables: T tables of `localize` with the same pairs of F findings.
+        tables: T tables of `localize` with the same pairs of F findings; ValueError if they differ.
         score: A key of SCORES.
         rng: Draws the patients.
         replicates: Their number R.
 
     Returns:
         The means, a row for each finding and for "macro", a column for each table; and their replicates, (T, R, F + 1).
-
-    Raises:
-        ValueError: If the pairs differ.
     """
     first = tables[0]
     for table in tables[1:]:

@@ -10,8 +10,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from deepchest_utils.notebook.figures import _png, forest_plot
-from deepchest_utils.results.labels import family_color, method_label, method_order, pretty
+from deepchest_utils.notebook.figures import method_forest, show_figure
+from deepchest_utils.results.labels import method_label, method_order, pretty
 from deepchest_utils.results.metrics import METRICS
 from deepchest_utils.results.statistics import BOOTSTRAP_METRICS, ITSELF
 
@@ -41,22 +41,20 @@ def explore(draw: Callable[..., Figure], **controls: Control) -> Figure | None:
     if not in_jupyterlab():
         return draw(**{name: _default(control) for name, control in controls.items()})
     import ipywidgets
-    from IPython import display
+    from IPython.display import display
 
     def redraw(**values: Number | str | tuple[str, ...]) -> None:
         if empty := [name for name, value in values.items() if value == ()]:
             print(f"Choose at least one of the {' and of the '.join(empty)}.")
             return
-        fig = draw(**{name: list(value) if isinstance(value, tuple) else value for name, value in values.items()})
-        display.display(display.Image(_png(fig), format="png"))
-        plt.close(fig)
+        show_figure(draw(**{name: [*value] if isinstance(value, tuple) else value for name, value in values.items()}))
 
     widgets = {name: _widget(name.replace("_", " "), control) for name, control in controls.items()}
     tall = [widgets[name] for name, control in controls.items() if isinstance(control, dict)]
     rows = [[widget for widget in widgets.values() if widget not in tall], tall]
     layout = {"flex_flow": "row wrap", "grid_gap": "4px 12px"}
     boxes = [ipywidgets.HBox(row, layout=layout) for row in rows if row]
-    display.display(ipywidgets.VBox([*boxes, ipywidgets.interactive_output(redraw, widgets)]))
+    display(ipywidgets.VBox([*boxes, ipywidgets.interactive_output(redraw, widgets)]))
     return None
 
 
@@ -84,17 +82,10 @@ def _widget(title: str, control: Control) -> Any:  # ipywidgets has no types
 def difference_panels(
     summary: pd.DataFrame, metric: str, against: str, tasks: Sequence[str], methods: Sequence[str]
 ) -> Figure:
-    """Differences to a baseline with their intervals, a panel for each task and a row for each method, on one scale.
+    """Differences to the baseline `against`, a panel for each task and a row for each method, on one scale.
 
-    A full dot is a difference with p_holm below 0.05. That is the correction over all methods (and findings) of the
-    summary, so a smaller choice fills no more dots. A method without a difference to the baseline keeps an empty row.
-
-    Args:
-        summary: As `compare_methods` makes it.
-        metric: A metric of the summary.
-        against: The baseline.
-        tasks: Findings and means, in the order of the panels.
-        methods: In the order of the rows.
+    A full dot has p_holm below 0.05 in the summary of `compare_methods`. That is the correction over all its methods (and
+    findings), so a smaller choice fills no more dots. A method without a difference keeps an empty row.
     """
     rows = summary[(summary.metric == metric) & (summary.baseline == against)]
     seeds = rows.groupby("method").seeds.max().reindex(list(methods))
@@ -106,10 +97,8 @@ def difference_panels(
     fig, axes = plt.subplots(down, across, figsize=size, sharex=True, sharey=True, squeeze=False)
     titles = {name: text.capitalize() for text, name in MEANS.items()}
     for ax, task in zip(axes.flat, tasks, strict=False):
-        table = rows[rows.task == task].set_index("method").reindex(list(methods))
-        forest_plot(ax, table, labels, [family_color(method) for method in methods], [*(table.p_holm < 0.05)])
-        ax.axvline(0, color="black", linewidth=1, linestyle=":")
-        ax.set_title(titles.get(task, pretty(task)))
+        method_forest(ax, rows[rows.task == task].set_index("method"), methods, "", titles.get(task, pretty(task)))
+        ax.set_yticklabels(labels)
     for ax in axes.flat[len(tasks) :]:
         ax.set_visible(False)
     for ax in axes.flat[len(tasks) - across : len(tasks)]:
@@ -136,13 +125,10 @@ def explore_differences(
     """`difference_panels` with controls for metric, baseline, tasks and methods.
 
     Args:
-        summary: As `compare_methods` makes it. AUROC and its first baseline are chosen by default.
+        summary: From `compare_methods`. By default, its AUROC and its first baseline are chosen.
         findings: In the order of the list to choose from, below the means.
         chosen: Tasks that are chosen by default.
         methods: Methods that are chosen by default; all if the summary has none of them.
-
-    Returns:
-        As `explore`.
     """
     baselines = {method_label(name): name for name in summary.baseline.unique() if name != ITSELF}
     names = {method_label(name): name for name in method_order(summary.method.unique())}

@@ -69,7 +69,7 @@ def _before_cell(info: object) -> None:
         adapt_threads()
 
 
-def show_figure(fig: Figure, kind: str = "png", dpi: float | None = None, **options: Any) -> None:
+def show_figure(fig: Figure, kind: str = "png", dpi: float | int | None = None, **options: Any) -> None:
     """Show the figure in the notebook as a picture of this kind, and close it."""
     from IPython import display
 
@@ -228,9 +228,9 @@ def method_forest(
         xlabel, title: Of the axes.
         fontsize: Of the x axis in points, by default that of the style.
     """
-    shown = table.reindex(list(methods))
+    table = table.reindex(list(methods))
     names, colors = [method_label(m) for m in methods], [family_color(m) for m in methods]
-    forest_plot(ax, shown, names, colors, [*(shown.p_holm < 0.05)])
+    forest_plot(ax, table, names, colors, [*(table.p_holm < 0.05)])
     ax.axvline(0, color="black", linewidth=1, linestyle=":")
     ax.set_title(title)
     ax.set_xlabel(xlabel, fontsize=fontsize)

@@ -9,7 +9,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,9 @@ class NotebookError(ValueError):
 
 
 def find_notebooks(names: Sequence[str] = (), solutions: bool = False) -> list[Path]:
-    """The numbered notebooks, or the solutions to their exercises.
+    """The numbered notebooks, or the solutions to their exercises, whose names begin with one of `names` ("03").
 
-    Args:
-        names: Beginnings of their names ("03"); all notebooks if empty.
-        solutions: Look among the solutions.
-
-    Raises:
-        NotebookError: If there is no such notebook.
+    Without names, all. Raises NotebookError if there is no such notebook.
     """
     folder = FOLDER / "solutions" if solutions else FOLDER
     notebooks = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
@@ -96,20 +92,17 @@ def results(path: Path) -> str:
 def run_notebooks(
     paths: Sequence[Path], parameters: Mapping[str, object], output: Path = OUTPUT, again: bool = False
 ) -> int:
-    """Run notebooks one after the other in the caller's folder, and print their results.
+    """Run notebooks one after the other in the caller's folder, print their results, and return how many failed.
 
-    A notebook is done, and not run again, if `output` has a copy that the same cells, parameters, package, committed tables
-    and folder have made without an error. With any parameter given, figures go to `<output>/figures` unless
-    DEEPCHEST_FIGURES says otherwise, so that they never replace the committed ones.
+    A notebook is not run if `output` has a copy that the same cells, parameters, package, committed tables and folder have
+    made without an error. With any parameter given, figures go to `<output>/figures` unless DEEPCHEST_FIGURES says
+    otherwise, so that they never replace the committed ones.
 
     Args:
         paths: The notebooks.
         parameters: Of all of them.
         output: Folder of the executed copies.
         again: Run those that are done, too.
-
-    Returns:
-        How many failed.
     """
     import nbformat
     import papermill
@@ -117,14 +110,14 @@ def run_notebooks(
 
     check_parameters(paths, parameters)
     output.mkdir(parents=True, exist_ok=True)
-    failures = []
+    say, failures = partial(print, flush=True), []
     with _kernel_options(output / "figures" if parameters else None) as options:
         for path in paths:
             target, key = output / path.name, _key(path, parameters)
             if not again and _key_of_copy(target) == key:
-                _report(f"{path.stem} done before: {target} (--again runs it anew)", results(target))
+                say(f"{path.stem} done before: {target} (--again runs it anew)", results(target), sep="\n")
                 continue
-            _report(f"{path.stem} ...")
+            say(f"{path.stem} ...")
             start = time.perf_counter()
             bar = {"desc": path.stem, "leave": False} if sys.stderr.isatty() else False
             try:
@@ -133,19 +126,14 @@ def run_notebooks(
                 )
             except (papermill.PapermillExecutionError, DeadKernelError) as error:
                 failures.append(f"{path.stem} failed in {_failure(error)}\n  see {target}")
-                _report(failures[-1])
+                say(failures[-1])
                 continue
             copy.metadata[KEY] = key
             nbformat.write(copy, target)
-            _report(f"{path.stem} done in {time.perf_counter() - start:.0f} s: {target}", results(target))
-    if len(paths) > 1:  # once more, below the output of the others
-        _report(*failures)
+            say(f"{path.stem} done in {time.perf_counter() - start:.0f} s: {target}", results(target), sep="\n")
+    if len(paths) > 1 and failures:  # once more, below the output of the others
+        say(*failures, sep="\n")
     return len(failures)
-
-
-def _report(*texts: str) -> None:
-    for text in filter(None, texts):
-        print(text, flush=True)
 
 
 def _failure(error: Exception) -> str:
@@ -167,11 +155,9 @@ def _key(path: Path, parameters: Mapping[str, object]) -> str:
 
 
 def _key_of_copy(path: Path) -> str | None:
-    try:
-        key: str | None = json.loads(path.read_text(encoding="utf-8"))["metadata"].get(KEY)
-        return key
-    except (OSError, ValueError, KeyError):  # no copy, or one that breaks off
-        return None
+    with suppress(OSError, ValueError, KeyError):  # no copy, or one that breaks off
+        return str(json.loads(path.read_text(encoding="utf-8"))["metadata"][KEY])
+    return None
 
 
 @contextmanager

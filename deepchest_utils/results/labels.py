@@ -61,11 +61,10 @@ def pretty(finding: str) -> str:
 
 
 def method_label(spec: str) -> str:
-    """A method's label for a figure.
+    """The label, for a figure, of a method as sweeps name it.
 
-    Args:
-        spec: The method as sweeps name it. `deepchest(floor=0.25)+pcgrad(level="features")` gives
-            "DeepChest (floor 0.25) + PCGrad (features)", and `equal@single_task` gives "Equal, single-task".
+    `deepchest(floor=0.25)+pcgrad(level="features")` gives "DeepChest (floor 0.25) + PCGrad (features)", and
+    `equal@single_task` gives "Equal, single-task".
     """
     method, _, architecture = spec.partition("@")
     names, options = parse_method(method)
@@ -73,13 +72,10 @@ def method_label(spec: str) -> str:
     for name in names.split("+"):
         own_options = {key: value for key, value in options.items() if key != "inner_options"}
         options = options.get("inner_options", {})
-        details = ", ".join(v if k == "level" else f"{k.replace('_', ' ')} {_short(v)}" for k, v in own_options.items())
+        texts = {k: "given" if isinstance(v, list | tuple) else str(v) for k, v in own_options.items()}
+        details = ", ".join(v if k == "level" else f"{k.replace('_', ' ')} {v}" for k, v in texts.items())
         terms.append(METHOD_LABELS.get(name, name) + (f" ({details})" if details else ""))
     return " + ".join(terms) + (f", {architecture.replace('_', '-')}" if architecture else "")
-
-
-def _short(value: object) -> str:
-    return "given" if isinstance(value, list | tuple) else str(value)
 
 
 def method_family(spec: str) -> str:

@@ -30,14 +30,10 @@ METRICS = {  # name -> (label of an axis, whether higher is better)
 
 
 class Ranking:
-    """The known labels of one finding in falling order of score; equal scores are one step.
+    """The known labels of one finding in falling order of score (logit or probability); equal scores are one step.
 
     The methods take R sets of non-negative image weights, (R, N), over all N images; the default is one set of ones. They
     return (R,), NaN where a set has no positive or no negative.
-
-    Args:
-        labels: (N,), 1, 0 or NaN.
-        scores: (N,), logits or probabilities.
     """
 
     def __init__(self, labels: Float[np.ndarray, " n"], scores: Float[np.ndarray, " n"]):
@@ -124,11 +120,7 @@ def score_tasks(
     Args:
         labels: (N, K), 1, 0 or NaN.
         logits: (N, K), before the sigmoid.
-        thresholds: Of the probability, for "f1" and "balanced_accuracy", as `choose_thresholds` gives them. A metric
-            without thresholds is left out.
-
-    Returns:
-        Metric -> (K,), NaN where it is undefined.
+        thresholds: Of the probability, from `choose_thresholds`; "f1" and "balanced_accuracy" need them.
     """
     logits = logits.astype(np.float64)
     p = _sigmoid(logits)
@@ -179,14 +171,8 @@ def fit_calibration(labels: Float[np.ndarray, "n k"], logits: Float[np.ndarray, 
     """Platt scaling: slope and offset of sigmoid(slope * logit + offset) with the least cross-entropy, for each task.
 
     Platt's targets, (P + 1) / (P + 2) and 1 / (N + 2), keep the slope finite where the logits separate the classes. The
-    slope is at least 0, since a negative one would reverse the ranking.
-
-    Args:
-        labels: (N, K), 1, 0 or NaN, of images that the network was not trained on.
-        logits: (N, K), before the sigmoid.
-
-    Returns:
-        (K, 2); (1, 0), which changes nothing, for a task without a positive or without a negative.
+    slope is at least 0, since a negative one would reverse the ranking. A task without a positive or without a negative
+    gets (1, 0), which changes nothing. The images should be no training images.
     """
     out = np.tile([1.0, 0.0], (labels.shape[1], 1))
     for k, (label, logit) in enumerate(zip(labels.T, logits.T.astype(float), strict=True)):
