@@ -1,16 +1,19 @@
 # make run: all notebooks, headless, on the phantom.   make test: all tests but the slow ones, which are
-# make test-slow: kills, fuzzing, several processes, and make test-browser: sliders moved in JupyterLab, for which
-# Chromium is needed.   make lab: JupyterLab.
-# The environment is made when missing, and again when pyproject.toml changes.
+# make test-slow: kills, fuzzing, several processes, more data sets, and make test-browser: sliders moved in JupyterLab,
+# for which Chromium is needed.   make lab: JupyterLab.
+# The environment is made when missing, and again when pyproject.toml or constraints.txt changes.
 #   make run PYTHON=python3.12      another Python
 #   make run TORCH_INDEX=ADDRESS    PyTorch from another index than pip's own, e.g. the one for CPUs alone
+#   make run CONSTRAINTS=           the newest versions, not those of constraints.txt
 PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 LOG    := $(VENV)/install.log
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --log $(LOG) install $$quiet
-CHECK  := deepchest_utils/preflight.py
+TORCH  := $(or $(if $(CONSTRAINTS),$(shell grep -E '^torch(vision)?==' $(CONSTRAINTS))),torch torchvision)
+CHECK  := .ci/preflight.py
 
 .PHONY: run test test-slow test-browser lab lint clean
 
@@ -18,13 +21,13 @@ run: $(STAMP)
 	$(BIN)/python -m deepchest_utils notebooks
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n logical --dist loadfile $(TEST_OPTIONS)
+	$(BIN)/python -m pytest -n logical --dist worksteal $(TEST_OPTIONS)
 
 lab: $(STAMP)
 	$(BIN)/jupyter lab --ip=127.0.0.1 notebooks
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow $(TEST_OPTIONS)
 
 test-browser: $(STAMP)
 	@{ command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null || \
@@ -43,13 +46,13 @@ clean:
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	find . -name .ipynb_checkpoints -prune -exec rm -rf {} +
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml $(CONSTRAINTS)
 	@command -v $(PYTHON) >/dev/null || \
 	  { echo "$(PYTHON) is missing: install Python 3.11 or newer, or name another: make PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) $(CHECK) before . $(if $(TORCH_INDEX),cpu)
 	$(PYTHON) -m venv --clear $(VENV)
 	@test -t 1 || quiet=--quiet; \
-	{ $(if $(TORCH_INDEX),$(PIP) torch torchvision --index-url $(TORCH_INDEX) &&) $(PIP) --editable '.[dev]'; } \
-	  || $(PYTHON) $(CHECK) cause $(LOG)
+	{ $(if $(TORCH_INDEX),$(PIP) $(TORCH) --index-url $(TORCH_INDEX) &&) \
+	  $(PIP) --editable '.[dev]' $(addprefix --constraint ,$(CONSTRAINTS)); } || $(PYTHON) $(CHECK) cause $(LOG)
 	@$(BIN)/python $(CHECK) device
 	@touch $@

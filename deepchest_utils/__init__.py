@@ -27,7 +27,7 @@ def missing_extra(error: ModuleNotFoundError) -> str:
     if module == __name__:
         raise error
     extra = "notebooks" if module in _NOTEBOOKS else "train"
-    return f"{module} is missing: this needs the extra `{extra}`: pip install 'deepchest-utils[{extra}]'."
+    return f"{module} is missing. It comes with the extra `{extra}`: pip install 'deepchest-utils[{extra}]'."
 
 
 def __getattr__(name: str) -> Any:
