@@ -18,25 +18,28 @@ at_rate_of() { # METHOD ARGUMENT...: a sweep at the learning rate that was chose
 }
 features() { printf '%s(level="features")\n' "$@"; }
 
-mapfile -t methods < <(
+# one element a line: macOS's bash 3.2 has no mapfile
+set -f && IFS=$'\n'
+methods=($(
   printf '%s\n' equal deepchest prevalence_oracle inverse_prevalence deepchest_relative_loss deepchest_loss_trend \
     deepchest_auroc uncertainty dwa rlw gls imtl_l stch famo dbmtl_l gradnorm
   features mgda pcgrad cagrad imtl_g
   echo 'nash_mtl(update_every=10, level="features")'
   features aligned_mtl fairgrad upgrad
-)
-mapfile -t more < <(
+))
+more=($(
   echo deepchest_balanced_accuracy
   features graddrop gradvac config dualproj rgw
-)
-composed=(deepchest+{dwa,uncertainty,'pcgrad(level="features")'})
-mapfile -t ablations < <( # at DeepChest's learning rate; the signals at their own are in the main part
-  printf '%s\n' equal deepchest 'deepchest(floor=0.25)' 'deepchest(normalize=True)' 'deepchest(initial="resnet")' \
-    'deepchest(step_up=1.3, step_down=1.15)' 'deepchest_relative_loss(floor=0.25)'
-)
-mapfile -t real < <(
+))
+real=($(
   printf '%s\n' equal deepchest prevalence_oracle inverse_prevalence deepchest_relative_loss uncertainty dwa gradnorm
   features pcgrad upgrad
+))
+set +f && IFS=$' \t\n'
+composed=(deepchest+{dwa,uncertainty,'pcgrad(level="features")'})
+ablations=( # at DeepChest's learning rate; the signals at their own are in the main part
+  equal deepchest 'deepchest(floor=0.25)' 'deepchest(normalize=True)' 'deepchest(initial="resnet")'
+  'deepchest(step_up=1.3, step_down=1.15)' 'deepchest_relative_loss(floor=0.25)'
 )
 looked_at=(equal deepchest uncertainty 'pcgrad(level="features")')
 phantom=(--epochs 12 --data-options num_train 4000)
