@@ -23,6 +23,11 @@ class DataWarning(UserWarning):
     """The data can be used, with a limit that the message counts."""
 
 
+def warn(message: str) -> None:
+    """Give a DataWarning."""
+    warnings.warn(message, DataWarning, stacklevel=4)
+
+
 @dataclass(frozen=True)
 class ChestXrays:
     """Greyscale radiographs of one split.
@@ -97,20 +102,16 @@ class Splits:
         for (first, a), (second, b) in combinations(self.parts.items(), 2):
             both = np.intersect1d(a.patients, b.patients)
             if len(both) and self.split != "image":
-                raise DataError(
-                    f"patients should be in one split only. Found {len(both)} of them in {first} and {second}, e.g. {both[0]}."
-                )
+                place = f"{len(both)} of them in {first} and {second}, e.g. {both[0]}"
+                raise DataError(f"patients should be in one split only. Found {place}.")
         without_positive = []
         for name, xrays in self.parts.items():
             counts = np.nansum(xrays.labels, axis=0)
             if names := [finding for finding, count in zip(self.findings, counts, strict=True) if count == 0]:
                 without_positive.append(f"{name}: {', '.join(names)}")
         if without_positive:
-            warnings.warn(
-                f"{self.name}: findings without a positive image, whose metrics there are NaN: {'; '.join(without_positive)}.",
-                DataWarning,
-                stacklevel=3,
-            )
+            listed = "; ".join(without_positive)
+            warn(f"{self.name}: findings without a positive image, whose metrics there are NaN: {listed}.")
 
     @property
     def parts(self) -> dict[str, ChestXrays]:
@@ -146,11 +147,8 @@ def patient_split(
     """The number of each image's split: all images of a patient in one, each finding in proportion to the fractions.
 
     Iterative stratification (Sechidis, Tsoumakas and Vlahavas 2011) over patients. The rarest finding comes first. Each
-    patient goes to the split that lacks most of it; ties are broken by lack of images, then at random.
-
-    Args:
-        labels: NaN counts as absent.
-        fractions: Positive, one a split, of any sum.
+    patient goes to the split that lacks most of it; ties are broken by lack of images, then at random. A label of NaN
+    counts as absent. The fractions may have any sum.
 
     Raises:
         ValueError: There are fewer patients than splits.
@@ -159,18 +157,15 @@ def patient_split(
     names, patient_of = np.unique(patients, return_inverse=True)
     if len(names) < len(fractions):
         raise ValueError(f"a split by patient needs at least {len(fractions)} patients. Found {len(names)}.")
-    counts = np.zeros((len(names), labels.shape[1] + 1))  # of each patient: positives of each finding, and images
+    counts = np.zeros((len(names), labels.shape[1] + 1))  # a patient's positives of each finding, and images
     np.add.at(counts, patient_of, np.column_stack([np.nan_to_num(labels), np.ones(len(labels))]))
-
     lack = np.outer(np.asarray(fractions, float) / sum(fractions), counts.sum(0))  # (splits, K + 1)
-    totals = np.where(counts[:, :-1].sum(0) > 0, counts[:, :-1].sum(0), np.inf)
-    rarity = np.where(counts[:, :-1] > 0, totals, np.inf)
-    has_finding = np.isfinite(rarity).any(1)
-    rarest = np.where(has_finding, rarity.argmin(1) if labels.shape[1] else 0, labels.shape[1])
-    rank = np.where(has_finding, rarity.min(1, initial=np.inf), np.inf)
+    # of the patient's findings; the images, of which there are most, where there is no finding
+    totals = np.where(counts > 0, counts.sum(0), np.inf)
+    rarest = totals.argmin(1)
     split_of = np.empty(len(names), np.int64)
     # rare findings first; at random within one, so that patients with many images go everywhere
-    for patient in np.lexsort((rng.random(len(names)), rank)):
+    for patient in np.lexsort((rng.random(len(names)), totals.min(1))):
         candidates = np.arange(len(lack))
         for column in (rarest[patient], -1):
             values = lack[candidates, column]

@@ -5,7 +5,6 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from jaxtyping import UInt8
@@ -38,7 +37,6 @@ def cached_images(
     Args:
         key: `cache_key` of all that the images depend on.
         make: Yields blocks in any order. The file gets its name after the last one.
-        cache_dir: `paths.default_cache_dir()` by default.
 
     Raises:
         FileError: The file cannot be written, or holds something else.
@@ -55,13 +53,13 @@ def cached_images(
             images.flush()
             del images  # Windows renames no file that is mapped
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        if array.shape == shape and array.dtype == np.uint8:
+            return array
         content = f"{array.dtype} {array.shape}"
     except (ValueError, EOFError, OSError) as error:
-        array, content = None, f"no array ({one_line(error)})"
-    if array is None or array.shape != shape or array.dtype != np.uint8:
-        raise FileError(f"{path} should hold uint8 {shape}. Found {content}: delete it and run again.")
-    return cast(np.ndarray, array)
+        content = f"no array ({one_line(error)})"
+    raise FileError(f"{path} should hold uint8 {shape}. Found {content}: delete it and run again.")
 
 
 def decode(path: Path, size: int) -> UInt8[np.ndarray, "{size} {size}"]:

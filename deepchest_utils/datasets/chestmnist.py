@@ -53,12 +53,12 @@ def load_chestmnist(
         raise DataError(f'chestmnist has only its own split, split="official". Found {split!r}.')
     if image_size not in MD5:
         raise DataError(f"image_size should be one of {tuple(MD5)} for chestmnist. Found {image_size}.")
-    name = "chestmnist.npz" if image_size == 28 else f"chestmnist_{image_size}.npz"
-    path = (raw_dir() if root is None else Path(root).expanduser()) / name
+    file = "chestmnist.npz" if image_size == 28 else f"chestmnist_{image_size}.npz"
+    path = (raw_dir() if root is None else Path(root).expanduser()) / file
     if not path.is_file():
         if not download:
             raise DataError(f"{path}: no such file, and download=False.")
-        download_file(f"{SOURCE}/{name}?download=1", path, MD5[image_size])
+        _download(f"{SOURCE}/{file}?download=1", path, MD5[image_size])
     splits, first_patient = [], 0
     for name in ("train", "val", "test"):
         images, labels = _read_split(path, name, image_size)
@@ -89,20 +89,14 @@ def _read_split(path: Path, name: str, image_size: int) -> tuple[np.ndarray, np.
     count = images.shape[:1]
     shapes = (*count, image_size, image_size), (*count, len(FINDINGS))
     if images.dtype != np.uint8 or (images.shape, labels.shape) != shapes:
-        raise DataError(
-            f"{path}: {name} should hold uint8 images (N, {image_size}, {image_size}) and labels (N, 14). "
-            f"Found {images.dtype} {images.shape} and {labels.shape}."
-        )
+        right = f"uint8 images (N, {image_size}, {image_size}) and labels (N, 14)"
+        content = f"{images.dtype} {images.shape} and {labels.shape}"
+        raise DataError(f"{path}: {name} should hold {right}. Found {content}.")
     return images, labels
 
 
-def download_file(url: str, path: Path, md5: str) -> None:
-    """Fetch `url` into `path`. What has arrived stays in `<path>.part`, and a later call resumes from there.
-
-    Raises:
-        DataError: The server does not answer, the connection breaks, the disk is full, another process is downloading
-            the file, or what came has another MD5 sum (it is deleted then).
-    """
+def _download(url: str, path: Path, md5: str) -> None:
+    """Fetch `url` into `path`. What has arrived stays in `<path>.part`, and a later call resumes from there."""
     part = path.with_name(f"{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """The 14 findings of NIH ChestX-ray14 and what was counted of them: the one place where they are spelled.
 
-Counts are over the official table `Data_Entry_2017_v2020.csv` (112,120 images of 30,805 patients), Wang et
-al., "ChestX-ray8: Hospital-scale Chest X-ray Database and Benchmarks", CVPR 2017, arXiv 1705.02315.
+Counts are over the official table `Data_Entry_2017_v2020.csv` (112,120 images of 30,805 patients), Wang et al.,
+"ChestX-ray8: Hospital-scale Chest X-ray Database and Benchmarks", CVPR 2017, arXiv 1705.02315.
 """
 
 import numpy as np
@@ -12,7 +12,6 @@ FINDINGS = (
     "Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening", "Hernia",
 )
 """In ChestMNIST's order."""
-
 NUM_FINDINGS = len(FINDINGS)
 
 NIH_IMAGES, NIH_PATIENTS, NIH_WITHOUT_FINDING = 112_120, 30_805, 60_361
@@ -40,6 +39,5 @@ NIH_COOCCURRENCE = np.array([
     [   40,     7,    21,    33,    25,    10,     3,     9,     4,     3,     4,     8,     8,   227],
 ])
 """(14, 14) images that carry both findings; the diagonal is `NIH_IMAGE_COUNTS`."""
-# fmt: on
 
 NIH_PREVALENCE = {name: count / NIH_IMAGES for name, count in NIH_IMAGE_COUNTS.items()}

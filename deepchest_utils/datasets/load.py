@@ -47,9 +47,8 @@ def load_dataset(
         DataError: An argument, a file or a table is not as it should be; the message names it.
     """
     if name not in DATASETS:
-        raise DataError(
-            f"dataset should be one of {', '.join(DATASETS)}. Found {name!r}.{did_you_mean(name, DATASETS)}"
-        )
+        message = f"dataset should be one of {', '.join(DATASETS)}. Found {name!r}."
+        raise DataError(message + did_you_mean(name, DATASETS))
     if image_size < 16:
         raise DataError(f"image_size should be at least 16 px. Found {image_size}.")
     if seed < 0:

@@ -1,19 +1,17 @@
-"""NIH ChestX-ray14 as downloaded: `Data_Entry_2017*.csv`, `images*/`, the official lists, the boxes; any subset of it.
+"""NIH ChestX-ray14 as downloaded, or a part of it: `Data_Entry_2017*.csv`, `images*/`, the official lists, the boxes.
 
-Wang et al., "ChestX-ray8", CVPR 2017, arXiv 1705.02315. Labels were mined from reports: "No Finding" means that none of
-the 14 was mentioned.
+Labels were mined from reports: "No Finding" means that none of the 14 was mentioned. Source: see `findings`.
 """
 
 import csv
 import os
-import warnings
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from deepchest_utils.datasets.base import DataError, DataWarning
+from deepchest_utils.datasets.base import DataError, warn
 from deepchest_utils.datasets.findings import FINDINGS
 from deepchest_utils.datasets.table import Table, data_folder, path_inside, rows_on_disk
 
@@ -45,39 +43,33 @@ def read_nih(root: str | Path | None) -> Table:
     official = None
     lists = root / "train_val_list.txt", root / "test_list.txt"
     if all(path.is_file() for path in lists):
-        train_val, test = map(_read_list, lists)
+        try:
+            train_val, test = (set(path.read_text(encoding="utf-8").split()) for path in lists)
+        except UnicodeDecodeError as error:
+            raise DataError(f"{root}: {lists[0].name} or {lists[1].name} is not a text file ({error}).") from None
         if both := train_val & test:
             raise DataError(f"{root}: {min(both)} is in train_val_list.txt and in test_list.txt.")
         listed = np.array([names[row] in train_val or names[row] in test for row in rows])
         if not listed.all():
-            warnings.warn(
-                f"{root}: {(~listed).sum()} images are in neither official list and left out, "
-                f"e.g. {names[rows[listed.argmin()]]}.",
-                DataWarning,
-                stacklevel=3,
-            )
+            example = names[rows[listed.argmin()]]
+            warn(f"{root}: {(~listed).sum()} images are in neither official list and left out, e.g. {example}.")
         if not listed.any():
             raise DataError(f"{root}: none of its images is in train_val_list.txt or test_list.txt.")
         rows = rows[listed]
         official = np.array([int(names[row] in test) for row in rows])
     ids = np.array(names)[rows]
     paths = [files[name] for name in ids]
-    for path in paths:
-        if path.is_symlink():
-            path_inside(root, str(path.relative_to(root)), source)
-            if not path.is_file():
-                raise DataError(f"{path}: a link that leads to no file.")
-    return Table(
-        "nih", source, paths, ids, labels[rows], patients.astype(np.int64).to_numpy()[rows], FINDINGS, official
-    )
+    for path in filter(Path.is_symlink, paths):
+        path_inside(root, str(path.relative_to(root)), source)
+        if not path.is_file():
+            raise DataError(f"{path}: a link that leads to no file.")
+    numbers = patients.astype(np.int64).to_numpy()
+    return Table("nih", source, paths, ids, labels[rows], numbers[rows], FINDINGS, official)
 
 
 def _read_columns(source: Path) -> pd.DataFrame:
-    """The columns that are needed, found by name and read by position.
-
-    The header of one release says `OriginalImage[Width,Height]` unquoted, that of the other quotes it. So header and
-    rows can differ in length, and only the position of the columns before it can be trusted.
-    """
+    """The columns that are needed, found by name and read by position: one release leaves the comma of
+    `OriginalImage[Width,Height]` unquoted, the other quotes it, so header and rows can differ in length."""
     try:
         with open(source, encoding="utf-8-sig", newline="") as file:
             lines = [line for line in csv.reader(file) if line]
@@ -101,16 +93,13 @@ def _read_columns(source: Path) -> pd.DataFrame:
 def _parse_labels(source: Path, table: pd.DataFrame) -> Float[np.ndarray, "n 14"]:
     """Labels as float32 from `Effusion|Mass`; DataError for a name that is not one of the 14 or "No Finding"."""
     labels = np.zeros((len(table), len(FINDINGS)), np.float32)
-    for row, text in enumerate(table["Finding Labels"]):
-        names = set(text.split("|"))
-        if len(names) > 1 and NO_FINDING in names:
-            says = f"{text!r}, which contradicts itself"
-        elif unknown := sorted(names - {*FINDINGS, NO_FINDING}):
-            says = f"{unknown[0]!r}. Allowed are {', '.join(FINDINGS)} and {NO_FINDING}"
-        else:
-            labels[row] = [name in names for name in FINDINGS]
-            continue
-        raise DataError(f"{source}: column 'Finding Labels' of {table['Image Index'][row]} says {says}.")
+    for row, (image, text) in enumerate(zip(table["Image Index"], table["Finding Labels"], strict=True)):
+        place, names = f"{source}: column 'Finding Labels' of {image}", set(text.split("|"))
+        if "|" in text and NO_FINDING in names:
+            raise DataError(f"{place} says {text!r}, which contradicts itself.")
+        if unknown := sorted(names - {*FINDINGS, NO_FINDING}):
+            raise DataError(f"{place} says {unknown[0]!r}. Allowed are {', '.join(FINDINGS)} and {NO_FINDING}.")
+        labels[row] = [name in names for name in FINDINGS]
     return labels
 
 
@@ -125,14 +114,6 @@ def _find_images(root: Path) -> dict[str, Path]:
                 if name.endswith(".png"):
                     paths[name] = Path(folder) / name
     return paths
-
-
-def _read_list(path: Path) -> set[str]:
-    """The names in an official list."""
-    try:
-        return set(path.read_text(encoding="utf-8").split())
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not a text file ({error}).") from None
 
 
 def load_boxes(root: str | Path, image_size: int = ORIGINAL_SIZE) -> pd.DataFrame:
@@ -155,7 +136,6 @@ def load_boxes(root: str | Path, image_size: int = ORIGINAL_SIZE) -> pd.DataFram
     except ValueError as error:  # pandas' own errors are of this type
         raise DataError(f"{path}: not a readable table of boxes ({error}).") from None
     boxes["finding"] = boxes["finding"].replace("Infiltrate", "Infiltration")  # as the table of labels says
-    unknown = set(boxes["finding"].fillna("")) - set(FINDINGS)
-    if unknown:
+    if unknown := set(boxes["finding"].fillna("")) - set(FINDINGS):
         raise DataError(f"{path}: column 'Finding Label' says {min(unknown)!r}. Allowed are {', '.join(FINDINGS)}.")
     return boxes

@@ -4,7 +4,6 @@ A reader of another layout returns a `Table` and is added to `load.DATASETS`.
 """
 
 import dataclasses
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,15 +14,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from deepchest_utils.config import did_you_mean
-from deepchest_utils.datasets.base import (
-    ChestXrays,
-    DataError,
-    DataWarning,
-    Splits,
-    image_split,
-    limit_images,
-    patient_split,
-)
+from deepchest_utils.datasets.base import ChestXrays, DataError, Splits, image_split, limit_images, patient_split, warn
 from deepchest_utils.datasets.cache import decode_all
 from deepchest_utils.datasets.findings import FINDINGS
 
@@ -82,14 +73,10 @@ def rows_on_disk(source: Path, names: list[str], files: list[Path] | list[str], 
         raise DataError(f"{source}: {repeated.sum()} images are listed more than once, e.g. {place}.")
     missing = np.flatnonzero(~exists)
     if len(missing) == len(names):
-        example = f", e.g. {names[0]}" if names else ""
-        raise DataError(f"{source}: none of its {len(names)} images is on disk{example}. Check data_root.")
+        raise DataError(f"{source}: none of its {len(names)} images is on disk, e.g. {names[0]}. Check data_root.")
     if len(missing):
-        warnings.warn(
-            f"{source}: {len(missing)} of {len(names)} images are not on disk and left out, e.g. {names[missing[0]]}.",
-            DataWarning,
-            stacklevel=4,
-        )
+        example = names[missing[0]]
+        warn(f"{source}: {len(missing)} of {len(names)} images are not on disk and left out, e.g. {example}.")
     return np.flatnonzero(exists)
 
 
@@ -147,7 +134,6 @@ def read_csv_table(
     """Read and check a table of one's own.
 
     Args:
-        root: Folder of the images.
         table: The CSV file, relative to root or absolute.
         image_column: File names relative to root.
         patient_column: Any text or number.
@@ -172,7 +158,6 @@ def read_csv_table(
             raise DataError(f"{source}: no column {column!r}. Found {', '.join(frame.columns)}.")
     if frame.empty:
         raise DataError(f"{source}: the table has a header and no row.")
-
     labels = np.column_stack([_parse_labels(source, frame, column) for column in findings])
     names = frame[image_column].str.strip().tolist()
     paths = [path_inside(root, name, source) for name in names]
@@ -190,8 +175,6 @@ def _parse_labels(source: Path, frame: pd.DataFrame, column: str) -> Float[np.nd
     values = pd.to_numeric(text.where(text != "", "-1"), errors="coerce").to_numpy(float)
     wrong = np.flatnonzero(~np.isin(values, (-1, 0, 1)))
     if len(wrong):
-        raise DataError(
-            f"{source}: column {column!r} says {text.iloc[wrong[0]]!r} in row {wrong[0] + 2}. "
-            "Allowed are 1, 0, and empty or -1 for unknown."
-        )
+        says = f"column {column!r} says {text.iloc[wrong[0]]!r} in row {wrong[0] + 2}"
+        raise DataError(f"{source}: {says}. Allowed are 1, 0, and empty or -1 for unknown.")
     return np.where(values == -1, np.nan, values).astype(np.float32)

@@ -1,8 +1,7 @@
-"""The phantom: synthetic chest radiographs with known findings and exact masks. Not real patients, not for
-training readers.
+"""The phantom: synthetic chest radiographs with known findings and exact masks. No real patients, not to train readers.
 
-`population` decides who has which findings, `anatomy` draws the chest, `signs` draws each finding as its
-radiographic sign, `render` puts them together and exposes the film, `load` makes a data set of the films.
+`population` decides who has which findings, `anatomy` draws the chest, `signs` each finding as its radiographic sign,
+`render` puts them together and exposes the film, `load` makes a data set of the films.
 """
 
 from deepchest_utils.datasets.phantom.population import sample_population

@@ -130,8 +130,7 @@ def attenuation(s: Scene) -> Field:
     # mediastinum with aortic knob, heart, trachea
     knob = soft(ellipse(x, y, p["mediastinum"] + 0.02, -0.27, p["knob"], p["knob"] * 1.3), edge)
     width = p["mediastinum"] + 0.05 * ap * soft(y + 0.2, 0.2) + 0.04 * soft(-(y + 0.45), 0.08)
-    central = torch.maximum(soft(width - (x - 0.01).abs(), edge), knob)
-    central = torch.maximum(central, s.heart)
+    central = torch.maximum(torch.maximum(soft(width - (x - 0.01).abs(), edge), knob), s.heart)
     a = a + central * s.lung * (lung_air - 0.06) + 0.05 * central * body
     a = a - 0.13 * soft(0.045 - (x + 0.012 * (y + 0.5)).abs(), edge) * soft(-(y + 0.22), 0.04)
     # spine; ribs, whose fronts run the other way and are fainter; clavicles and shoulder blades

@@ -18,7 +18,7 @@ FACTORS = {  # of a controlled population: value of a finding that is not named,
     "prevalence": (0.1, 0.001, 0.999),  # a finding that nobody or everybody has cannot be learned
     "visibility": (1.0, 0.0, 1.0),  # contrast of the sign
     "loading": (0.0, 0.0, 1.0),  # the correlation of two findings is the product of theirs
-    "label_noise": (0.0, 0.0, 1.0),  # share of the images of train and val that get another of them's label
+    "label_noise": (0.0, 0.0, 1.0),  # share of the images of train and val that get the label of another of them
 }
 DRAWING_CODE = [Path(__file__).with_name(f"{name}.py") for name in ("population", "anatomy", "signs", "render")]
 BLOCK = 1024  # images drawn between two steps of the progress bar
@@ -29,7 +29,7 @@ def phantom_of(seed: int, split: str, num_images: int, controlled: Controlled | 
     """The population behind one split of `load_phantom`: `phantom_of(seed, "test", 8000).masks(64, rows)` are the masks
     of some rows of `data.test`."""
     factors = _factor_values(controlled)
-    factors.pop("label_noise", None)  # of the labels, not of what is drawn
+    factors.pop("label_noise", None)  # it changes no image
     return make_phantom(num_images, 3 * seed + list(SIZES).index(split), **factors)
 
 
@@ -96,10 +96,10 @@ def load_phantom(
         count = count if max_images is None else min(count, max_images)
         phantom = make_phantom(count, 3 * seed + i, **factors)  # as in `phantom_of`
         images = _cached_films(phantom, name, image_size, factors, cache_dir)
-        ids = np.array([f"{name}/{i}" for i in range(len(images))])
-        labels = phantom.labels.astype(np.float32)
-        parts[name] = ChestXrays(images, labels, phantom.patients + first_patient, FINDINGS, ids)
-        first_patient += int(phantom.patients[-1]) + 1
+        ids = np.array([f"{name}/{row}" for row in range(len(images))])
+        patients = phantom.patients + first_patient
+        parts[name] = ChestXrays(images, phantom.labels.astype(np.float32), patients, FINDINGS, ids)
+        first_patient = int(patients[-1]) + 1
     if split == "image":
         parts = _deal_by_image(parts, seed)
     for i, (name, xrays) in enumerate(parts.items()):
@@ -117,7 +117,7 @@ def load_phantom(
 def _cached_films(
     phantom: Phantom, name: str, size: int, factors: dict[str, np.ndarray], cache_dir: str | Path | None
 ) -> np.ndarray:
-    code, population = [path.read_text() for path in DRAWING_CODE], {k: v.tolist() for k, v in factors.items()}
+    code, population = [path.read_bytes() for path in DRAWING_CODE], {k: v.tolist() for k, v in factors.items()}
     count = len(phantom.labels)
     key = cache_key(code=code, seed=phantom.seed, count=count, size=size, population=population)
 
@@ -130,10 +130,8 @@ def _cached_films(
 
 def _deal_by_image(parts: dict[str, ChestXrays], seed: int) -> dict[str, ChestXrays]:
     """All images of the splits, dealt out one by one into splits of the same sizes."""
-    images, labels, patients, ids = (
-        np.concatenate([getattr(xrays, name) for xrays in parts.values()])
-        for name in ("images", "labels", "patients", "ids")
-    )
-    pooled = ChestXrays(images, labels, patients, FINDINGS, ids)
-    split_of = image_split(len(images), tuple(len(xrays) for xrays in parts.values()), seed)
-    return {name: pooled.subset(np.flatnonzero(split_of == i)) for i, name in enumerate(parts)}
+    columns = ("images", "labels", "patients", "ids")
+    pooled = {name: np.concatenate([getattr(xrays, name) for xrays in parts.values()]) for name in columns}
+    xrays = ChestXrays(**pooled, findings=FINDINGS)
+    split_of = image_split(len(xrays), tuple(map(len, parts.values())), seed)
+    return {name: xrays.subset(np.flatnonzero(split_of == i)) for i, name in enumerate(parts)}

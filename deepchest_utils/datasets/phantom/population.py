@@ -1,10 +1,10 @@
 """Who has which findings: NIH's prevalence and co-occurrence, several images a patient, findings that persist.
 
 A Gaussian copula (multivariate probit). Image i of patient p has a latent vector z = sqrt(r) u_p + sqrt(1 - r) v_i with
-u_p and v_i drawn from N(0, R) and r = `PERSISTENCE`; finding k is present where z_k exceeds the normal quantile of 1 -
-prevalence_k. Marginally z is N(0, R) for every image, so prevalence and co-occurrence do not depend on r. R_jk is solved
-for each pair so that the bivariate normal tail equals the share of NIH images with both findings. The matrix is then
-moved to the nearest correlation matrix: negative eigenvalues to zero, diagonal back to one.
+u_p, v_i ~ N(0, R) and r = `PERSISTENCE`. Finding k is present where z_k exceeds the normal quantile of 1 - prevalence_k.
+For every image z is N(0, R), so prevalence and co-occurrence do not depend on r. R_jk is solved for each pair so that the
+bivariate normal tail equals the share of NIH images with both findings. The matrix is then moved to the nearest
+correlation matrix: negative eigenvalues to zero, diagonal back to one.
 """
 
 from functools import cache
@@ -17,16 +17,14 @@ from deepchest_utils.datasets.findings import NIH_COOCCURRENCE, NIH_IMAGES, NUM_
 
 PERSISTENCE = 0.7  # share of the latent variance that a patient's images have in common
 MAX_IMAGES_PER_PATIENT = 12
+Factor = Float[np.ndarray, " k"] | None  # a value a finding
 
 
 def joint_tail(
     a: Float[np.ndarray, "*s"], b: Float[np.ndarray, "*s"], rho: Float[np.ndarray, "*s"]
 ) -> Float[np.ndarray, "*s"]:
-    """P(X > a, Y > b) for a standard bivariate normal with correlation rho.
-
-    Plackett's identity, dP / drho = the density at (a, b), is integrated over rho = sin(t) by 40-point Gauss-Legendre
-    (Drezner and Wesolowsky 1990).
-    """
+    """P(X > a, Y > b) for a standard bivariate normal with correlation rho: Plackett's identity, dP / drho = the density
+    at (a, b), integrated over rho = sin(t) by 40-point Gauss-Legendre (Drezner and Wesolowsky 1990)."""
     nodes, weights = np.polynomial.legendre.leggauss(40)
     limit = np.arcsin(rho)[..., None]
     t = limit * (nodes + 1) / 2
@@ -58,10 +56,7 @@ def latent_correlation() -> Float[np.ndarray, "k k"]:
 
 
 def sample_population(
-    num_images: int,
-    rng: np.random.Generator,
-    prevalence: Float[np.ndarray, " k"] | None = None,
-    loading: Float[np.ndarray, " k"] | None = None,
+    num_images: int, rng: np.random.Generator, prevalence: Factor = None, loading: Factor = None
 ) -> tuple[Bool[np.ndarray, "n k"], Int[np.ndarray, " n"]]:
     """Labels of N images, and their patients, numbered from 0 in order.
 

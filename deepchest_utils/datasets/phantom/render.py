@@ -14,7 +14,7 @@ from torch import Tensor
 
 from deepchest_utils.datasets.findings import NUM_FINDINGS
 from deepchest_utils.datasets.phantom.anatomy import Scene, attenuation, build_scene, draw_parameters
-from deepchest_utils.datasets.phantom.population import sample_population
+from deepchest_utils.datasets.phantom.population import Factor, sample_population
 from deepchest_utils.datasets.phantom.signs import SIGNS, change_anatomy
 
 MAX_SIZE = 256  # px; finer detail than the drawn anatomy has
@@ -91,11 +91,10 @@ class Phantom:
         for k, positive, added, _ in self._signs(scene, rows):
             film.index_add_(0, positive, added * float(self.visibility[k]))
         p = scene.p
-        exposed = 1 - torch.exp(-1.25 * film.clamp(min=0.0) * p["gain"].exp())
+        exposed: Tensor = 1 - torch.exp(-1.25 * film.clamp(min=0.0) * p["gain"].exp())
         exposed = exposed ** (1.35 * p["gamma"].exp()) * 1.30
         exposed = exposed + grain * p["noise"] * (0.7 + exposed) * (size / 64) ** 0.25
-        pixels: np.ndarray = (exposed.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
-        return pixels
+        return (exposed.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
 
     def _masks(self, rows: np.ndarray, size: int) -> Bool[np.ndarray, "m k h w"]:
         scene, _ = self._scene(rows, size)
@@ -111,11 +110,7 @@ def _normal(rngs: list[np.random.Generator], size: int) -> Float[Tensor, "m {siz
 
 
 def make_phantom(
-    num_images: int,
-    seed: int = 0,
-    prevalence: Float[np.ndarray, " k"] | None = None,
-    loading: Float[np.ndarray, " k"] | None = None,
-    visibility: Float[np.ndarray, " k"] | None = None,
+    num_images: int, seed: int = 0, prevalence: Factor = None, loading: Factor = None, visibility: Factor = None
 ) -> Phantom:
     """Draw who has what, and every parameter of every image; nothing is rendered yet.
 

@@ -1,9 +1,8 @@
 """The 14 findings, each as its radiographic sign in its usual place: attenuation added to the normal chest, and the mask.
 
-A sign is a function (scene, u, strength) -> (attenuation (B, H, W), mask (B, H, W) bool). `u` (B, 8) is uniform on
-[0, 1] and drawn once a patient and finding: where it sits, on which side, how large. `strength` (B, 1, 1), on [0, 1], is
-drawn once an image. Some findings also change the anatomy before it is drawn (`change_anatomy`): the size of the heart,
-the height and shape of the diaphragm.
+A sign is a function (scene, u, strength) -> (attenuation (B, H, W), mask (B, H, W) bool). `u` (B, 8), uniform on [0, 1],
+is drawn once a patient and finding: where it sits, on which side, how large. `strength` (B, 1, 1), on [0, 1], is drawn
+once an image. Some findings also change the anatomy before it is drawn (`change_anatomy`): heart and diaphragm.
 """
 
 from collections.abc import Callable
@@ -17,7 +16,6 @@ from deepchest_utils.datasets.phantom.anatomy import Field, Param, Scene, ellips
 
 Uniform = Float[Tensor, "b 8"]
 Drawn = tuple[Field, Bool[Tensor, "b h w"]]
-Sign = Callable[[Scene, Uniform, Param], Drawn]
 
 
 def change_anatomy(
@@ -101,8 +99,7 @@ def mass(s: Scene, u: Uniform, strength: Param) -> Drawn:
 def nodule(s: Scene, u: Uniform, strength: Param) -> Drawn:
     """Small round opacity of less than 3 cm, anywhere in the lungs."""
     sx, a, b, c, *_ = _place(s, u)
-    r = 0.042 + 0.026 * c
-    dist = r - torch.hypot(sx - 0.26 - 0.32 * a, s.y + 0.55 - 0.85 * b)
+    dist = 0.042 + 0.026 * c - torch.hypot(sx - 0.26 - 0.32 * a, s.y + 0.55 - 0.85 * b)
     return (0.22 + 0.18 * strength) * soft(dist, 0.010) * s.lung, (dist > 0) & (s.lung > 0.5)
 
 
@@ -151,8 +148,7 @@ def edema(s: Scene, u: Uniform, strength: Param) -> Drawn:
 def emphysema(s: Scene, u: Uniform, strength: Param) -> Drawn:
     """Over-inflated (`change_anatomy`): flat low diaphragm, narrow heart; dark, with bullae in the upper zones."""
     sx, a, b, c, *_ = _place(s, u)
-    r = 0.10 + 0.07 * c
-    dist = r - torch.hypot(sx - 0.38 - 0.12 * a, s.y + 0.48 - 0.15 * b)
+    dist = 0.10 + 0.07 * c - torch.hypot(sx - 0.38 - 0.12 * a, s.y + 0.48 - 0.15 * b)
     wall = torch.exp(-((dist / (0.006 + 0.3 * s.pixel)) ** 2))
     added = -(0.02 + 0.04 * strength) - 0.05 * soft(dist, 0.010) + 0.07 * wall
     return added * s.lung, s.lung > 0.5
@@ -161,8 +157,7 @@ def emphysema(s: Scene, u: Uniform, strength: Param) -> Drawn:
 def fibrosis(s: Scene, u: Uniform, strength: Param) -> Drawn:
     """A net of fine lines at the bases and the periphery, with some loss of volume (`change_anatomy`)."""
     _, a, *_ = _place(s, u)
-    net = texture(s.noise, s.x * 3.1, s.y * 3.1).abs()
-    lines = torch.exp(-((net / 0.25) ** 2))
+    lines = torch.exp(-((texture(s.noise, s.x * 3.1, s.y * 3.1) / 0.25) ** 2))
     zone = torch.minimum(s.y - 0.02 + 0.15 * a, 0.30 - s.side_distance)
     return (0.13 + 0.13 * strength) * lines * (soft(zone, 0.05) * s.lung), (zone > 0) & (s.lung > 0.5)
 
@@ -188,4 +183,5 @@ def hernia(s: Scene, u: Uniform, strength: Param) -> Drawn:
     return (0.10 + 0.08 * strength) * (fluid + rim) - (0.16 + 0.12 * strength) * air, dist > 0
 
 
-SIGNS: dict[str, Sign] = {name: globals()[name.lower()] for name in FINDINGS}  # each function has its finding's name
+# each function has its finding's name
+SIGNS: dict[str, Callable[[Scene, Uniform, Param], Drawn]] = {name: globals()[name.lower()] for name in FINDINGS}
