@@ -1,4 +1,4 @@
-"""The phantom: synthetic chest radiographs with known findings and exact masks. No real patients, not to train readers.
+"""The phantom: synthetic chest radiographs with known findings and exact masks; not for training human readers.
 
 `population` decides who has which findings, `anatomy` draws the chest, `signs` each finding as its radiographic sign,
 `render` puts them together and exposes the film, `load` makes a data set of the films.
