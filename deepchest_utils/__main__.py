@@ -63,16 +63,14 @@ class Train:
 
     config: Options
 
-    def run(self) -> int:
+    def run(self) -> None:
         from deepchest_utils.training import train
 
         run = train(TrainConfig(**vars(self.config)))
-        if os.environ.get("RANK", "0") != "0":  # under torchrun the first process speaks for all
-            return 0
-        table = run.test.pivot(index="task", columns="metric", values="value")
-        scores = table[["auroc", "average_precision", "brier", "loss"]].reindex([*dict.fromkeys(run.test.task)])
-        print(f"\ntest, epoch {run.best_epoch} of {run.config.epochs}\n{scores.round(4).to_string(na_rep='-')}")
-        return 0
+        if os.environ.get("RANK", "0") == "0":  # under torchrun the first process speaks for all
+            table = run.test.pivot(index="task", columns="metric", values="value")
+            scores = table[["auroc", "average_precision", "brier", "loss"]].reindex([*dict.fromkeys(run.test.task)])
+            print(f"\ntest, epoch {run.best_epoch} of {run.config.epochs}\n{scores.round(4).to_string(na_rep='-')}")
 
 
 @dataclass
@@ -135,7 +133,7 @@ class Localize(_Many):
     cam: str = "layercam"  # method of the maps
     per_finding: int = 60  # images of each finding
 
-    def run(self) -> int:
+    def run(self) -> None:
         from deepchest_utils.explain.scores import SCORES
         from deepchest_utils.studies.localization import localize_runs
 
@@ -143,7 +141,6 @@ class Localize(_Many):
         scores = localize_runs(trials, self.out, self.cam, self.per_finding)
         table = scores.groupby(["method", "seed", "finding"])[[*SCORES]].mean().groupby("method").mean()
         print(f"{len(trials)} runs in {self.out}, mean over findings and seeds\n{table.round(3).to_string()}")
-        return 0
 
 
 @dataclass
@@ -177,7 +174,7 @@ class Predict:
     cam: str = "layercam"  # method of the maps
     device: str = "auto"  # auto, cpu or cuda
 
-    def run(self) -> int:
+    def run(self) -> None:
         from deepchest_utils.datasets.cache import decode
         from deepchest_utils.explain.predict import NOTE, load_trained, predict_image
 
@@ -193,7 +190,6 @@ class Predict:
 
             draw_maps(trained, path, Path(self.out), self.findings or [*table.index[:3]], self.cam)
             print(f"heat maps in {self.out}")
-        return 0
 
 
 @dataclass
@@ -205,12 +201,11 @@ class Bench:
     out: str = "runs/bench.csv"  # table of the whole
     device: str = "auto"  # auto, cpu or cuda
 
-    def run(self) -> int:
+    def run(self) -> None:
         from deepchest_utils.studies.bench import format_bench, full_bench, quick_bench
 
         table = quick_bench(self.device) if self.quick else full_bench(self.out, self.device, only=self.part or None)
         print(format_bench(table) + ("" if self.quick else f"\n\n{len(table)} measurements in {self.out}"))
-        return 0
 
 
 @dataclass
@@ -244,13 +239,12 @@ class Data:
     data_seed: int = 0  # of the phantom and of our own splits
     data_options: Pairs = field(default_factory=dict)  # further options of load_dataset
 
-    def run(self) -> int:
+    def run(self) -> None:
         from deepchest_utils.datasets import load_dataset
 
         options: dict[str, Any] = self.data_options
         data = load_dataset(self.dataset, self.data_root, self.image_size, self.data_seed, self.split, **options)
         print(f"{data.name}, {self.image_size} px, split={data.split}\n{data.summary().to_string()}")
-        return 0
 
 
 COMMANDS = {c.__name__.lower(): c for c in (Train, Sweep, Report, Localize, Predict, Bench, Notebooks, Data)}
@@ -259,8 +253,8 @@ COMMANDS = {c.__name__.lower(): c for c in (Train, Sweep, Report, Localize, Pred
 def parse(argv: Sequence[str]) -> Any:
     """The command with its options."""
     if argv[0] not in COMMANDS:
-        suggestion = did_you_mean(argv[0], COMMANDS)
-        raise ValueError(f"command should be one of {', '.join(COMMANDS)}. Found {argv[0]!r}.{suggestion}")
+        names = ", ".join(COMMANDS)
+        raise ValueError(f"command should be one of {names}. Found {argv[0]!r}.{did_you_mean(argv[0], COMMANDS)}")
     return tyro.cli(COMMANDS[argv[0]], prog=f"{PROGRAM} {argv[0]}", args=argv[1:], config=(DisallowNone,))
 
 
@@ -287,7 +281,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if several and argv[0] != "train":
             raise ValueError(f"command should be train under torchrun. Found {argv[0]!r}.")
-        return int(parse(argv).run())
+        return int(parse(argv).run() or 0)
     except (ValueError, FloatingPointError, ModuleNotFoundError) as error:  # the project's own, each one clear line
         message = missing_extra(error) if isinstance(error, ModuleNotFoundError) else error
         print(f"error{f' in process {number}' if several else ''}: {message}", file=sys.stderr)
