@@ -142,6 +142,13 @@ def test_network_is_left_as_it_was(known_network, images):
     assert not [m for m in known_network.modules() if m._forward_hooks]
 
 
+def test_free_cores_are_looked_for_between_batches(known_network, images, monkeypatch):
+    looked = []
+    monkeypatch.setattr("deepchest_utils.explain.cam.adapt_threads", lambda: looked.append(1))
+    heat_maps(known_network, images, [0, 1], layers=["1"], batch_size=3)
+    assert len(looked) == 2
+
+
 def test_frozen_trunk_has_the_same_maps(known_network, images):
     expected = heat_maps(known_network, images, [0, 1], layers=["1"]).maps
     known_network.requires_grad_(False)

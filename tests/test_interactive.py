@@ -1,6 +1,7 @@
 """Sliders for a person, one static figure for a machine, and figures in few bytes."""
 
 import io
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -146,3 +147,21 @@ def test_outside_a_notebook_nothing_is_touched():
     backend = plt.get_backend()
     figures.keep_notebooks_small()
     assert plt.get_backend() == backend
+
+
+def test_in_a_kernel_figures_are_small_and_free_cores_are_looked_for_before_each_cell(monkeypatch):
+    formats, before_cells, looked = {}, [], []
+    shell = SimpleNamespace(
+        kernel=None,
+        events=SimpleNamespace(register=lambda event, function: before_cells.append((event, function))),
+        display_formatter=SimpleNamespace(formatters={"image/png": SimpleNamespace(for_type=formats.__setitem__)}),
+    )
+    monkeypatch.setattr("IPython.get_ipython", lambda: shell)
+    monkeypatch.setattr(plt, "switch_backend", lambda name: None)
+    monkeypatch.setattr(figures, "adapt_threads", lambda: looked.append(1))
+    figures.keep_notebooks_small()
+    assert formats == {plt.Figure: figures._small_png}
+    ((event, look),) = before_cells
+    assert event == "pre_run_cell"
+    look(None)
+    assert looked == [1]

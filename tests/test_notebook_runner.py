@@ -199,6 +199,12 @@ def test_opened_copies_and_their_outputs_do_not_matter(folder, tmp_path, execute
     assert executed == ["01_first.ipynb"]
 
 
+def test_again_from_the_command_line(folder, tmp_path, executed):
+    for options in ([], [], ["--again"]):
+        assert main(["notebooks", "01", "-o", str(tmp_path / "out"), *options]) == 0
+    assert executed == ["01_first.ipynb", "01_first.ipynb"]
+
+
 STOPPED = """
 import signal, sys
 from pathlib import Path
