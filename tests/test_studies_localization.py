@@ -1,12 +1,13 @@
 """Many runs compared: resumed cell by cell, paired by seed and image, wrong requests refused."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from deepchest_utils import TrainConfig
+from deepchest_utils import TrainConfig, sweep
 from deepchest_utils.__main__ import main
-from deepchest_utils.studies import localization as study
 from deepchest_utils.studies.localization import compare_localization, localize_runs, read_localization
 from deepchest_utils.sweep import make_trials
 
@@ -15,37 +16,70 @@ SMALL = {"num_train": 64, "num_val": 64, "num_test": 96}
 
 
 @pytest.fixture
-def cells():
+def trials():
     base = TrainConfig(epochs=1, data_options=SMALL)
     return make_trials(base, {"method": ["equal", "deepchest(floor=0.25)"], "seed": [0, 1]})
 
 
-def test_a_stopped_study_goes_on_with_the_same_numbers(cells, tmp_path, monkeypatch):
-    whole = localize_runs(cells, tmp_path / "whole.csv", per_finding=3)
-    first = localize_runs(cells[:3], tmp_path / "parts.csv", per_finding=3)
+def test_a_stopped_study_goes_on_with_the_same_numbers(trials, tmp_path, monkeypatch):
+    whole = localize_runs(trials, tmp_path / "whole.csv", per_finding=3, jobs=1)
+    first = localize_runs(trials[:2], tmp_path / "parts.csv", per_finding=3, jobs=1)
     pd.testing.assert_frame_equal(first, whole[whole.cell.isin(first.cell)].reset_index(drop=True))
-    # a stop between the two files: rows of the fourth are there, its record is not
+    # a stop between the two files: rows of all are there, records of two
     (tmp_path / "parts.csv").write_bytes((tmp_path / "whole.csv").read_bytes())
-    trained = []
-    monkeypatch.setattr(
-        study, "train", lambda config, data, train=study.train: trained.append(config) or train(config, data)
-    )
-    again = localize_runs(cells, tmp_path / "parts.csv", per_finding=3)
-    assert trained == [cells[3].config]
+    trained, train = [], sweep.train
+
+    def stopped(config, data):
+        if len(trained) == 1:
+            raise KeyboardInterrupt
+        trained.append(config.run_dir)
+        return train(config, data)
+
+    monkeypatch.setattr(sweep, "train", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        localize_runs(trials, tmp_path / "parts.csv", per_finding=3, jobs=1)
+    assert list(pd.read_csv(tmp_path / "parts_cells.csv").cell) == [trial.id for trial in trials[:3]]
+    monkeypatch.setattr(sweep, "train", lambda config, data: trained.append(config.run_dir) or train(config, data))
+    again = localize_runs(trials, tmp_path / "parts.csv", per_finding=3, jobs=1)
+    assert trained == [str(tmp_path / "parts_runs" / trial.id) for trial in trials[2:]]
     pd.testing.assert_frame_equal(again, whole)
     assert (tmp_path / "parts.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
     assert set(whole.method) == {"equal", "deepchest(floor=0.25)"}
     records = pd.read_csv(tmp_path / "whole_cells.csv")
-    assert {"settings", "commit", "torch", "auroc", "layers", "cam", "seconds"} <= set(records.columns)
+    assert list(records.columns[:8]) == ["cell", "method", "seed", "cam", "auroc", "layers", "settings", "seconds"]
+    assert {"commit", "torch"} <= set(records.columns)
+    assert "status" not in records  # by which `report` tells it from a sweep's
     assert set(records.layers) == {"relu layer1 layer2 layer3"}
+    with pytest.raises(ValueError, match=r"whole\.csv has scores of layercam\. Found cam 'gradcam'"):
+        localize_runs(trials, tmp_path / "whole.csv", cam="gradcam")
 
 
-def test_a_file_that_is_no_study_is_refused(cells, tmp_path):
+def test_committed_tables_are_added_to(trials, tmp_path):
+    """Whose runs have no folders."""
+    localize_runs(trials[:1], tmp_path / "x.csv", per_finding=2, jobs=1)
+    for path in tmp_path.glob("x_runs*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    localize_runs(trials[:2], tmp_path / "x.csv", per_finding=2, jobs=1)
+    assert list(pd.read_csv(tmp_path / "x_runs_cells.csv").cell) == [trials[1].id]
+    assert set(read_localization(tmp_path / "x.csv").cell) == {trials[0].id, trials[1].id}
+
+
+def test_a_run_that_fails_is_named_and_the_others_stay(trials, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        sweep, "train", lambda config, data, train=sweep.train: train(config, data if config.seed else None)
+    )
+    monkeypatch.setattr("deepchest_utils.training.loop.load_dataset", lambda *args, **options: 1 / 0)
+    with pytest.raises(ValueError, match=r"2 of 3 runs failed. equal seed 0: ZeroDivisionError"):
+        localize_runs(trials[:3], tmp_path / "x.csv", per_finding=2, jobs=1)
+    assert set(read_localization(tmp_path / "x.csv").cell) == {trials[2].id}
+
+
+def test_a_file_that_is_no_study_is_refused(trials, tmp_path):
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match=r"other\.csv has no column 'cell'"):
-        localize_runs(cells[:1], tmp_path / "other.csv")
+        localize_runs(trials[:1], tmp_path / "other.csv")
     with pytest.raises(ValueError, match=r"cam should be one of gradcam.*'saliency'"):
-        localize_runs(cells[:1], tmp_path / "new.csv", cam="saliency")
+        localize_runs(trials[:1], tmp_path / "new.csv", cam="saliency")
     with pytest.raises(ValueError, match=r"nothing\.csv: no such table"):
         read_localization(tmp_path / "nothing.csv")
 

@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any, cast
 from unittest.mock import patch
@@ -35,8 +36,6 @@ from deepchest_utils.studies.bench.timing import Name, ratios, time_interleaved
 from deepchest_utils.threads import INTERVAL, adapt_threads
 from deepchest_utils.training.setup import epoch_shape, resolve_device
 
-NO_BUDGET = float("inf")
-
 
 def phantom_splits(config: TrainConfig, **sizes: int) -> Splits:
     """The phantoms that parts train on. Nothing is tested on them, so the test split is small."""
@@ -51,20 +50,21 @@ def _measure(
     rounds: int,
     rng: np.random.Generator,
     warmup: int = 1,
-    budget: float = NO_BUDGET,
+    budget: float = inf,
     prepare: Callable[[Name], object] | None = None,
 ) -> pd.DataFrame:
     """`ratios` to the first of the steps, which take turns."""
     return ratios(time_interleaved(steps, rounds, rng, warmup, budget, prepare), next(iter(steps))).reset_index()
 
 
-def _describe(setup: BenchmarkSetup) -> dict[str, object]:
-    fields = {name: getattr(setup, name) for name in ("backbone", "num_tasks", "image_size", "batch_size")}
-    return {**fields, "device": resolve_device(setup.device).type}
+def _describe(setup: BenchmarkSetup | TrainConfig) -> dict[str, object]:
+    fields = ("backbone", "num_tasks", "image_size", "batch_size")
+    described = {name: getattr(setup, name) for name in fields if hasattr(setup, name)}
+    return {**described, "device": resolve_device(setup.device).type}
 
 
 def bench_steps(
-    setup: BenchmarkSetup, methods: Sequence[str], rounds: int, rng: np.random.Generator, budget: float = NO_BUDGET
+    setup: BenchmarkSetup, methods: Sequence[str], rounds: int, rng: np.random.Generator, budget: float = inf
 ) -> pd.DataFrame:
     """A training step of each method against the plain step, and its backward passes through the trunk."""
     steps = {name: Step(setup, name) for name in (PLAIN_STEP, *methods)}
@@ -97,15 +97,12 @@ def bench_loop(config: TrainConfig, data: Splits, rounds: int, rng: np.random.Ge
         "whole loop": loop_epoch(config, data),
         "whole loop, not augmented": loop_epoch(dataclasses.replace(config, augment=False), data),
     }
-    return _describe_epochs(_measure(steps, rounds, rng), config, data).assign(part="loop")
+    return _per_epoch(_measure(steps, rounds, rng), config, data).assign(part="loop")
 
 
-def _describe_epochs(table: pd.DataFrame, config: TrainConfig, data: Splits) -> pd.DataFrame:
-    """The table of seconds an epoch with what was trained and how many images a second that makes."""
-    settings = {name: getattr(config, name) for name in ("backbone", "image_size", "batch_size")}
+def _per_epoch(table: pd.DataFrame, config: TrainConfig, data: Splits) -> pd.DataFrame:
     images = np.prod(epoch_shape(len(data.train), config.batch_size))
-    device = resolve_device(config.device).type
-    return table.assign(device=device, images_per_second=images / table.seconds, **settings)
+    return table.assign(images_per_second=images / table.seconds, **_describe(config))
 
 
 CONDITIONS = {  # what threads do, and whether another process is busy
@@ -118,13 +115,13 @@ _BUSY = "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"  
 
 
 def bench_beside(
-    config: TrainConfig, data: Splits, rounds: int, rng: np.random.Generator, settle: float = 2 * INTERVAL
+    config: TrainConfig, data: Splits, rounds: int, rng: np.random.Generator, settle: float = INTERVAL
 ) -> pd.DataFrame:
     """An epoch of `train`'s loop on an idle machine and beside one busy process, with as many threads as torch starts with
     and with `adapt_threads`.
 
     Args:
-        settle: seconds before each epoch, untimed, in which `adapt_threads` looks at the machine.
+        settle: seconds between three looks that `adapt_threads` takes before each epoch, untimed.
     """
     threads, epoch = torch.get_num_threads(), loop_epoch(config, data)
     busy_process = psutil.Popen([sys.executable, "-c", _BUSY])
@@ -137,9 +134,9 @@ def bench_beside(
             os.environ.pop("OMP_NUM_THREADS", None)
         else:  # with a number of the user's own, nothing is adapted
             os.environ["OMP_NUM_THREADS"] = str(threads)
-        adapt_threads()
-        time.sleep(settle)
-        adapt_threads()
+        for _ in range(3):
+            time.sleep(settle)
+            adapt_threads()
 
     try:
         with patch.dict(os.environ):
@@ -148,7 +145,7 @@ def bench_beside(
         busy_process.kill()
         busy_process.wait()
         torch.set_num_threads(threads)
-    return _describe_epochs(table, config, data).assign(part="beside")
+    return _per_epoch(table, config, data).assign(part="beside")
 
 
 def bench_inputs(rounds: int, rng: np.random.Generator, num_pngs: int) -> pd.DataFrame:
@@ -199,9 +196,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def bench_settings(
-    setup: BenchmarkSetup, rounds: int, rng: np.random.Generator, budget: float = NO_BUDGET
-) -> pd.DataFrame:
+def bench_settings(setup: BenchmarkSetup, rounds: int, rng: np.random.Generator, budget: float = inf) -> pd.DataFrame:
     """The plain step in other number formats and memory layouts, and compiled. Column `first_step` has the seconds of the
     first one, which waits for the compiler."""
     steps = {name: Step(dataclasses.replace(setup, **options)) for name, options in SETTINGS.items()}

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from deepchest_utils.config import TrainConfig
 from deepchest_utils.files import write_file
 from deepchest_utils.results.labels import METHOD_LABELS, method_family
-from deepchest_utils.results.store import environment_report, read_results
+from deepchest_utils.results.store import append_rows, environment_report, read_results
 from deepchest_utils.studies.bench.parts import (
     bench_beside,
     bench_flat,
@@ -66,11 +66,9 @@ def quick_bench(device: str = "auto", seed: int = 0) -> pd.DataFrame:
     return with_machine(pd.concat(parts, ignore_index=True))
 
 
-def on_phantom(
-    bench: Callable[..., pd.DataFrame], config: TrainConfig, num_train: int, **arguments: Any
-) -> pd.DataFrame:
+def on_phantom(part: Callable[..., pd.DataFrame], config: TrainConfig, num_train: int, **options: Any) -> pd.DataFrame:
     """A part that trains. Its phantoms are drawn when its turn comes."""
-    return bench(config, phantom_splits(config, num_train=num_train), **arguments)
+    return part(config, phantom_splits(config, num_train=num_train), **options)
 
 
 def all_parts(device: str, rng: np.random.Generator) -> dict[str, Callable[[], pd.DataFrame]]:
@@ -127,7 +125,7 @@ def full_bench(out: str | Path, device: str = "auto", seed: int = 0, only: Seque
     for name, measure in tqdm(parts.items(), desc="bench", disable=None):
         if name not in set(table.measured):
             measured = with_machine(measure().assign(measured=name))
-            table = pd.concat([table, measured], ignore_index=True) if len(table) else measured
+            table = append_rows(table, measured)
             write_file(out, table.to_csv(index=False, float_format="%.5g"))
     return table
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from math import inf
 from typing import TypeVar
 
 import numpy as np
@@ -24,7 +25,7 @@ def time_interleaved(
     rounds: int,
     rng: np.random.Generator,
     warmup: int = 2,
-    budget: float = float("inf"),
+    budget: float = inf,
     prepare: Callable[[Name], object] | None = None,
 ) -> pd.DataFrame:
     """Time steps that take turns. In each round every step runs once, in an order drawn anew, so that all share whatever
