@@ -23,6 +23,8 @@ settings.load_profile("deepchest")
 # One thread a process: networks this small gain nothing from a second one, tests that run side by side share the cores,
 # and numbers do not depend on what else the machine does. Notebook kernels and other processes inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# threads that wait, where a process has several, give way soon: ten times as fast on a machine that is busy otherwise
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 NIH_HEADERS = {  # the releases differ in how they write the columns that hold a comma
     "unquoted": "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]",
@@ -50,17 +52,12 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.write_line(", ".join(f"{number} {what}" for what, number in counts.items()))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session", autouse=True)
 def one_core() -> Iterator[None]:
-    """One thread a process, wherever it is and however many jobs: with the same threads, numbers are the same."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    """One core: a sweep has one job by default, and that one thread."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "cpu_count", lambda: 1)
         yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
