@@ -1,7 +1,6 @@
 """Figures of the notebooks, of `predict` and of `report` in one style, and notebooks that stay small."""
 
 import io
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,8 +64,7 @@ def keep_notebooks_small() -> None:
 
 
 def _before_cell(info: object) -> None:
-    if "torch" in sys.modules:
-        adapt_threads()
+    adapt_threads()
 
 
 def show_figure(fig: Figure, kind: str = "png", dpi: float | int | None = None, **options: Any) -> None:

@@ -106,7 +106,6 @@ def run_notebooks(
     """
     import nbformat
     import papermill
-    from nbclient.exceptions import DeadKernelError
 
     check_parameters(paths, parameters)
     output.mkdir(parents=True, exist_ok=True)
@@ -124,7 +123,7 @@ def run_notebooks(
                 copy = papermill.execute_notebook(
                     str(path), str(target), parameters, cwd=os.getcwd(), progress_bar=bar, **options
                 )
-            except (papermill.PapermillExecutionError, DeadKernelError) as error:
+            except (papermill.PapermillExecutionError, RuntimeError) as error:  # the latter of a kernel that died
                 failures.append(f"{path.stem} failed in {_failure(error)}\n  see {target}")
                 say(failures[-1])
                 continue
@@ -149,8 +148,9 @@ def _key(path: Path, parameters: Mapping[str, object]) -> str:
     """A digest of all that an executed copy is made from."""
     cells = [cell["source"] for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]]
     digest = hashlib.sha256(repr((cells, sorted(parameters.items()), os.getcwd())).encode())
-    for file in sorted([*PROJECT.glob("deepchest_utils/**/*.py"), *PROJECT.glob("data/results/*")]):
-        digest.update(file.read_bytes())
+    for pattern in ("deepchest_utils/**/*.py", "data/results/*.csv", "data/results/*.npz"):
+        for file in sorted(PROJECT.glob(pattern)):
+            digest.update(file.read_bytes())
     return digest.hexdigest()
 
 
@@ -182,8 +182,9 @@ def _kernel_options(figures: Path | None) -> Iterator[dict[str, Any]]:
         os.environ.setdefault("DEEPCHEST_FIGURES", str(figures))
     with tempfile.TemporaryDirectory(prefix="deepchest-") as folder:
         try:
-            # below this level a kernel that is interrupted prints a traceback
-            yield {"kernel_manager_class": Manager, "extra_arguments": ["--log-level=CRITICAL"]}
+            # below this level a kernel that is interrupted prints a traceback; a busy machine starts one slowly
+            level = ["--log-level=CRITICAL"]
+            yield {"kernel_manager_class": Manager, "extra_arguments": level, "start_timeout": 300}
         finally:
             os.environ.clear()
             os.environ.update(before)
