@@ -63,7 +63,7 @@ def cached_images(
 
 
 def decode(path: Path, size: int) -> UInt8[np.ndarray, "{size} {size}"]:
-    """One image file as grey values, whatever its own size and mode. An oblong image becomes square, alpha is ignored,
+    """One image file as grey values, whatever its size and mode. An oblong image becomes square, alpha is ignored,
     a 16-bit file keeps its upper 8 bits. Raises DataError for a file that is missing, too large or no readable image."""
     image: Image.Image
     try:

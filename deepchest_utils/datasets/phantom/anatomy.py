@@ -1,4 +1,4 @@
-"""The normal chest: outline, lungs, heart, diaphragm, bones and vessels, as smooth attenuation in anatomical coordinates.
+"""The normal chest: outline, lungs, heart, diaphragm, bones and vessels, as smooth attenuation over anatomical space.
 
 The coordinate x runs to the right of the image (the patient's left), y downwards, both over about [-1, 1]. B images are
 drawn at once: a parameter has shape (B, 1, 1), a field (B, H, W). Attenuation adds up along the beam; bone and fluid
@@ -21,8 +21,8 @@ PATIENT = {  # name: (mean, standard deviation) over patients
     "thorax_width": (0.76, 0.045), "apex": (-0.80, 0.035), "dome": (0.46, 0.05), "dome_left": (0.05, 0.025),
     "heart_radius": (0.315, 0.027), "heart_x": (0.10, 0.03), "heart_tilt": (0.45, 0.18),
     "mediastinum": (0.125, 0.02), "knob": (0.085, 0.02),
-    "rib_spacing": (0.150, 0.014), "rib_phase": (0.0, 0.5), "rib_contrast": (0.085, 0.025), "clavicle_tilt": (0.22, 0.09),
-    "breast": (-0.1, 1.0), "fat": (0.0, 1.0), "vessels": (0.075, 0.015),
+    "rib_spacing": (0.150, 0.014), "rib_phase": (0.0, 0.5), "rib_contrast": (0.085, 0.025),
+    "clavicle_tilt": (0.22, 0.09), "breast": (-0.1, 1.0), "fat": (0.0, 1.0), "vessels": (0.075, 0.015),
 }  # fmt: skip
 IMAGE = {  # the same over the images of a patient: positioning, inspiration, exposure
     "rotation": (0.0, 0.02), "shift_x": (0.0, 0.015), "shift_y": (0.0, 0.015), "scale": (0.98, 0.015),

@@ -1,10 +1,10 @@
 """Who has which findings: NIH's prevalence and co-occurrence, several images a patient, findings that persist.
 
 A Gaussian copula (multivariate probit). Image i of patient p has a latent vector z = sqrt(r) u_p + sqrt(1 - r) v_i with
-u_p, v_i ~ N(0, R) and r = `PERSISTENCE`. Finding k is present where z_k exceeds the normal quantile of 1 - prevalence_k.
-For every image z is N(0, R), so prevalence and co-occurrence do not depend on r. R_jk is solved for each pair so that the
-bivariate normal tail equals the share of NIH images with both findings. The matrix is then moved to the nearest
-correlation matrix: negative eigenvalues to zero, diagonal back to one.
+u_p, v_i ~ N(0, R) and r = `PERSISTENCE`. Finding k is present where z_k exceeds the normal quantile of 1 -
+prevalence_k. For every image z is N(0, R), so prevalence and co-occurrence do not depend on r. R_jk is solved for each
+pair so that the bivariate normal tail equals the share of NIH images with both findings. The matrix is then moved to
+the nearest correlation matrix: negative eigenvalues to zero, diagonal back to one.
 """
 
 from functools import cache
@@ -23,8 +23,8 @@ Factor = Float[np.ndarray, " k"] | None  # a value a finding
 def joint_tail(
     a: Float[np.ndarray, "*s"], b: Float[np.ndarray, "*s"], rho: Float[np.ndarray, "*s"]
 ) -> Float[np.ndarray, "*s"]:
-    """P(X > a, Y > b) for a standard bivariate normal with correlation rho: Plackett's identity, dP / drho = the density
-    at (a, b), integrated over rho = sin(t) by 40-point Gauss-Legendre (Drezner and Wesolowsky 1990)."""
+    """P(X > a, Y > b) for a standard bivariate normal with correlation rho: Plackett's identity, dP / drho = the
+    density at (a, b), integrated over rho = sin(t) by 40-point Gauss-Legendre (Drezner and Wesolowsky 1990)."""
     nodes, weights = np.polynomial.legendre.leggauss(40)
     limit = np.arcsin(rho)[..., None]
     t = limit * (nodes + 1) / 2
@@ -60,8 +60,8 @@ def sample_population(
 ) -> tuple[Bool[np.ndarray, "n k"], Int[np.ndarray, " n"]]:
     """Labels of N images, and their patients, numbered from 0 in order.
 
-    A patient has 1 + Geometric images (mean 3.2, at most 12; NIH's mean is 3.6), and keeps most findings from one to the
-    next.
+    A patient has 1 + Geometric images (mean 3.2, at most 12; NIH's mean is 3.6), and keeps most findings from one to
+    the next.
 
     Args:
         prevalence: In (0, 1); NIH's by default.

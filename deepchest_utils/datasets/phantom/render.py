@@ -1,7 +1,7 @@
 """From parameters to films: scene, attenuation, signs, exposure, noise; in batches, deterministic by seed.
 
-Image i of a phantom depends on (seed, number of images, i) and on nothing else: its noise has a generator of its own. So
-any images can be drawn again, at any size, and masks are made only of the images that someone asks for.
+Image i of a phantom depends on (seed, number of images, i) and on nothing else: its noise has a generator of its own.
+So any images can be drawn again, at any size, and masks are made only of the images that someone asks for.
 """
 
 from collections.abc import Iterator

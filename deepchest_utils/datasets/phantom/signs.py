@@ -1,7 +1,7 @@
-"""The 14 findings, each as its radiographic sign in its usual place: attenuation added to the normal chest, and the mask.
+"""The 14 findings, each as its radiographic sign in its place: attenuation added to the normal chest, and the mask.
 
-A sign is a function (scene, u, strength) -> (attenuation (B, H, W), mask (B, H, W) bool). `u` (B, 8), uniform on [0, 1],
-is drawn once a patient and finding: where it sits, on which side, how large. `strength` (B, 1, 1), on [0, 1], is drawn
+A sign is a function (scene, u, strength) -> (attenuation (B, H, W), mask (B, H, W)). `u` (B, 8), uniform on [0, 1], is
+drawn once a patient and finding: where it sits, on which side, how large. `strength` (B, 1, 1), on [0, 1], is drawn
 once an image. Some findings also change the anatomy before it is drawn (`change_anatomy`): heart and diaphragm.
 """
 
