@@ -11,7 +11,7 @@ from torch import nn
 from deepchest_utils import METHODS, EpochReport, make_method
 from deepchest_utils.models.losses import masked_bce
 from deepchest_utils.weighting import Composed, Equal, Method, Static
-from deepchest_utils.weighting.famo import FAMO
+from deepchest_utils.weighting.scalarization import FAMO
 from deepchest_utils.weighting.spec import parse_method
 from deepchest_utils.weighting.torchjd_adapter import GradientBalancing
 

@@ -19,10 +19,10 @@ def masked_bce(logits: Float[Tensor, "b k"], labels: Float[Tensor, "b k"]) -> Fl
         (K,) in nats, at least 0, float32 also under autocast. A task without a known label in the batch has loss 0 and
         gets no gradient. With several processes (`distributed`), the mean is over the batch of all.
     """
-    known = ~labels.isnan()
+    is_known = ~labels.isnan()
     # the label is replaced before the loss: NaN * 0 would still be NaN, in the gradient too
-    target, share = labels.nan_to_num(0.0), known / all_reduce_sum(known.sum(0)).clamp(min=1)
-    return sum_over_ranks(binary_cross_entropy_with_logits(logits.float(), target, share, reduction="none").sum(0))
+    target, weight = labels.nan_to_num(0.0), is_known / all_reduce_sum(is_known.sum(0)).clamp(min=1)
+    return sum_over_ranks(binary_cross_entropy_with_logits(logits.float(), target, weight, reduction="none").sum(0))
 
 
 def prevalence_entropy(prevalence: Float[Tensor, " k"]) -> Float[Tensor, " k"]:

@@ -64,43 +64,35 @@ def build_trunk(name: str, image_size: int = 64, pretrained: bool = False) -> tu
         raise ValueError(f"backbone should be one of {names}. Found {name!r}.{hint}")
     if name == THIN and pretrained:
         raise ValueError(f"pretrained should be False for backbone={THIN!r}: it has no ImageNet weights.")
-    if name == THIN:
-        trunk, num_features = thin_resnet18(), 128
-    else:
-        options: dict[str, Any] = {}
-        if not pretrained:  # what some constructors want when they start from scratch
-            if name in ("googlenet", "inception_v3"):
-                options = {"aux_logits": False, "init_weights": True}
-            elif name.startswith("vit_"):
-                options = {"image_size": image_size}
-            elif name.startswith("maxvit"):
-                options = {"input_size": (image_size, image_size)}
-        try:
-            trunk = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None, **options)
-        except (ValueError, RuntimeError, AssertionError) as error:
-            raise ValueError(f"backbone {name!r} cannot be built for image_size={image_size}: {error}") from None
-        if pretrained and name == "inception_v3":  # it comes with its auxiliary classifier
-            trunk.aux_logits, trunk.AuxLogits = False, None
-        num_features = _drop_classifier(trunk)
+    trunk = thin_resnet18() if name == THIN else _torchvision_trunk(name, image_size, pretrained)
     _accept_greyscale(trunk)
-    _check_image_size(trunk, name, image_size, num_features)
-    return trunk, num_features
+    return trunk, _count_features(trunk, name, image_size)
+
+
+def _torchvision_trunk(name: str, image_size: int, pretrained: bool) -> nn.Module:
+    """A classifier without its last linear layer (SqueezeNet: its last convolution)."""
+    options: dict[str, Any] = {}
+    if not pretrained and name in ("googlenet", "inception_v3"):
+        options = {"aux_logits": False, "init_weights": True}
+    elif not pretrained and name.startswith("vit_"):
+        options = {"image_size": image_size}
+    elif not pretrained and name.startswith("maxvit"):
+        options = {"input_size": (image_size, image_size)}
+    try:
+        trunk: Any = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None, **options)
+    except (ValueError, RuntimeError, AssertionError) as error:
+        raise ValueError(f"backbone {name!r} cannot be built for image_size={image_size}: {error}") from None
+    if pretrained and name == "inception_v3":  # it comes with its auxiliary classifier
+        trunk.aux_logits, trunk.AuxLogits = False, None
+    layers = [(path, type(m)) for path, m in trunk.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    linear = [path for path, kind in layers if issubclass(kind, nn.Linear)]
+    _replace(trunk, linear[-1] if linear else layers[-1][0], nn.Identity())
+    return cast(nn.Module, trunk)
 
 
 def _replace(root: nn.Module, path: str, module: nn.Module) -> None:
     parent, _, name = path.rpartition(".")
     setattr(root.get_submodule(parent), name, module)
-
-
-def _drop_classifier(trunk: nn.Module) -> int:
-    """Replace the last linear layer (SqueezeNet: the last convolution) by the identity; return its number of inputs."""
-    for kind in (nn.Linear, nn.Conv2d):
-        layers = [(path, m) for path, m in trunk.named_modules() if isinstance(m, kind)]
-        if layers:
-            path, last = layers[-1]
-            _replace(trunk, path, nn.Identity())
-            return last.in_features if isinstance(last, nn.Linear) else last.in_channels
-    raise ValueError("the network has neither a linear layer nor a convolution.")
 
 
 def _three_channels(trunk: nn.Module, inputs: tuple[Tensor]) -> Tensor:
@@ -125,7 +117,8 @@ def _accept_greyscale(trunk: nn.Module) -> None:
     _replace(trunk, path, grey)
 
 
-def _check_image_size(trunk: nn.Module, name: str, image_size: int, num_features: int) -> None:
+def _count_features(trunk: nn.Module, name: str, image_size: int) -> int:
+    """F, from one image; ValueError where the trunk does not take the size, or gives no features (1, F)."""
     was_training = trunk.training
     try:
         with torch.no_grad():
@@ -134,8 +127,9 @@ def _check_image_size(trunk: nn.Module, name: str, image_size: int, num_features
         raise ValueError(f"backbone {name!r} cannot take image_size={image_size}: {error}") from None
     finally:
         trunk.train(was_training)
-    if shape != (1, num_features):
-        raise ValueError(f"backbone {name!r} should give (1, {num_features}) features. Found {shape}.")
+    if len(shape) != 2:
+        raise ValueError(f"backbone {name!r} should give features of shape (1, F). Found {shape}.")
+    return int(shape[1])
 
 
 def prevalence_logit(prevalence: Float[Tensor, " k"] | None, num_tasks: int) -> Float[Tensor, " k"]:

@@ -11,11 +11,9 @@ from deepchest_utils.weighting.candidates import Anneal, Hedge, ValDiscount
 from deepchest_utils.weighting.composed import Composed
 from deepchest_utils.weighting.deepchest import SIGNALS, DeepChest
 from deepchest_utils.weighting.dwa import DWA
-from deepchest_utils.weighting.famo import FAMO
 from deepchest_utils.weighting.gradnorm import GradNorm
-from deepchest_utils.weighting.scalarization import DBMTLL, GLS, IMTLL, RLW, Uncertainty
+from deepchest_utils.weighting.scalarization import DBMTLL, FAMO, GLS, IMTLL, RLW, STCH, Uncertainty
 from deepchest_utils.weighting.static import PREVALENCE_RULES, PUBLISHED_INITIAL_WEIGHTS, Equal, Static, initial_weights
-from deepchest_utils.weighting.stch import STCH
 from deepchest_utils.weighting.torchjd_adapter import ADAPTERS
 
 METHODS: dict[str, Callable[..., Method]] = {
@@ -81,22 +79,11 @@ def make_method(name: str, num_tasks: int, inner_options: dict[str, Any] | None 
         if inner_options:
             raise ValueError(f"inner_options goes with a method A+B. Found {name!r}.")
         return method
-    outer_method = cast(LossWeighting, method)  # any other is refused by Composed
-    return Composed(outer_method, make_method(inner, num_tasks, **(inner_options or {})))
+    # Composed refuses a method that is no loss weighting
+    return Composed(cast(LossWeighting, method), make_method(inner, num_tasks, **(inner_options or {})))
 
 
 __all__ = [
-    "METHODS",
-    "PUBLISHED_INITIAL_WEIGHTS",
-    "SIGNALS",
-    "Composed",
-    "DeepChest",
-    "EpochReport",
-    "Equal",
-    "LossWeighting",
-    "Method",
-    "Static",
-    "check_names",
-    "initial_weights",
-    "make_method",
-]
+    "METHODS", "PUBLISHED_INITIAL_WEIGHTS", "SIGNALS", "Composed", "DeepChest", "EpochReport", "Equal", "LossWeighting",
+    "Method", "Static", "check_names", "initial_weights", "make_method",
+]  # fmt: skip

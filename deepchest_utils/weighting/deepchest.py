@@ -31,8 +31,7 @@ class DeepChest(LossWeighting):
             first epoch.
             "relative_loss": -L_k(t) / H_k, H_k the loss of the best constant predictor (entropy of the prevalence).
             "prevalence": one minus the training prevalence, the accuracy of always saying "absent", without a network.
-        step_up: At least 1.
-        step_down: At least 1.
+        step_up: At least 1, as is `step_down`.
         cap: Upper bound of the raw weights, greater than 0.
         floor: Lower bound of the raw weights, 0 <= floor <= cap.
         normalize: Scale the weights in force to mean 1; the raw ones go on by the rule.

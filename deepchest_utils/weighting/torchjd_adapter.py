@@ -48,9 +48,10 @@ class GradientBalancing(Method):
         try:  # imported here, not with the package: a solver like cvxpy takes a second
             aggregator = getattr(import_module("torchjd.aggregation"), self.aggregator)(**options)
         except ImportError as error:
+            extra = "train" if (error.name or "").startswith("torchjd") else "solvers"
             raise ValueError(
-                f"{self.aggregator} needs a solver that is not installed ({error}). Install the extra `solvers`: "
-                "pip install 'deepchest-utils[solvers]', in a checkout: pip install -e '.[solvers]'."
+                f"{self.aggregator} needs a package that is not installed ({error}). Install the extra `{extra}`: "
+                f"pip install 'deepchest-utils[{extra}]', in a checkout: pip install -e '.[{extra}]'."
             ) from None
         # in a list, so that torch does not take it for a submodule: its buffers come and go, and a state_dict that
         # had them could not be loaded. What must be remembered is in get_extra_state
@@ -68,7 +69,7 @@ class GradientBalancing(Method):
         return getattr(aggregator, "gramian_weighting", None) or aggregator.weighting
 
     def aggregate(self, jacobian: Float[Tensor, "k p"], present: Bool[Tensor, " k"]) -> Float[Tensor, " p"]:
-        """The aggregator's vector for a Jacobian with a row a task; `present` are the tasks in the batch."""
+        """The aggregator's vector for a Jacobian (K, P); present: (K,), the tasks in the batch."""
         matrix, aggregator = jacobian.float(), self._aggregator[0]
         # solvers would fail, or never end; a loss of NaN should show in the gradients
         if not matrix.isfinite().all():
@@ -77,8 +78,7 @@ class GradientBalancing(Method):
             warnings.simplefilter("ignore")  # cvxpy warns of an inexact solution, and of how TorchJD calls it
             rows = matrix if present.all() else matrix[present]  # no copy if it can be: a Jacobian may fill the memory
             if not isinstance(aggregator, import_module("torchjd.aggregation").WeightedAggregator):
-                vector: Tensor = aggregator(rows)
-                return vector.to(jacobian)
+                return cast(Tensor, aggregator(rows)).to(jacobian)
             weights = self.aggregation_weights(rows, present)
         used = matrix.new_zeros(self.num_tasks)
         used[present] = weights.to(matrix)
@@ -86,7 +86,7 @@ class GradientBalancing(Method):
         return (used @ matrix).to(jacobian)
 
     def aggregation_weights(self, rows: Float[Tensor, "n p"], present: Bool[Tensor, " k"]) -> Float[Tensor, " n"]:
-        """The aggregator's weights of the gradients of the N tasks in the batch, the rows."""
+        """The aggregator's weights, (N,), of the gradients of the N tasks in the batch, rows (N, P)."""
         return cast(Tensor, self._aggregator[0].weighting(rows))
 
     def backward(self, losses: Float[Tensor, " k"], features: Float[Tensor, "b *f"] | None = None) -> None:
