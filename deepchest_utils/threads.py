@@ -33,9 +33,9 @@ class _Look:
 def adapt_threads() -> int:
     """Set torch's number of threads, of the calling thread, to the number of free cores: from 1 to its default.
 
-    It costs microseconds and looks at the machine twice a second at most: call it between two steps, batches or cells.
-    It leaves a number alone that the user has set (OMP_NUM_THREADS, MKL_NUM_THREADS, torch.set_num_threads), and that of
-    the processes of torchrun, whose arithmetic must agree. Without psutil it does nothing.
+    It costs microseconds and looks at the machine now and then: call it between two steps, batches or cells. It leaves
+    alone a number that the user has set (OMP_NUM_THREADS, MKL_NUM_THREADS, torch.set_num_threads), and that of processes
+    of torchrun, whose arithmetic must agree. Without psutil it does nothing.
 
     Returns:
         The number of threads now.

@@ -127,7 +127,12 @@ class Loop:
         epoch, start = self.epoch + 1, time.perf_counter()
         labels, logits, losses, threads = self.train_epoch(epoch)
         trained = time.perf_counter()
-        self._check_finite(losses, epoch)
+        if len(bad := np.argwhere(~np.isfinite(losses))):
+            step, task = bad[0]
+            raise FloatingPointError(
+                f"the loss of {self.data.findings[task]} is {losses[step, task]} in epoch {epoch}, step {step + 1}. "
+                f"Lower lr ({self.config.lr}), or look at the images of that batch."
+            )
         scores = {"train": score_tasks(labels, logits, self.thresholds)}
         val_logits = setup.predict(self.net, self.data.val, self.device, self.memory_format)
         scores["val"] = score_tasks(self.data.val.labels, val_logits, self.thresholds)
@@ -252,15 +257,6 @@ class Loop:
         self.history += [{**base, "split": "train", "task": "run", "metric": "threads", "value": threads}]
         weights = {"weight": self.method.weights.cpu().numpy(), "raw_weight": self.method.raw_weights.cpu().numpy()}
         self.history += store.task_rows({**base, "split": "train"}, weights, self.data.findings, summarise=False)
-
-    def _check_finite(self, losses: Float[np.ndarray, "steps k"], epoch: int) -> None:
-        bad = np.argwhere(~np.isfinite(losses))
-        if len(bad):
-            step, task = bad[0]
-            raise FloatingPointError(
-                f"the loss of {self.data.findings[task]} is {losses[step, task]} in epoch {epoch}, step {step + 1}. "
-                f"Lower lr ({self.config.lr}), or look at the images of that batch."
-            )
 
 
 def _test(loop: Loop) -> Run:

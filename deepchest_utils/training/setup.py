@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 
 from deepchest_utils.config import TrainConfig
 from deepchest_utils.datasets import ChestXrays
@@ -62,13 +63,11 @@ def make_optimizer(
     return optimizer
 
 
-def make_schedule(
-    config: TrainConfig, optimizer: torch.optim.Optimizer, total_steps: int
-) -> torch.optim.lr_scheduler.LRScheduler:
+def make_schedule(config: TrainConfig, optimizer: torch.optim.Optimizer, total_steps: int) -> LRScheduler:
     """The factor of the learning rate in each step: half a cosine from 1 to 0 over the run, or 1."""
     if config.schedule == "constant":
-        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=total_steps)
+        return LambdaLR(optimizer, lambda step: 1.0)
+    return CosineAnnealingLR(optimizer, T_max=total_steps)
 
 
 def autocast(amp: str, device: torch.device) -> AbstractContextManager[object]:
