@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -40,19 +40,12 @@ ONE_AT_A_TIME = threading.Lock()  # in a process: threads, as a Dask worker may 
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of a sweep.
+    """One run of a sweep."""
 
-    Attributes:
-        method: As the user wrote it, with options and architecture.
-        config: The run.
-        tune: Keep the macro AUROC on validation alone, for `best_lr`: what is chosen with must not see the test.
-        history: Put weights and validation AUROC of every epoch into the table, beside the test scores.
-    """
-
-    method: str
+    method: str  # as the user wrote it, with options and architecture
     config: TrainConfig
-    tune: bool = False
-    history: bool = True
+    tune: bool = False  # keep macro AUROC on validation alone, for `best_lr`: what is chosen with must not see the test
+    history: bool = True  # the table gets weights and validation AUROC of every epoch, beside the test scores
 
     @property
     def settings(self) -> dict[str, object]:
@@ -105,16 +98,14 @@ def make_trials(
             `deepchest(floor=0.25)` or `equal@single_task`.
         lr: A learning rate for each method, from `best_lr`, in place of the lists'. Another architecture takes the
             method's unless it has its own.
-        tune: See `Trial`.
-        history: See `Trial`.
+        tune, history: See `Trial`.
 
     Raises:
         ValueError: An unknown field, a value that TrainConfig refuses, or a method without a learning rate.
     """
     allowed = {field.name for field in dataclasses.fields(TrainConfig)}
     allowed -= {"method_options", "run_dir"}  # the method's own text has its options, and the sweep its folders
-    if unknown := set(lists) - allowed:
-        name = min(unknown)
+    for name in sorted(set(lists) - allowed):
         names, hint = ", ".join(sorted(allowed)), did_you_mean(name, allowed)
         raise ValueError(f"{name!r} is no setting of a run. There are {names}.{hint}")
     if "method" in lists and base.method_options:
@@ -154,13 +145,7 @@ def data_of(c: TrainConfig) -> Splits:
 
 
 def run_trial(trial: Trial, threads: int, folder: str | None = None) -> TrialResult:
-    """Train and test; an error becomes a failed result.
-
-    Args:
-        trial: The run.
-        threads: Of PyTorch.
-        folder: Of the run, which goes on from a checkpoint there. None keeps no folder.
-    """
+    """Train and test with so many threads; an error becomes a failed result. Without a folder no files are kept."""
     with ONE_AT_A_TIME, tempfile.TemporaryDirectory() as scratch:
         return _run_trial(trial, threads, Path(folder or scratch))
 
@@ -209,11 +194,8 @@ def _read_trial(trial: Trial, folder: Path, data: Splits) -> TrialResult:
         weights = weights[:0]
     base = {"seed": trial.config.seed, "epoch": 0, "split": "train"}
     prevalence = store.task_rows(base, {"prevalence": data.train.prevalence}, data.findings, summarise=False)
-    parts = [
-        run.rows[run.rows.split == "test"],
-        store.to_table(prevalence),
-        *([weights, auroc] if trial.history else []),
-    ]
+    test = run.rows[run.rows.split == "test"]
+    parts = [test, store.to_table(prevalence), *([weights, auroc] if trial.history else [])]
     with np.load(folder / store.REPLICATES) as arrays:
         replicates = arrays["replicates"]
     return TrialResult(trial, record, pd.concat(parts, ignore_index=True).assign(method=trial.method), replicates)
@@ -222,10 +204,8 @@ def _read_trial(trial: Trial, folder: Path, data: Splits) -> TrialResult:
 def _replicates(run: Run, data: Splits) -> np.ndarray:
     """(M, R, K) float32: the test scores in R resamplings of the patients."""
     rng, test = np.random.default_rng(PATIENTS_SEED), data.test
-    values = [
-        bootstrap_metric(test.labels, [run.logits["test"]], test.patients, rng, metric, REPLICATES)
-        for metric in BOOTSTRAP_METRICS
-    ]
+    scored = (test.labels, [run.logits["test"]], test.patients, rng)
+    values = [bootstrap_metric(*scored, metric, REPLICATES) for metric in BOOTSTRAP_METRICS]
     return np.concatenate(values).astype(np.float32)
 
 
@@ -254,12 +234,10 @@ def run_sweep(
         trials: Of `make_trials`.
         out: The long table, a .csv. The folders of the runs lie in a folder of its name beside it, except those of Dask.
         jobs: Processes at a time, default one a core; each has an even share of the cores.
-        backend: "joblib", or "dask" with its scheduler.
-        scheduler: Address of Dask's.
+        backend: "joblib", or "dask" with the address of its scheduler.
 
     Raises:
-        ValueError: An argument is not as it should be, a finished trial is of other data, or another sweep is at work on
-            the same table.
+        ValueError: An argument is wrong, a finished trial is of other data, or another sweep is at work on the table.
     """
     if backend not in BACKENDS:
         hint = did_you_mean(backend, BACKENDS)
@@ -278,10 +256,8 @@ def run_sweep(
             check_data(tables, trials)
         finished, tested = tables.finished(), set(tables.rows.cell[tables.rows.split == "test"])
         waiting = [trial for trial in trials if trial.id not in finished or not (trial.tune or trial.id in tested)]
-        if scheduler is not None:
-            results = with_dask(waiting, scheduler, threads)
-        else:
-            results = with_joblib(waiting, jobs, threads, tables.folder)
+        joblib = with_joblib(waiting, jobs, threads, tables.folder)
+        results = joblib if scheduler is None else with_dask(waiting, scheduler, threads)
         done = len(trials) - len(waiting)
         with tqdm(total=len(trials), initial=done, desc="sweep", unit="run", disable=None) as bar:
             for result in results:
@@ -303,8 +279,8 @@ def with_joblib(trials: list[Trial], jobs: int, threads: int, folder: Path) -> I
     from joblib.externals.loky import ProcessPoolExecutor
 
     libraries = ("OMP", "MKL", "OPENBLAS", "BLIS", "NUMEXPR", "VECLIB_MAXIMUM")
-    environment = {f"{library}_NUM_THREADS": str(threads) for library in libraries}
-    processes, local, closing = list[Any](), threading.local(), threading.Event()
+    env = {f"{library}_NUM_THREADS": str(threads) for library in libraries}
+    processes, local = list[Any](), threading.local()
 
     def run(trial: Trial) -> TrialResult:
         """In a process of this thread's own: one that dies takes no other trial along."""
@@ -312,18 +288,13 @@ def with_joblib(trials: list[Trial], jobs: int, threads: int, folder: Path) -> I
         for _ in range(2):
             try:
                 if not hasattr(local, "process"):
-                    local.process = ProcessPoolExecutor(1, env=environment)
+                    local.process = ProcessPoolExecutor(1, env=env, initializer=_end_with, initargs=(os.getpid(),))
                     processes.append(local.process)
-                path = str(folder / trial.id)
-                result: TrialResult = local.process.submit(
-                    _run_beside, os.getpid(), run_trial, trial, threads, path
-                ).result()
-                return result
+                future = local.process.submit(run_trial, trial, threads, str(folder / trial.id))
+                return cast(TrialResult, future.result())
             except BrokenProcessPool as broken:
                 del local.process
                 error = f"its process died twice ({type(broken).__name__}): too little memory?"
-                if closing.is_set():
-                    break
         return trial.failed(error)
 
     pool = ThreadPoolExecutor(jobs)
@@ -331,21 +302,14 @@ def with_joblib(trials: list[Trial], jobs: int, threads: int, folder: Path) -> I
         for future in as_completed([pool.submit(run, trial) for trial in trials]):
             yield future.result()
     finally:
-        closing.set()
         pool.shutdown(wait=False, cancel_futures=True)
         for process in processes:
             process.shutdown(kill_workers=True)
 
 
-def _run_beside(sweep: int, run: Any, *arguments: object) -> Any:
-    """`run(*arguments)` in a process that ends with that of the sweep, even if that one is killed: the next sweep would
-    find it at work in the trial's folder."""
-    _end_with(sweep)
-    return run(*arguments)
-
-
-@cache  # once a process
 def _end_with(parent: int) -> None:
+    """End this process when the sweep's ends, even a killed one: the next sweep would find it at work in its folder."""
+
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(0.2)
@@ -375,7 +339,7 @@ def with_dask(trials: list[Trial], scheduler: str, threads: int) -> Iterator[Tri
 
 
 def tuning_scores(tables: RunTable) -> pd.DataFrame:
-    """Macro AUROC on validation in each run's best epoch: mean, std and count over seeds, a row a method and lr."""
+    """Macro AUROC on validation in each run's best epoch: mean, std and count over seeds of each method and lr."""
     rows = tables.rows.query("split == 'val' and task == 'macro' and metric == 'auroc'")
     best = rows.groupby("cell").value.max()
     cells = tables.cells[tables.cells.cell.isin(best.index)]
@@ -387,11 +351,7 @@ def tuning_scores(tables: RunTable) -> pd.DataFrame:
 
 
 def best_lr(out: str | Path) -> dict[str, float]:
-    """The learning rate of each method with the best mean in `tuning_scores`, of the sweep whose long table is `out`.
-
-    Raises:
-        ValueError: No finished run is there.
-    """
+    """The learning rate of each method with the best mean in `tuning_scores` of the sweep whose long table is `out`."""
     scores = tuning_scores(RunTable(out))
     if scores.empty:
         raise ValueError(f"{out} holds no finished run: nothing to choose a learning rate from.")

@@ -85,7 +85,8 @@ def test_environment_report_says_what_a_result_depends_on():
 
 
 def test_no_commit_outside_a_checkout(tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "__file__", str(tmp_path / "records.py"))
+    (tmp_path / "deepchest_utils").mkdir()
+    monkeypatch.setattr(records, "PROJECT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert records._commit() is None
     monkeypatch.setenv("PATH", "")  # nor without git

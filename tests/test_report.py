@@ -24,7 +24,7 @@ from deepchest_utils.results.report import (
     report,
     summarise,
 )
-from deepchest_utils.results.store import COLUMNS
+from deepchest_utils.results.store import COLUMNS, RunRecord
 from deepchest_utils.sweep import make_trials, run_sweep
 from deepchest_utils.weighting.spec import format_method, parse_method
 
@@ -209,7 +209,8 @@ def test_groups_by_hand():
         for seed in (0, 1)
         for factor in (None, {"contrast": {"Mass": 2}})
     ]
-    table = pd.DataFrame([describe_run(f"run{i}", c, "abc", None) for i, c in enumerate(configs)])
+    records = [RunRecord(f"run{i}", c, {"data": "abc"}, pd.DataFrame()) for i, c in enumerate(configs)]
+    table = pd.DataFrame([describe_run(record) for record in records])
     differing = differing_settings(table)
     assert differing.controlled.tolist() == [None, '{"contrast": {"Mass": 2}}'] * 2
     names = name_groups(table, differing)

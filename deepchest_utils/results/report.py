@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pandas as pd
 from deepchest_utils.config import TrainConfig
 from deepchest_utils.results.labels import method_label, method_order
 from deepchest_utils.results.statistics import format_interval, paired_differences
-from deepchest_utils.results.store import COLUMNS, collect, write_table
+from deepchest_utils.results.store import COLUMNS, RunRecord, collect, write_table
 from deepchest_utils.weighting.spec import format_method
 
 # no part of the settings that runs share: what a line of the summary is about, and what says which data they are
@@ -44,42 +45,27 @@ class RunCollection:
     rows: pd.DataFrame
     remarks: list[str]
 
-
-@dataclass(frozen=True)
-class Report(RunCollection):
-    """A collection with its `summarise`."""
-
-    summary: pd.DataFrame
+    @cached_property
+    def summary(self) -> pd.DataFrame:
+        """See `summarise`; `notebook.figures.draw_summary` makes a picture of it."""
+        return summarise(self)
 
 
-def report(folder: str | Path = "runs", out: str | Path | None = None) -> Report:
-    """Collect the runs below a folder and summarise them. `notebook.figures.draw_summary` makes a picture of it.
-
-    Args:
-        folder: See `collect_runs`.
-        out: A .csv for the long table; None writes nothing.
-
-    Raises:
-        ValueError: There is no tested run, or `out` is no name for a new table.
-    """
+def report(folder: str | Path = "runs", out: str | Path | None = None) -> RunCollection:
+    """`collect_runs` below a folder; `out` is a new .csv for the long table."""
     if out is not None and (Path(out).suffix != ".csv" or Path(out).with_name(f"{Path(out).stem}_cells.csv").exists()):
         raise ValueError(f"out should be the name of a .csv, and not that of a sweep. Found {str(out)!r}.")
     runs = collect_runs(folder)
-    summary = summarise(runs)
     if out is not None:
         write_table(out, runs.rows)
-    return Report(runs.runs, runs.rows, runs.remarks, summary)
+    return runs
 
 
 def collect_runs(folder: str | Path) -> RunCollection:
-    """All tested runs below a folder, however deep, see `store.collect`, in groups that may share a mean.
+    """All tested runs below a folder, see `store.collect`, in groups that may share a mean. A repeated run counts once.
 
-    Two runs have the same group if they ran on the same data with the same settings, method and seed apart. Phantoms that
-    were drawn with the seed of the run, as in notebook 03, are a group too: independent draws, one a seed. A run that is
-    there twice counts once.
-
-    Raises:
-        ValueError: There is no such folder, or no tested run below it.
+    A group has the same data and settings, method and seed apart. Phantoms that were drawn with the seed of the run, as in
+    notebook 03, are a group too: independent draws, one a seed. Raises ValueError if there is no tested run.
     """
     if not Path(folder).is_dir():
         raise ValueError(f"folder should hold runs. Found no folder {str(folder)!r}.")
@@ -87,11 +73,7 @@ def collect_runs(folder: str | Path) -> RunCollection:
     if not records:
         listed = _listed(remarks, "; ") or "neither a folder of train nor a table of sweep"
         raise ValueError(f"folder should hold runs that have been tested. Found none in {str(folder)!r}: {listed}.")
-    environments = [record.environment for record in records]
-    runs = pd.DataFrame([
-        describe_run(record.run, record.config, environment.get("data"), environment.get("commit"))
-        for record, environment in zip(records, environments, strict=True)
-    ])  # fmt: skip
+    runs = pd.DataFrame([describe_run(record) for record in records])
     repeated = runs.duplicated(_SAME)
     if repeated.any():
         test = [record.rows.query("split == 'test' and task == 'macro' and metric == 'auroc'") for record in records]
@@ -120,19 +102,18 @@ def _listed(texts: Iterable[str], separator: str = ", ") -> str:
     return separator.join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def describe_run(run: str, config: TrainConfig, data: object, commit: object) -> dict[str, Any]:
-    """A row of `RunCollection.runs`. data: a fingerprint, and commit, if they are known, else no text."""
+def describe_run(record: RunRecord) -> dict[str, Any]:
+    """A row of `RunCollection.runs`, and key, a text of the settings."""
+    config, data, commit = record.config, record.environment.get("data"), record.environment.get("commit")
     settings = {name: value for name, value in config.identity().items() if name not in _LINE}
     settings |= settings.pop("data_options")
     method = format_method(config.method, config.method_options)
     method += "" if config.architecture == TrainConfig.architecture else f"@{config.architecture}"
     if not isinstance(data, str):
         data = f"{config.data_root}, split {config.split}, seed {config.data_seed}"
-    return {
-        "run": run, "method": method, "seed": config.seed, "data_seed": config.data_seed, "data": data,
-        "commit": commit if isinstance(commit, str) else None, "settings": settings,
-        "key": json.dumps(settings, sort_keys=True),
-    }  # fmt: skip
+    named = {"run": record.run, "method": method, "seed": config.seed, "data_seed": config.data_seed, "data": data}
+    commit = commit if isinstance(commit, str) else None
+    return {**named, "commit": commit, "settings": settings, "key": json.dumps(settings, sort_keys=True)}
 
 
 def differing_settings(runs: pd.DataFrame) -> pd.DataFrame:

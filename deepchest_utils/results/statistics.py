@@ -1,5 +1,4 @@
-"""How sure we are: bootstrap over patients, on images that one network or two have scored; intervals over training
-seeds and patients; many methods compared at once. Randomness is an argument."""
+"""How sure we are: bootstrap over patients, intervals over training seeds, differences of many methods at once."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,8 +20,7 @@ _NO_REPLICATES = np.empty(0)
 def patient_weights(
     patients: Int[np.ndarray, " n"], replicates: int, rng: np.random.Generator
 ) -> Float[np.ndarray, "r n"]:
-    """How often each image counts in each replicate (R, N): patients are drawn with replacement, with all
-    their images."""
+    """How often each image counts in each replicate: patients are drawn with replacement, with all their images."""
     names, index = np.unique(patients, return_inverse=True)
     drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=replicates)
     return drawn[:, index].astype(np.float64)
@@ -36,11 +34,16 @@ def bootstrap_metric(
     metric: str = "auroc",
     replicates: int = 1000,
 ) -> Float[np.ndarray, "m r k"]:
-    """The metric of each of M networks in each replicate, (M, R, K); the networks see the same patients, so
-    differences are paired.
+    """The metric of M networks in R resamplings of the patients, the same for each network: differences are paired.
 
-    labels: 1, 0, NaN. scores: M arrays of logits or probabilities. metric: "auroc" or "average_precision".
-    NaN where a replicate has no positive or no negative.
+    Args:
+        labels: (N, K), 1, 0 or NaN.
+        scores: M arrays (N, K) of logits or probabilities.
+        patients: (N,) whose each image is.
+        metric: One of BOOTSTRAP_METRICS.
+
+    Returns:
+        (M, R, K), NaN where a replicate has no positive or no negative.
     """
     if metric not in BOOTSTRAP_METRICS:
         raise ValueError(f"metric should be one of {', '.join(BOOTSTRAP_METRICS)}. Found {metric!r}.")
@@ -69,12 +72,6 @@ def interval(
     return low, high
 
 
-def _mean_over_tasks(values: Float[np.ndarray, "r k"], tasks: np.ndarray) -> Float[np.ndarray, " r"]:
-    """Macro mean of each replicate over the tasks that are defined on all images; NaN if one of them is not
-    in the replicate."""
-    return values[:, tasks].mean(1) if tasks.any() else np.full(len(values), np.nan)
-
-
 def compare_runs(
     labels: Float[np.ndarray, "n k"],
     baseline: Float[np.ndarray, "n k"],
@@ -85,11 +82,16 @@ def compare_runs(
     metric: str = "auroc",
     replicates: int = 1000,
 ) -> pd.DataFrame:
-    """Two networks on the same test images, a row a task and one for the macro mean.
+    """Two networks on the same test images. The intervals hold for these two, and say nothing of another seed.
 
-    Columns: positives, then for "baseline", "other" and "difference" (other - baseline, paired): the value on
-    all images, low and high of the 95% patient-bootstrap interval. The interval holds for these two trained
-    networks: it says nothing about another seed.
+    Args:
+        labels, patients, metric: See `bootstrap_metric`.
+        baseline, other: (N, K) scores of the two.
+        tasks: Names of the K tasks.
+
+    Returns:
+        A row a task, and "macro": positives, and for each of baseline, other and difference (other - baseline, paired) the
+        value on all images with _low and _high, the 95% interval over patients.
     """
     values = bootstrap_metric(labels, [baseline, other], patients, rng, metric, replicates)
     point = np.array(
@@ -100,10 +102,12 @@ def compare_runs(
     columns = {"baseline": (point[0], values[0]), "other": (point[1], values[1])}
     columns["difference"] = (point[1] - point[0], values[1] - values[0])
     for name, (value, sample) in columns.items():
-        everywhere = np.column_stack([sample, _mean_over_tasks(sample, defined)])
-        low, high = interval(everywhere)
-        mean = value[defined].mean() if defined.any() else np.nan
-        rows |= {name: [*value, mean], f"{name}_low": low, f"{name}_high": high}
+        stacked = np.vstack([value, sample])
+        # NaN in a replicate where one of these tasks is not defined
+        macro = stacked[:, defined].mean(1) if defined.any() else np.full(len(stacked), np.nan)
+        stacked = np.column_stack([stacked, macro])
+        low, high = interval(stacked[1:])
+        rows |= {name: stacked[0], f"{name}_low": low, f"{name}_high": high}
     return pd.DataFrame(rows, index=pd.Index([*tasks, "macro"], name="task"))
 
 
@@ -112,21 +116,18 @@ def mean_interval(
 ) -> dict[str, float]:
     """The mean over training seeds of a score or a paired difference, with an interval for other seeds and patients.
 
-    The squared standard error is var(values) / S + var(replicates). The interval is Student's with Welch and
-    Satterthwaite's degrees of freedom: S - 1 if seeds are all there is. With S = 1 it holds for that one network. Both
-    variances contain what a seed makes of single patients, so the interval is rather too wide than too narrow.
+    The squared standard error is var(values) / S + var(replicates), and the interval Student's with the degrees of
+    freedom of Welch and Satterthwaite, S - 1 without replicates. With S = 1 it holds for that one network. Both variances
+    contain what a seed makes of single patients, so the interval is rather too wide than too narrow.
 
     Args:
-        values: (S,) one a seed, all on the same test patients.
-        replicates: (R,) the mean of `values` in each resampling of the patients; empty leaves patients out.
+        values: (S,), one a seed, all on the same test patients.
+        replicates: (R,), the mean of `values` in each resampling of the patients; empty leaves patients out.
         level: Of the interval, in (0, 1).
 
     Returns:
         mean, low, high, p (two-sided, that the mean is 0), seed_sd (of one value), patient_sd (of the mean). A NaN among
         values or replicates makes the interval NaN.
-
-    Raises:
-        ValueError: `values` is empty, or `level` is not in (0, 1).
     """
     if not 0 < level < 1:
         raise ValueError(f"level should be between 0 and 1. Found {level}.")
@@ -151,11 +152,9 @@ def mean_interval(
 
 
 def format_interval(row: Mapping[str, Any] | pd.Series, digits: int = 4, sign: str = "+", star: bool = False) -> str:
-    """A row of `paired_differences` or of a summary as "+0.0041 [-0.0068, +0.0151]".
+    """A row with mean, low and high as "+0.0041 [-0.0068, +0.0151]"; "-" if the mean is NaN, the mean alone if low is.
 
     Args:
-        row: Has mean, low and high, and p_holm for the star. "-" without a mean, the mean alone without an interval.
-        digits: After the point.
         sign: "+" for a difference, "" for a score.
         star: Append "*" where p_holm is below 0.05, else a space, so that a column stays aligned.
     """
@@ -165,8 +164,7 @@ def format_interval(row: Mapping[str, Any] | pd.Series, digits: int = 4, sign: s
 
 
 def holm(p: Float[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
-    """Holm's correction (1979) of the p-values of M tests: to reject those below alpha is wrong about any of them in at
-    most a share alpha of such families. NaN stays NaN and is no test. Tables are corrected by `adjust_p`."""
+    """Holm's correction (1979) of the p-values of a family of M tests. NaN is no test. For tables there is `adjust_p`."""
     out, tested = np.full(len(p), np.nan), np.flatnonzero(~np.isnan(p))
     order = tested[np.argsort(p[tested])]
     raised = p[order] * np.arange(len(order), 0, -1)
@@ -175,20 +173,13 @@ def holm(p: Float[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
 
 
 def adjust_p(table: pd.DataFrame, family: Sequence[str] = ()) -> pd.DataFrame:
-    """The table with a column p_holm: its p corrected by `holm` within each family, in place of what p_holm it had.
-
-    Correct anew whatever part of a summary a figure or a sentence is about.
+    """The table with its column p corrected by `holm` as p_holm, anew: for the rows that a figure or sentence is about.
 
     Args:
-        table: Has a column p; its index may be anything.
         family: Columns. Rows that are alike in all of them are one family; without columns all rows are one.
     """
-    p = table.p.astype(float).reset_index(drop=True)
-    groups = table[[*family]].reset_index(drop=True).groupby([*family]).indices.values() if family else [p.index]
-    adjusted = np.full(len(p), np.nan)
-    for positions in groups:
-        adjusted[positions] = holm(p.to_numpy()[positions])
-    return table.assign(p_holm=adjusted)
+    families = table.groupby([*family] if family else np.zeros(len(table)))
+    return table.assign(p_holm=families.p.transform(lambda p: holm(p.to_numpy(float))))
 
 
 def paired_differences(
@@ -200,29 +191,25 @@ def paired_differences(
     family: Sequence[str] | None = None,
     replicates: Float[np.ndarray, "n r"] | None = None,
 ) -> pd.DataFrame:
-    """Each method minus a baseline, paired, with interval and p-value: every difference of this project is one of these.
+    """Each method minus a baseline, paired, with interval and p-value: every such difference of this project.
 
-    To compare fewer methods, metrics or tasks, pass fewer rows. To compare tables with each other, put one below the
-    other and name the methods apart.
+    To compare fewer methods or tasks, pass fewer rows; to compare tables, pass one below the other, their methods named
+    apart.
 
     Args:
-        values: Long table, a row a value: columns method, value and those named below, such as the rows of a `RunTable`
-            with split "test". A pair counts if both methods have a row; a row whose value is NaN makes the mean NaN.
+        values: Long table of N rows: method, value and the columns below, as the rows of a `RunTable` with split "test".
+            A pair counts if both methods have a row. A value that is NaN makes the mean NaN.
         baseline: A method of the table. None gives the means of the values themselves, without p.
-        by: Columns that say what is compared: a row of the result for each method and combination.
+        by: Columns that say what is compared: the result has a row for each method and combination.
         pair: Columns that name the pairs, over which mean and interval are taken.
-        average: Columns over which a pair is a mean, such as data sets or findings. Those without any value are left
-            out; then a pair that lacks one of them is.
+        average: Columns over which a pair is a mean, such as data sets or findings. What has no value at all is left out;
+            then a pair that lacks one of them is.
         family: Columns within whose groups p is corrected, see `adjust_p`; default `by`: over the methods.
-        replicates: (N, R) each row's value in R resamplings of the patients, the same patients in all rows. NaN where a
-            value is undefined. The patients are left out of an interval if one of its rows is all NaN.
+        replicates: (N, R), each value in R resamplings of the patients, the same in all rows; NaN where undefined. An
+            interval leaves patients out if one of its rows is all NaN.
 
     Returns:
-        Columns method, those of `by`, pairs (how many), those of `mean_interval` and p_holm; methods in order of
-        appearance.
-
-    Raises:
-        ValueError: The baseline has no row, or a method has two rows of the same `by`, `pair` and `average`.
+        Columns method, `by`, pairs (how many), those of `mean_interval` and p_holm; methods in order of appearance.
     """
     keys = [*by, *pair, *average]
     table = values[["method", *keys, "value"]].reset_index(drop=True)
@@ -265,10 +252,14 @@ def _sample_means(members: pd.DataFrame, replicates: Float[np.ndarray, "n r"]) -
 
 
 def friedman(scores: Float[np.ndarray, "k m"], alpha: float = 0.05) -> tuple[Float[np.ndarray, " m"], float, float]:
-    """Average ranks (M,) of M methods over K tasks (1 is best, ties share), Friedman's p that all are alike, and
-    Nemenyi's critical difference: ranks further apart than that differ at `alpha` (Demsar 2006).
+    """Are M methods alike over K tasks? Friedman's test with Nemenyi's (Demsar 2006).
 
-    scores: higher is better. Raises ValueError for fewer than three methods or two tasks, or a NaN.
+    Args:
+        scores: (K, M) without NaN, of at least two tasks and three methods; higher is better.
+
+    Returns:
+        Average ranks (1 is best, ties share), p that all are alike, and the critical difference: ranks further apart than
+        that differ at `alpha`.
     """
     tasks, methods = scores.shape
     if methods < 3 or tasks < 2 or np.isnan(scores).any():
@@ -293,16 +284,12 @@ GROUPS = ("macro", "common", "rare")  # means over all findings, and over the mo
 
 
 def compare_methods(tables: RunTable, baselines: Sequence[str] = ("equal",)) -> pd.DataFrame:
-    """The summary of a sweep: `paired_differences` over seeds and patients, to each baseline.
-
-    Args:
-        tables: A sweep with one run a method and seed.
-        baselines: Methods of it. Before them comes "itself": the scores, without p.
+    """The summary of a sweep: `paired_differences` to each baseline over seeds and patients.
 
     Returns:
-        A row a method, baseline, metric and task: method, baseline, metric, seeds (how many), task, mean, low, high, p,
-        seed_sd, patient_sd and p_holm. Tasks are the findings and GROUPS, means over the findings where the metric is
-        defined. p_holm corrects each of GROUPS over the methods, and the findings over methods and findings.
+        Columns method, baseline ("itself" for the scores, without p), metric, seeds (how many), task, NUMBERS and p_holm.
+        Tasks are the findings and GROUPS, means over the findings where the metric is defined. p_holm corrects each of
+        GROUPS over the methods, and the findings over methods and findings.
 
     Raises:
         ValueError: A baseline has no finished run, or a method ran twice with one seed (with two learning rates, say).

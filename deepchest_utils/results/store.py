@@ -31,16 +31,12 @@ import torch
 from deepchest_utils.config import TrainConfig
 from deepchest_utils.distributed import world_size
 from deepchest_utils.files import FileError, atomic_write, one_line, write_file
+from deepchest_utils.paths import PROJECT
 from deepchest_utils.results.metrics import CALIBRATION, macro
 
 COLUMNS = ["method", "seed", "epoch", "split", "task", "metric", "value"]
-CONFIG, ENVIRONMENT, HISTORY, SECONDS, TEST = (
-    "config.json",
-    "environment.json",
-    "history.csv",
-    "seconds.csv",
-    "test.csv",
-)
+CONFIG, ENVIRONMENT = "config.json", "environment.json"
+HISTORY, SECONDS, TEST = "history.csv", "seconds.csv", "test.csv"
 REPLICATES, FAILURE, LOCALIZATION = "replicates.npz", "failure.json", "localization.csv"
 CHECKPOINT, PREVIOUS, DAMAGED = "checkpoint.pt", "checkpoint.previous.pt", "checkpoint.damaged.pt"
 DIGITS = "%.7g"  # in a RunTable: those of a float32, and the same text whenever a run is repeated
@@ -52,13 +48,11 @@ PACKAGES = ("torch", "torchvision", "numpy", "pandas", "scikit-learn", "scipy", 
 def task_rows(
     base: Mapping[str, object], metrics: Mapping[str, Iterable[float]], tasks: Iterable[str], summarise: bool = True
 ) -> list[dict[str, Any]]:
-    """Rows of the long table.
+    """Rows of the long table: one for each metric and task, and with `summarise` for "macro" and "worst".
 
     Args:
         base: method, seed, epoch and split.
-        metrics: Name -> (K,) values, one a task.
-        tasks: Their K names.
-        summarise: Add "macro", and for the AUROC their number and "worst".
+        metrics: Name -> (K,) values of the K tasks.
     """
     rows, tasks = [], list(tasks)
     for metric, values in metrics.items():
@@ -85,23 +79,15 @@ def to_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
 def environment_report() -> dict[str, object]:
     """Versions, commit and hardware: what a result depends on beside its configuration."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "python": platform.python_version(),
-        **{name: metadata.version(name) for name in PACKAGES},
-        "commit": _commit(),
-        "machine": platform.machine(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "processes": world_size(),
-        "gpu": gpu,
-        "system": sys.platform,
-    }
+    versions = {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}}
+    processor = {"machine": platform.machine(), "processor": _processor(), "cores": os.cpu_count()}
+    processes = {"threads": torch.get_num_threads(), "processes": world_size()}
+    return {**versions, "commit": _commit(), **processor, **processes, "gpu": gpu, "system": sys.platform}
 
 
 def _commit() -> str | None:
     """The commit of the checkout that this code lies in, with "+" if files differ from it; None outside one."""
-    folder = Path(__file__).resolve().parent
+    folder = PROJECT / "deepchest_utils"
     with suppress(OSError, subprocess.CalledProcessError):
         options: dict[str, Any] = {"cwd": folder, "capture_output": True, "text": True, "check": True}
         commit: str = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], **options).stdout.strip()
@@ -119,13 +105,11 @@ def _processor() -> str:
 
 
 def read_results(path: str | Path, columns: list[str], what: str, missing_ok: bool = True) -> pd.DataFrame:
-    """Read a CSV of results.
+    """Read a CSV of results; an empty table of these columns if there is none and `missing_ok`.
 
     Args:
-        path: The CSV.
         columns: Columns that it must have.
         what: What wrote it, for the message: "sweep", say.
-        missing_ok: Without a file return an empty table of these columns.
 
     Raises:
         FileError: It is no readable CSV, breaks off, or lacks a column.
@@ -145,9 +129,6 @@ def read_results(path: str | Path, columns: list[str], what: str, missing_ok: bo
     return table
 
 
-# a run's folder
-
-
 def write_table(path: str | Path, table: pd.DataFrame) -> None:
     """Write a CSV with enough digits to get the same numbers back."""
     write_file(path, table.to_csv(index=False))
@@ -165,14 +146,11 @@ def write_run(
     test: pd.DataFrame,
     calibration: Mapping[str, list[float]],
 ) -> None:
-    """Write all of a finished run but its checkpoint.
+    """Write all of a finished run but its checkpoint. Where it is repeated, all but seconds.csv has the same bytes.
 
     Args:
-        folder: The run's.
-        config: Its configuration.
-        data: Fingerprint of its data.
-        history: Long table of training and validation; the rows of task "run" go to seconds.csv, as all else has the
-            same bytes when a run is repeated.
+        data: Fingerprint of the data.
+        history: Long table of training and validation; its rows of task "run" go to seconds.csv.
         test: Long table of the test split.
         calibration: Finding -> [slope, offset].
     """
@@ -187,27 +165,16 @@ def write_run(
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What the store has of a run.
+    """What the store has of a run."""
 
-    Attributes:
-        run: Its folder, or "<table>:<id>".
-        config: Its configuration.
-        environment: Of `environment_report`, and "data", the fingerprint of the data.
-        rows: Long table of all epochs and splits.
-    """
-
-    run: str
+    run: str  # its folder, or "<table>:<id>"
     config: TrainConfig
-    environment: dict[str, Any]
-    rows: pd.DataFrame
+    environment: dict[str, Any]  # `environment_report`, and "data", the fingerprint of its data
+    rows: pd.DataFrame  # long table of all epochs and splits
 
 
 def read_run(folder: str | Path) -> RunRecord:
-    """Read the folder of a finished run; without test.csv, its history alone.
-
-    Raises:
-        ValueError: A file is missing, damaged, or of another run (OSError and KeyError among them).
-    """
+    """Read the folder of a finished run; without test.csv its history alone. Damaged files raise one of several types."""
     folder = Path(folder)
     config = TrainConfig(**json.loads((folder / CONFIG).read_text()))
     environment = json.loads((folder / ENVIRONMENT).read_text())
@@ -223,13 +190,10 @@ def read_run(folder: str | Path) -> RunRecord:
 
 
 def collect(folder: str | Path) -> tuple[list[RunRecord], list[str]]:
-    """Read every tested run below a folder, however deep.
-
-    Runs are folders, or rows of a `RunTable` whose folders are not beside it; other tables are left alone.
+    """Read every tested run below a folder, however deep: folders of runs, and trials of a `RunTable` that have none.
 
     Returns:
-        The runs, and a remark for each run or table that is not among them, beginning with "unfinished", "untested",
-        "failed" or "damaged".
+        The runs, and a remark for each other run: "unfinished: ...", "untested: ...", "failed: ..." or "damaged: ...".
     """
     records, remarks = [], []
     for path, read in _sources(Path(folder)):
@@ -287,16 +251,11 @@ def _read_exported(path: Path) -> Iterator[RunRecord | str]:
         if trial.cell not in tables or not (tables[trial.cell].split == "test").any():
             untested += 1
         elif not (out.with_suffix("") / trial.cell / TEST).exists():
-            config, environment = (
-                TrainConfig(**json.loads(trial.settings)),
-                {"data": trial.data, "commit": trial.commit},
-            )
+            config = TrainConfig(**json.loads(trial.settings))
+            environment = {"data": trial.data, "commit": trial.commit}
             yield RunRecord(f"{out}:{trial.cell}", config, environment, tables[trial.cell][COLUMNS])
     if untested:
         yield f"untested: {out}: validation scores alone of {untested} runs"
-
-
-# checkpoints
 
 
 VERSION = 4  # 4: after an epoch, never in the middle of one
@@ -307,14 +266,10 @@ _CONTENT: dict[str, type] = {
 
 
 def save_checkpoint(run_dir: str | Path, state: dict[str, Any]) -> None:
-    """Write `run_dir/checkpoint.pt`; the one that was there becomes `checkpoint.previous.pt`.
+    """Write `run_dir/checkpoint.pt`; the one before becomes `checkpoint.previous.pt`.
 
     Args:
-        run_dir: Folder of the run.
         state: Tensors, numbers, strings, and dicts and lists of them.
-
-    Raises:
-        FileError: It cannot be written; the older ones stay.
     """
     path = Path(run_dir) / CHECKPOINT
     buffer = io.BytesIO()  # writing to the file itself, PyTorch would hide what went wrong
@@ -326,12 +281,9 @@ def save_checkpoint(run_dir: str | Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(run_dir: str | Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """The newest readable state of the run in `run_dir`, on the CPU; None without a checkpoint.
-
-    A damaged file is renamed, with a warning, and the one before is used.
+    """The newest readable state in `run_dir`, on the CPU, or None. A damaged file is renamed, and the one before used.
 
     Args:
-        run_dir: Folder of the run.
         identity: What the state must agree with: configuration and data.
 
     Raises:
@@ -357,11 +309,8 @@ def load_checkpoint(run_dir: str | Path, identity: dict[str, Any]) -> dict[str, 
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The state in a file, on the CPU.
-
-    Raises:
-        FileError: There is no such file, or it is no checkpoint of this version.
-    """
+    """The state in a file, on the CPU. Raises FileError if it is no checkpoint of this version."""
+    advice = "Delete it, or choose another run_dir."
     if not path.is_file():
         raise FileError(f"{path}: no such checkpoint.")
     try:
@@ -373,36 +322,25 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             raise ValueError(f"it would unfold to {unfolded:,} bytes")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises one of several types
-        raise FileError(
-            f"{path}: not a readable checkpoint ({type(error).__name__}). Delete it, or choose another run_dir."
-        ) from error
+        raise FileError(f"{path}: not a readable checkpoint ({type(error).__name__}). {advice}") from error
     if not isinstance(state, dict) or state.get("version") != VERSION:
-        raise FileError(f"{path}: not a checkpoint of this version. Delete it, or choose another run_dir.")
-    wrong = [name for name, kind in _CONTENT.items() if not isinstance(state.get(name), kind)]
-    if not wrong and not all(isinstance(finding, str) for finding in state["findings"]):
-        wrong = ["findings"]
-    if wrong:
-        raise FileError(f"{path}: its {wrong[0]!r} is not what it should be. Delete it, or choose another run_dir.")
+        raise FileError(f"{path}: not a checkpoint of this version. {advice}")
+    for name, kind in _CONTENT.items():
+        right = isinstance(state.get(name), kind)
+        if not right or (name == "findings" and not all(isinstance(finding, str) for finding in state[name])):
+            raise FileError(f"{path}: its {name!r} is not what it should be. {advice}")
     return state
 
 
-# the tables of many runs
-
-
 class RunTable:
-    """The runs of a sweep as three files, read when it is made. A run is a "cell" in them.
+    """The runs of a sweep as three files, read when it is made. The files call a run a "cell".
 
     Attributes:
-        out: The long table, `<out>.csv`: its columns are "cell" and COLUMNS.
-        cells_path: `<out>_cells.csv`: a row a run with settings, status, error, seconds, environment.
-        replicates_path: `<out>_replicates.npz`: an array (M, R, K) a finished run, the M BOOTSTRAP_METRICS in R
-            resamplings of the test patients, the same in every run.
-        summary_path: `<out>_summary.csv`, which `write_summary` writes.
-        folder: `<out>/`, with the folders of the runs.
-        rows, cells, replicates: What is in the three files.
-
-    Raises:
-        ValueError: `out` is not the name of a .csv; FileError if a file is not readable.
+        rows: The long table `<out>`, with columns "cell" and COLUMNS.
+        cells: `<out>_cells.csv`, a row a run: settings, status, error, seconds, environment.
+        replicates: `<out>_replicates.npz`, an array (M, R, K) a finished run: the M BOOTSTRAP_METRICS in R resamplings of
+            the test patients, the same in every run.
+        folder: `<out>/`, which has the folders of the runs.
     """
 
     def __init__(self, out: str | Path):
@@ -431,13 +369,7 @@ class RunTable:
         return set(self.cells.cell[self.cells.status == "done"])
 
     def add(self, record: Mapping[str, object], rows: pd.DataFrame, replicates: np.ndarray) -> None:
-        """Write a run, in place of an earlier one with its id. It counts from its row in `cells` on, which comes last.
-
-        Args:
-            record: The row of `cells`.
-            rows: Those of the long table.
-            replicates: (M, R, K), empty for none.
-        """
+        """Write a run, in place of an earlier one with its id: the row of `cells` comes last, and makes it count."""
         cell = str(record["cell"])
         if len(replicates):
             self.replicates[cell] = replicates

@@ -1,4 +1,4 @@
-"""The cells of a sweep: the product of lists, what a cell is called, and a learning rate for each method."""
+"""The trials of a sweep: the product of lists, what a trial is called, and a learning rate for each method."""
 
 import dataclasses
 import hashlib
@@ -11,8 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from deepchest_utils import METHODS, TrainConfig
-from deepchest_utils import sweep as cells
+from deepchest_utils import METHODS, TrainConfig, sweep
 from deepchest_utils.config import ARCHITECTURES
 from deepchest_utils.sweep import Trial, best_lr, make_trials
 
@@ -53,17 +52,17 @@ def test_product_of_the_lists_seed_by_seed():
         (1, "equal", 1e-3), (1, "equal", 2e-3), (1, "deepchest", 1e-3), (1, "deepchest", 2e-3),
     ]  # fmt: skip
     assert len({c.id for c in made}) == 8
-    for cell in made:  # all else is the base's
-        own = {"method": cell.method, "lr": cell.config.lr, "seed": cell.config.seed}
-        assert cell.config == dataclasses.replace(BASE, **own)
+    for trial in made:  # all else is the base's
+        own = {"method": trial.method, "lr": trial.config.lr, "seed": trial.config.seed}
+        assert trial.config == dataclasses.replace(BASE, **own)
 
 
-def test_without_lists_there_is_one_cell_the_base():
+def test_without_lists_there_is_one_trial_the_base():
     assert make_trials(BASE, {}) == [Trial("deepchest", BASE)]
     assert make_trials(BASE, {"seed": []}) == []
 
 
-def test_same_settings_twice_are_one_cell():
+def test_same_settings_twice_are_one_trial():
     assert len(make_trials(BASE, {"method": ["equal", "equal"], "seed": [0, 0, 1]})) == 2
 
 
@@ -84,10 +83,10 @@ def test_same_settings_twice_are_one_cell():
     ],
 )
 def test_method_with_options_in_one_word(spec, method, options, architecture):
-    (cell,) = make_trials(BASE, {"method": [spec]})
-    assert cell.method == spec  # as the tables name it
-    assert (cell.config.method, cell.config.method_options) == (method, options)
-    assert cell.config.architecture == architecture
+    (trial,) = make_trials(BASE, {"method": [spec]})
+    assert trial.method == spec  # as the tables name it
+    assert (trial.config.method, trial.config.method_options) == (method, options)
+    assert trial.config.architecture == architecture
 
 
 @pytest.mark.parametrize(
@@ -134,15 +133,15 @@ def test_each_method_has_its_own_learning_rate():
     assert make_trials(BASE, {}, lr)[0].config.lr == 5e-3
 
 
-# what a cell is called
+# what a trial is called
 
 
 def test_id_is_a_hash_of_what_differs_from_the_defaults():
     """So that a field that TrainConfig gets one day, left at its default, changes no id of today."""
-    cell = Trial("deepchest", BASE)
-    assert cell.settings == {"image_size": 32, "data_options": {"num_train": 128, "num_val": 64}}
+    trial = Trial("deepchest", BASE)
+    assert trial.settings == {"image_size": 32, "data_options": {"num_train": 128, "num_val": 64}}
     text = '{"data_options": {"num_train": 128, "num_val": 64}, "image_size": 32}'
-    assert cell.id == hashlib.sha256(text.encode()).hexdigest()[:10]
+    assert trial.id == hashlib.sha256(text.encode()).hexdigest()[:10]
     assert Trial("deepchest", TrainConfig()).settings == {}
 
 
@@ -152,7 +151,7 @@ def test_a_new_field_with_a_default_changes_no_id(monkeypatch):
         warmup: int = 0
 
     before = Trial("deepchest", BASE)
-    monkeypatch.setattr(cells, "TrainConfig", Grown)
+    monkeypatch.setattr(sweep, "TrainConfig", Grown)
     grown = Grown(**{f.name: getattr(BASE, f.name) for f in dataclasses.fields(BASE)})
     assert Trial("deepchest", grown).id == before.id
     assert Trial("deepchest", dataclasses.replace(grown, warmup=1)).id != before.id
@@ -237,7 +236,7 @@ def test_best_lr_of_nothing_is_an_error(tmp_path):
 def test_without_history_the_test_scores_and_the_prevalence_stay():
     base = dataclasses.replace(BASE, epochs=2, data_options={**BASE.data_options, "num_test": 64})
     (short,), (full,) = (make_trials(base, {"method": ["deepchest"]}, history=h) for h in (False, True))
-    kept, all_rows = cells.run_trial(short, 1), cells.run_trial(full, 1)
+    kept, all_rows = sweep.run_trial(short, 1), sweep.run_trial(full, 1)
     assert set(zip(kept.rows.split, kept.rows.metric, strict=True)) >= {("test", "auroc"), ("train", "prevalence")}
     assert set(kept.rows.metric[kept.rows.split != "test"]) == {"prevalence"}
     more = all_rows.rows[~all_rows.rows.metric.isin(["weight"]) & (all_rows.rows.split != "val")]
@@ -251,7 +250,7 @@ def test_without_history_the_test_scores_and_the_prevalence_stay():
 def test_tuning_keeps_the_validation_score_alone():
     base = dataclasses.replace(BASE, epochs=2, data_options={**BASE.data_options, "num_test": 64})
     (tuned,), (plain,) = (make_trials(base, {"method": ["equal"]}, tune=tune) for tune in (True, False))
-    kept, full = cells.run_trial(tuned, 1), cells.run_trial(plain, 1)
+    kept, full = sweep.run_trial(tuned, 1), sweep.run_trial(plain, 1)
     assert (kept.record["status"], full.record["status"]) == ("done", "done"), full.record["error"]
     whole = full.rows.query("split == 'val' and task == 'macro' and metric == 'auroc'")
     assert len(whole) == 2
@@ -264,14 +263,14 @@ def test_threads_of_one_process_take_turns(monkeypatch):
     """They share PyTorch's random state, which each run sets."""
     inside, most = [], []
 
-    def slow(cell, threads, folder):
-        inside.append(cell)
+    def slow(trial, threads, folder):
+        inside.append(trial)
         most.append(len(inside))
         time.sleep(0.05)
-        inside.remove(cell)
-        return cell.failed("")
+        inside.remove(trial)
+        return trial.failed("")
 
-    monkeypatch.setattr(cells, "_run_trial", slow)
+    monkeypatch.setattr(sweep, "_run_trial", slow)
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda seed: cells.run_trial(Trial("equal", replace(BASE, seed=seed)), 1), range(4)))
+        list(pool.map(lambda seed: sweep.run_trial(Trial("equal", replace(BASE, seed=seed)), 1), range(4)))
     assert most == [1, 1, 1, 1]
