@@ -421,8 +421,23 @@ def tiny() -> Splits:
         return Splits(**parts, name="tiny", split="patient")
 
 
-@each
-@pytest.mark.parametrize("method", ["equal", "deepchest", "pcgrad", "pcgrad(level='features')"])
+# by default each architecture once and each kind of method once
+RESUMED = {
+    ("single_task", "deepchest"),
+    ("cross_stitch", "pcgrad"),
+    ("mtan", "equal"),
+    ("mtan", "pcgrad(level='features')"),
+}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "method"),
+    [
+        pytest.param(architecture, method, marks=() if (architecture, method) in RESUMED else pytest.mark.slow)
+        for architecture in ROWS
+        for method in ("equal", "deepchest", "pcgrad", "pcgrad(level='features')")
+    ],
+)
 def test_run_trains_and_goes_on_as_if_never_stopped(tiny, tmp_path, monkeypatch, architecture, method):
     name, options = parse_method(method)
     given = TrainConfig(

@@ -239,6 +239,7 @@ assert len(np.unique(logits.round(5))) == COUNT // 64  # each block of images is
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA holds on Linux alone")
 def test_data_larger_than_memory(tmp_path):
     """Cached, read in a training order with augmentation, and predicted, in 300 MiB for 512 MiB of images."""
