@@ -48,9 +48,10 @@ class GradientBalancing(Method):
         try:  # imported here, not with the package: a solver like cvxpy takes a second
             aggregator = getattr(import_module("torchjd.aggregation"), self.aggregator)(**options)
         except ImportError as error:
-            extra = "train" if (error.name or "").startswith("torchjd") else "solvers"
+            no_torchjd = (error.name or "").startswith("torchjd")
+            what, extra = ("TorchJD", "train") if no_torchjd else ("a solver", "solvers")
             raise ValueError(
-                f"{self.aggregator} needs a package that is not installed ({error}). Install the extra `{extra}`: "
+                f"{self.aggregator} needs {what}, which is not installed ({error}). Install the extra `{extra}`: "
                 f"pip install 'deepchest-utils[{extra}]', in a checkout: pip install -e '.[{extra}]'."
             ) from None
         # in a list, so that torch does not take it for a submodule: its buffers come and go, and a state_dict that
