@@ -12,8 +12,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from torch import nn
 from ranks import results
+from torch import nn
 
 from deepchest_utils import METHODS, TrainConfig
 from deepchest_utils.distributed import (
