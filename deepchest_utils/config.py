@@ -5,7 +5,7 @@ import difflib
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from types import NoneType
@@ -81,10 +81,8 @@ no_type_check(TrainConfig.__init__)  # by the tests: it checks its values itself
 def _checked(name: str, hint: Any, value: object) -> object:
     """The value as the type that the field declares; integers and floats may be NumPy's, a float may be an integer."""
     if get_origin(hint) is Literal:
-        if isinstance(value, str) and value in get_args(hint):
-            return value
-        allowed = f"one of {', '.join(get_args(hint))}"
-        raise ValueError(f"{name} should be {allowed}. Found {value!r}.{did_you_mean(value, get_args(hint))}")
+        check_choice(name, value, get_args(hint))
+        return value
     optional = NoneType in get_args(hint)
     kind = get_args(hint)[0] if optional else get_origin(hint) or hint
     if optional and value is None:
@@ -100,6 +98,13 @@ def _checked(name: str, hint: Any, value: object) -> object:
     elif isinstance(value, kind):
         return value
     raise ValueError(f"{name} should be of type {hint if optional else kind.__name__}. Found {value!r}.")
+
+
+def check_choice(name: str, value: object, allowed: Collection[str]) -> None:
+    """Raise ValueError, with a hint for a misspelt one, unless the value is one of the names that are allowed."""
+    if not isinstance(value, str) or value not in allowed:
+        names, hint = ", ".join(allowed), did_you_mean(value, allowed)
+        raise ValueError(f"{name} should be one of {names}. Found {value!r}.{hint}")
 
 
 def did_you_mean(name: object, allowed: Iterable[str]) -> str:

@@ -6,13 +6,11 @@ from functools import partial
 from typing import Any, cast
 
 from deepchest_utils.config import did_you_mean
-from deepchest_utils.weighting.base import EpochReport, LossWeighting, Method
+from deepchest_utils.weighting.base import Composed, EpochReport, LossWeighting, Method
 from deepchest_utils.weighting.candidates import Anneal, Hedge, ValDiscount
-from deepchest_utils.weighting.composed import Composed
 from deepchest_utils.weighting.deepchest import SIGNALS, DeepChest
-from deepchest_utils.weighting.dwa import DWA
 from deepchest_utils.weighting.gradnorm import GradNorm
-from deepchest_utils.weighting.scalarization import DBMTLL, FAMO, GLS, IMTLL, RLW, STCH, Uncertainty
+from deepchest_utils.weighting.scalarization import DBMTLL, DWA, FAMO, GLS, IMTLL, RLW, STCH, Uncertainty
 from deepchest_utils.weighting.static import PREVALENCE_RULES, PUBLISHED_INITIAL_WEIGHTS, Equal, Static, initial_weights
 from deepchest_utils.weighting.torchjd_adapter import ADAPTERS
 

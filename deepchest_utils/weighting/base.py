@@ -3,7 +3,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -16,10 +16,9 @@ SOURCES = ("train", "val")
 
 @dataclass(frozen=True)
 class EpochReport:
-    """What a method may learn from an epoch.
+    """What a method may learn from an epoch, counted from 1.
 
     Args:
-        epoch: Number of the epoch, from 1.
         prevalence: (K,) share of positives among the known training labels.
         train: Scores on the training set by name, each (K,), NaN where undefined: "loss" (nats, lower is better),
             "accuracy", "auroc" and "balanced_accuracy" (higher is better).
@@ -32,11 +31,8 @@ class EpochReport:
     val: dict[str, Float[Tensor, " k"]] = field(default_factory=dict)
 
     def relative_loss(self, source: str = "train") -> Float[Tensor, " k"]:
-        """L_k / H_k, the loss of "train" or "val" over the entropy of the training prevalence, a constant's best loss.
-
-        Returns:
-            (K,) float64: about 1 if nothing is learned, 0 if everything is; NaN without a loss, or with one class only.
-        """
+        """L_k / H_k, (K,) float64: the loss of "train" or "val" over the entropy of the training prevalence, which is the
+        best loss of a constant. 1 if nothing is learned, 0 if all is; NaN without a loss, or with one class only."""
         loss = (self.train if source == "train" else self.val)["loss"].double()
         entropy = prevalence_entropy(self.prevalence.to(loss))
         return torch.where(entropy > 0, loss / entropy, torch.nan)
@@ -50,8 +46,10 @@ class Method(nn.Module):
     """
 
     needs_losses_after_step = False
-    _used: Tensor
-    _steps: Tensor
+
+    if TYPE_CHECKING:  # to mypy, what is registered is a tensor
+
+        def __getattr__(self, name: str) -> Tensor: ...
 
     def __init__(self, num_tasks: int):
         super().__init__()
@@ -65,8 +63,7 @@ class Method(nn.Module):
     @property
     def weights(self) -> Float[Tensor, " k"]:
         """(K,) task weights in force, for the log; by default the mean of those recorded in this epoch, or ones."""
-        ones = torch.ones_like(self._used)
-        return torch.where(self._steps > 0, self._used / self._steps.clamp(min=1), ones)
+        return torch.where(self._steps > 0, self._used / self._steps.clamp(min=1), 1.0)
 
     @property
     def raw_weights(self) -> Float[Tensor, " k"]:
@@ -108,6 +105,55 @@ class LossWeighting(Method):
 
     def backward(self, losses: Float[Tensor, " k"], features: Float[Tensor, "b *f"] | None = None) -> None:
         self(losses).backward()
+
+
+class Scalarization(LossWeighting):
+    """A loss weighting whose scalar changes from step to step. Its weights are the scalar's derivatives by each loss,
+    averaged over the epoch's steps."""
+
+    def backward(self, losses: Float[Tensor, " k"], features: Float[Tensor, "b *f"] | None = None) -> None:
+        losses = losses.view_as(losses)  # a tensor of our own, so that the caller's keeps no gradient
+        losses.retain_grad()
+        self(losses).backward()
+        self.record(cast(Tensor, losses.grad))
+
+
+class Composed(Method):
+    """A step of `inner`, any method, on the losses times the weights of `outer`, a loss weighting that holds them over
+    an epoch. Both learn from every epoch. Raises ValueError for another `outer`, or another number of tasks."""
+
+    def __init__(self, outer: LossWeighting, inner: Method):
+        super().__init__(outer.num_tasks)
+        if not isinstance(outer, LossWeighting) or isinstance(outer, Scalarization):
+            kind = type(outer).__name__
+            raise ValueError(f"outer should be a loss weighting that holds its weights over an epoch. Found {kind}.")
+        if outer.num_tasks != inner.num_tasks:
+            found = f"{outer.num_tasks} and {inner.num_tasks}"
+            raise ValueError(f"outer and inner should have the same num_tasks. Found {found}.")
+        self.outer, self.inner = outer, inner
+        self.needs_losses_after_step = inner.needs_losses_after_step
+
+    @property
+    def weights(self) -> Float[Tensor, " k"]:
+        return self.outer.weights * self.inner.weights.to(self.outer.weights)
+
+    @property
+    def raw_weights(self) -> Float[Tensor, " k"]:
+        return self.outer.raw_weights * self.inner.raw_weights.to(self.outer.raw_weights)
+
+    def backward(self, losses: Float[Tensor, " k"], features: Float[Tensor, "b *f"] | None = None) -> None:
+        self.inner.backward(losses * self.outer.weights.to(losses), features)
+
+    def begin(self, prevalence: Float[Tensor, " k"]) -> None:
+        self.outer.begin(prevalence)
+        self.inner.begin(prevalence)
+
+    def after_step(self, losses: Float[Tensor, " k"]) -> None:
+        self.inner.after_step(losses * self.outer.weights.to(losses))
+
+    def end_epoch(self, report: EpochReport) -> None:
+        self.outer.end_epoch(report)
+        self.inner.end_epoch(report)
 
 
 def has_label(losses: Float[Tensor, " k"]) -> Bool[Tensor, " k"]:

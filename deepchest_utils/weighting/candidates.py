@@ -5,8 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from deepchest_utils.models.losses import prevalence_entropy
-from deepchest_utils.weighting.base import EpochReport, LossWeighting, check_options, has_label
-from deepchest_utils.weighting.scalarization import Scalarization
+from deepchest_utils.weighting.base import EpochReport, LossWeighting, Scalarization, check_options, has_label
 from deepchest_utils.weighting.static import clamped_prevalence
 
 MIN_RELATIVE_LOSS = 0.01  # no running loss counts as less than this share of its start: weights stay bounded
@@ -29,8 +28,6 @@ class Hedge(LossWeighting):
         floor: Share of equal weighting, in [0, 1].
     """
 
-    gains: Tensor
-
     def __init__(self, num_tasks: int, eta: float = 0.5, floor: float = 0.25):
         super().__init__(num_tasks)
         check_options("be greater than 0", eta=eta)
@@ -41,7 +38,6 @@ class Hedge(LossWeighting):
 
     @property
     def weights(self) -> Float[Tensor, " k"]:
-        """(K,) float64, of mean 1."""
         share = torch.softmax(self.eta * self.gains, dim=0)
         return (1 - self.floor) * self.num_tasks * share + self.floor
 
@@ -50,7 +46,7 @@ class Hedge(LossWeighting):
         super().end_epoch(report)
         r = report.relative_loss().to(self.gains).clamp(max=1)
         if not r.isnan().all():
-            self.gains = self.gains + torch.where(r.isnan(), r.nanmean(), r)
+            self.gains += torch.where(r.isnan(), r.nanmean(), r)
 
 
 class ValDiscount(LossWeighting):
@@ -63,9 +59,6 @@ class ValDiscount(LossWeighting):
         power: Greater than 0.
     """
 
-    lowest: Tensor
-    discount: Tensor
-
     def __init__(self, num_tasks: int, power: float = 2.0):
         super().__init__(num_tasks)
         check_options("be greater than 0", power=power)
@@ -75,7 +68,6 @@ class ValDiscount(LossWeighting):
 
     @property
     def weights(self) -> Float[Tensor, " k"]:
-        """(K,) float64, of mean 1."""
         return self.discount / self.discount.mean()
 
     @torch.no_grad()
@@ -83,8 +75,8 @@ class ValDiscount(LossWeighting):
         super().end_epoch(report)
         loss = report.val["loss"].to(self.lowest)
         has_loss = loss > 0  # not where it is NaN
-        self.lowest = torch.where(has_loss, torch.minimum(self.lowest, loss), self.lowest)
-        self.discount = torch.where(has_loss, (self.lowest / loss) ** self.power, self.discount)
+        self.lowest.copy_(torch.where(has_loss, torch.minimum(self.lowest, loss), self.lowest))
+        self.discount.copy_(torch.where(has_loss, (self.lowest / loss) ** self.power, self.discount))
 
 
 class Anneal(Scalarization):
@@ -101,9 +93,6 @@ class Anneal(Scalarization):
         relative: m_k / H_k instead of m_k in the weight, so that tasks that have learned alike weigh alike.
     """
 
-    running: Tensor
-    start: Tensor
-
     def __init__(self, num_tasks: int, power: float | None = None, window: int = 100, relative: bool = False):
         super().__init__(num_tasks)
         if power is not None and not 0 <= power <= 1:
@@ -114,8 +103,8 @@ class Anneal(Scalarization):
             self.register_buffer(name, torch.full((num_tasks,), torch.nan, dtype=torch.float64))
 
     def begin(self, prevalence: Float[Tensor, " k"]) -> None:
-        self.start = prevalence_entropy(clamped_prevalence(prevalence.to(self.start)))
-        self.running = self.start.clone()
+        self.start.copy_(prevalence_entropy(clamped_prevalence(prevalence.to(self.start))))
+        self.running.copy_(self.start)
 
     def current(self) -> Float[Tensor, " k"]:
         """The weights of the next step, (K,) of mean 1; a task without a loss so far has the mean of the others."""
@@ -128,7 +117,7 @@ class Anneal(Scalarization):
         weights = self.current().to(losses)  # before this batch is looked at: no weight depends on its own batch
         with torch.no_grad():
             loss, present = losses.detach().to(self.running), has_label(losses)
-            self.start = torch.where(present & self.start.isnan(), loss, self.start)
+            self.start.copy_(torch.where(present & self.start.isnan(), loss, self.start))
             followed = torch.where(self.running.isnan(), loss, torch.lerp(self.running, loss, 1 / self.window))
-            self.running = torch.where(present, followed, self.running)
+            self.running.copy_(torch.where(present, followed, self.running))
         return losses @ weights

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from deepchest_utils.config import did_you_mean
+from deepchest_utils.config import check_choice, did_you_mean
 from deepchest_utils.weighting.base import SOURCES, EpochReport, LossWeighting, check_options
 from deepchest_utils.weighting.static import PUBLISHED_INITIAL_WEIGHTS, as_weights
 
@@ -24,7 +24,6 @@ class DeepChest(LossWeighting):
     State (`raw_weights`, `previous_loss`) is float64; keep the module on a device that has it.
 
     Args:
-        num_tasks: Number of tasks, K.
         signal: What `end_epoch` takes as the score of task k in epoch t.
             "accuracy", "auroc", "balanced_accuracy": as measured.
             "loss_trend": -L_k(t) / L_k(t - 1). A loss that falls more slowly than the mean is behind; no score in the
@@ -44,7 +43,6 @@ class DeepChest(LossWeighting):
     """
 
     _raw_weights: Tensor
-    previous_loss: Tensor
 
     def __init__(
         self,
@@ -59,28 +57,25 @@ class DeepChest(LossWeighting):
         scores_from: str = "train",
     ):
         super().__init__(num_tasks)
-        for name, value, allowed in (("signal", signal, ALL_SIGNALS), ("scores_from", scores_from, SOURCES)):
-            if value not in allowed:
-                hint = did_you_mean(value, allowed)
-                raise ValueError(f"{name} should be one of {', '.join(allowed)}. Found {value!r}.{hint}")
+        check_choice("signal", signal, ALL_SIGNALS)
+        check_choice("scores_from", scores_from, SOURCES)
         check_options("be at least 1", step_up=step_up, step_down=step_down)
         if not 0 <= floor <= cap or not 0 < cap < float("inf"):
             raise ValueError(f"floor and cap should hold 0 <= floor <= cap, 0 < cap. Found {floor} and {cap}.")
         self.signal, self.scores_from, self.normalize = signal, scores_from, normalize
         self.step_up, self.step_down, self.cap, self.floor = step_up, step_down, cap, floor
         if initial is None:
-            raw = torch.ones(num_tasks, dtype=torch.float64).clamp(floor, cap)
-        else:
-            if isinstance(initial, str):
-                if initial not in PUBLISHED_INITIAL_WEIGHTS:
-                    names, hint = ", ".join(PUBLISHED_INITIAL_WEIGHTS), did_you_mean(initial, PUBLISHED_INITIAL_WEIGHTS)
-                    raise ValueError(f"initial should be numbers, or one of {names}. Found {initial!r}.{hint}")
-                initial = PUBLISHED_INITIAL_WEIGHTS[initial]
-            raw = as_weights("initial", initial, num_tasks)
-            if not ((raw >= floor) & (raw <= cap)).all():
-                raise ValueError(f"initial should lie in [{floor}, {cap}]. Found {raw.tolist()}.")
-            if normalize and raw.sum() == 0:
-                raise ValueError("initial should not be all zero with normalize=True.")
+            initial = torch.ones(num_tasks, dtype=torch.float64).clamp(floor, cap)
+        elif isinstance(initial, str):
+            if initial not in PUBLISHED_INITIAL_WEIGHTS:
+                names, hint = ", ".join(PUBLISHED_INITIAL_WEIGHTS), did_you_mean(initial, PUBLISHED_INITIAL_WEIGHTS)
+                raise ValueError(f"initial should be numbers, or one of {names}. Found {initial!r}.{hint}")
+            initial = PUBLISHED_INITIAL_WEIGHTS[initial]
+        raw = as_weights("initial", initial, num_tasks)
+        if not ((raw >= floor) & (raw <= cap)).all():
+            raise ValueError(f"initial should lie in [{floor}, {cap}]. Found {raw.tolist()}.")
+        if normalize and raw.sum() == 0:
+            raise ValueError("initial should not be all zero with normalize=True.")
         self.register_buffer("_raw_weights", raw)
         self.register_buffer("previous_loss", torch.full((num_tasks,), torch.nan, dtype=torch.float64))
 
@@ -97,14 +92,8 @@ class DeepChest(LossWeighting):
 
     @torch.no_grad()
     def update(self, scores: Sequence[float] | Tensor) -> None:
-        """One step of the rule.
-
-        Args:
-            scores: (K,), higher is better; NaN for a task not scored this time, whose weight stays.
-
-        Raises:
-            ValueError: For another shape, or an infinite score.
-        """
+        """One step of the rule on scores (K,), higher is better; NaN for a task not scored this time, whose weight stays.
+        Raises ValueError for another shape, or an infinite score."""
         s = torch.as_tensor(scores, dtype=torch.float64, device=self._raw_weights.device).detach()
         if s.shape != (self.num_tasks,):
             raise ValueError(f"scores should have shape ({self.num_tasks},). Found {tuple(s.shape)}.")

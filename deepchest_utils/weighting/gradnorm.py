@@ -22,7 +22,6 @@ class GradNorm(Method):
     """
 
     current: Tensor
-    first_loss: Tensor
 
     def __init__(self, num_tasks: int, alpha: float = 1.5, lr: float = 0.025):
         super().__init__(num_tasks)
@@ -34,7 +33,6 @@ class GradNorm(Method):
 
     @property
     def weights(self) -> Float[Tensor, " k"]:
-        """(K,) float64, positive, of mean 1."""
         return self.current
 
     def backward(self, losses: Float[Tensor, " k"], features: Float[Tensor, "b *f"] | None = None) -> None:
@@ -43,9 +41,8 @@ class GradNorm(Method):
         if features.ndim != 2:  # with a row a task, the last layer belongs to one of them
             raise ValueError(f"features should be shared by all tasks, (B, F). Found shape {tuple(features.shape)}.")
         layer = last_shared_layer(features)
-        norms = torch.stack(
-            [all_reduce_sum(torch.autograd.grad(loss, layer, retain_graph=True)[0]).norm() for loss in losses]
-        )
+        gradients = [torch.autograd.grad(loss, layer, retain_graph=True)[0] for loss in losses]
+        norms = torch.stack([all_reduce_sum(gradient).norm() for gradient in gradients])
         (losses @ self.current.to(losses)).backward()
         self.learn(losses.detach().double(), norms.double())
 
@@ -53,7 +50,7 @@ class GradNorm(Method):
     def learn(self, losses: Float[Tensor, " k"], norms: Float[Tensor, " k"]) -> None:
         """One step of the weights; norms: (K,), of the unweighted losses' gradients by W."""
         present = has_label(losses)
-        self.first_loss = torch.where(self.first_loss.isnan() & present, losses, self.first_loss)
+        self.first_loss.copy_(torch.where(self.first_loss.isnan() & present, losses, self.first_loss))
         n = present.sum().clamp(min=1)
         pull = self.current * norms
         rate = (losses / self.first_loss).where(present, 0.0)

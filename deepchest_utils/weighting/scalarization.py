@@ -1,25 +1,41 @@
-"""Loss weighting whose scalar changes from step to step, from one line of algebra to FAMO's own optimiser."""
-
-from typing import cast
+"""Published loss weightings: DWA, which holds its weights over an epoch, and those whose scalar changes in each step."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from deepchest_utils.weighting.base import Adam, EpochReport, LossWeighting, check_options, has_label
+from deepchest_utils.weighting.base import Adam, EpochReport, LossWeighting, Scalarization, check_options, has_label
 
 EPSILON = 1e-8  # DB-MTL's and FAMO's
 
 
-class Scalarization(LossWeighting):
-    """A loss weighting whose scalar changes from step to step. Its weights are the scalar's derivatives by each loss,
-    averaged over the epoch's steps."""
+class DWA(LossWeighting):
+    """w_k = K softmax_k(r_k / T) with r_k = L_k(t - 1) / L_k(t - 2), the ratio of the mean training losses in the last
+    two epochs (equation 7): a task whose loss falls more slowly gets more. Ones in the first two epochs.
 
-    def backward(self, losses: Float[Tensor, " k"], features: Float[Tensor, "b *f"] | None = None) -> None:
-        losses = losses.view_as(losses)  # a tensor of our own, so that the caller's keeps no gradient
-        losses.retain_grad()
-        self(losses).backward()
-        self.record(cast(Tensor, losses.grad))
+    A task without a loss in an epoch keeps its last two, and counts as r_k = 1 until it has two.
+
+    Args:
+        temperature: T, greater than 0; the larger, the more even the weights.
+    """
+
+    def __init__(self, num_tasks: int, temperature: float = 2.0):
+        super().__init__(num_tasks)
+        check_options("be greater than 0", temperature=temperature)
+        self.temperature = temperature
+        # the task's losses of the last epoch and the one before
+        self.register_buffer("previous", torch.full((2, num_tasks), torch.nan, dtype=torch.float64))
+
+    @property
+    def weights(self) -> Float[Tensor, " k"]:
+        last, before = self.previous
+        ratio = (last / before).nan_to_num(1.0, posinf=1.0)
+        return self.num_tasks * torch.softmax(ratio / self.temperature, dim=0)
+
+    def end_epoch(self, report: EpochReport) -> None:
+        super().end_epoch(report)
+        loss = report.train["loss"].to(self.previous)
+        self.previous.copy_(torch.where(loss.isnan(), self.previous, torch.stack([loss, self.previous[0]])))
 
 
 class Uncertainty(Scalarization):
@@ -91,9 +107,6 @@ class STCH(Scalarization):
         warmup: Epochs, at least 1.
     """
 
-    nadir: Tensor
-    warm: Tensor
-
     def __init__(self, num_tasks: int, mu: float = 1.0, warmup: int = 4):
         super().__init__(num_tasks)
         check_options("be greater than 0", mu=mu)
@@ -131,7 +144,6 @@ class FAMO(Scalarization):
     """
 
     needs_losses_after_step = True
-    xi: Tensor
 
     def __init__(self, num_tasks: int, lr: float = 0.025, gamma: float = 1e-3):
         super().__init__(num_tasks)

@@ -12,16 +12,9 @@ from deepchest_utils.weighting.base import LossWeighting
 
 
 def initial_weights(accuracies: Sequence[float] | Tensor) -> Float[Tensor, " k"]:
-    """w_k = 1 + (1 - a_k) / 2, the formula that fits the published values (DeepChest, arXiv 2505.23595).
+    """w_k = 1 + (1 - a_k) / 2, (K,) float64, the formula that fits the published values (DeepChest, arXiv 2505.23595).
 
-    Args:
-        accuracies: (K,), the accuracy of a network trained on task k alone, each in [0, 1].
-
-    Returns:
-        (K,) float64, each in [1, 1.5].
-
-    Raises:
-        ValueError: For an accuracy outside [0, 1] or NaN.
+    a_k is the accuracy of a network trained on task k alone. ValueError unless each lies in [0, 1].
     """
     a = torch.as_tensor(accuracies, dtype=torch.float64)
     if not ((a >= 0) & (a <= 1)).all():
@@ -64,7 +57,6 @@ class Static(LossWeighting):
     """Fixed weights, the same in every step.
 
     Args:
-        num_tasks: Number of tasks, K.
         values: K numbers, finite and not negative, used as they are. Or a name: weights of mean 1 in proportion to
             1 / p_k ("inverse_prevalence"), 1 / H_k ("inverse_entropy") or 1 / sqrt(H_k) ("inverse_sqrt_entropy"), with
             p_k the training prevalence and H_k its entropy. `begin` sets them; until then they are ones.

@@ -9,12 +9,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from deepchest_utils.config import did_you_mean
+from deepchest_utils.config import check_choice
 from deepchest_utils.distributed import all_gather, all_reduce_sum, only_on_rank_zero, shard
 from deepchest_utils.weighting.autograd_graph import trainable_leaves
 from deepchest_utils.weighting.base import Method, check_options, has_label
 
-LEVELS = ("parameters", "features")
 SUPPORTED = "0.18"  # the minor version of TorchJD whose private state GradVac and Nash-MTL read and write
 
 
@@ -25,12 +24,10 @@ class GradientBalancing(Method):
     (GradDrop, ConFIG). A task without a label in the batch has no gradient and is left out.
 
     Args:
-        num_tasks: Number of tasks, K.
         level: Whose gradients are combined. "parameters": the trunk's parameters, as in the papers; each task takes a
             backward pass through the trunk, for a Jacobian with a row a task. "features": the trunk's output; each task
             takes a backward pass through the heads, and one goes through the trunk, at about the cost of equal
             weighting. Conflict is judged where trunk and heads meet; features with a row a task never conflict.
-        options: The aggregator's.
 
     Raises:
         ValueError: For an unknown level, an option out of bounds, a missing solver, or an unsupported TorchJD.
@@ -41,9 +38,7 @@ class GradientBalancing(Method):
 
     def __init__(self, num_tasks: int, level: str = "parameters", **options: Any):
         super().__init__(num_tasks)
-        if level not in LEVELS:
-            hint = did_you_mean(level, LEVELS)
-            raise ValueError(f"level should be one of {', '.join(LEVELS)}. Found {level!r}.{hint}")
+        check_choice("level", level, ("parameters", "features"))
         self.level = level
         try:  # imported here, not with the package: a solver like cvxpy takes a second
             aggregator = getattr(import_module("torchjd.aggregation"), self.aggregator)(**options)
