@@ -3,7 +3,7 @@
 import hashlib
 import warnings
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, compress
 
 import numpy as np
 import pandas as pd
@@ -59,9 +59,9 @@ class ChestXrays:
             raise DataError(f"labels should have one column a finding ({count}). Found {self.labels.shape[1]}.")
         wrong = ~(np.isnan(self.labels) | (self.labels == 0) | (self.labels == 1))
         if wrong.any():
-            row, column = np.argwhere(wrong)[0]
-            place = f"{self.labels[row, column]} for {self.findings[column]} of image {self.ids[row]}"
-            raise DataError(f"labels should be 0, 1 or NaN. Found {place}.")
+            row, k = np.argwhere(wrong)[0]
+            found = f"{self.labels[row, k]} for {self.findings[k]} of image {self.ids[row]}"
+            raise DataError(f"labels should be 0, 1 or NaN. Found {found}.")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -75,8 +75,7 @@ class ChestXrays:
     def prevalence(self) -> Float[np.ndarray, " k"]:
         """Share of positives among the known labels of each finding; NaN where no label is known."""
         counts = (~np.isnan(self.labels)).sum(0)
-        prevalence: np.ndarray = np.nansum(self.labels, axis=0) / np.where(counts == 0, np.nan, counts)
-        return prevalence
+        return np.asarray(np.nansum(self.labels, axis=0) / np.where(counts == 0, np.nan, counts))
 
 
 @dataclass(frozen=True)
@@ -106,8 +105,7 @@ class Splits:
                 raise DataError(f"patients should be in one split only. Found {place}.")
         without_positive = []
         for name, xrays in self.parts.items():
-            counts = np.nansum(xrays.labels, axis=0)
-            if names := [finding for finding, count in zip(self.findings, counts, strict=True) if count == 0]:
+            if names := list(compress(self.findings, np.nansum(xrays.labels, axis=0) == 0)):
                 without_positive.append(f"{name}: {', '.join(names)}")
         if without_positive:
             listed = "; ".join(without_positive)

@@ -19,8 +19,6 @@ from deepchest_utils.paths import default_cache_dir
 MAX_PIXELS = 50_000_000  # the largest NIH original has 13 million; more is refused before it is decoded
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "PPM", "WEBP")  # others, as EPS, hand the file to a program
 BLOCK = 16  # images a job
-
-
 Blocks = Iterator[tuple[int, np.ndarray]]  # first row, block of images
 
 
@@ -69,9 +67,8 @@ def decode(path: Path, size: int) -> UInt8[np.ndarray, "{size} {size}"]:
     try:
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise DataError(
-                    f"{path}: an image should have at most {MAX_PIXELS:,} pixels. Found {image.width} x {image.height}."
-                )
+                dimensions = f"{image.width} x {image.height}"
+                raise DataError(f"{path}: an image should have at most {MAX_PIXELS:,} pixels. Found {dimensions}.")
             if image.mode.startswith("I"):
                 image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
             if image.mode == "P":  # straight to grey, Pillow warns of a palette with transparency
@@ -95,13 +92,12 @@ def decode_all(
         return start, np.stack([decode(path, size) for path in paths[start : start + BLOCK]])
 
     def make() -> Blocks:
-        jobs = (delayed(decode_block)(start) for start in range(0, len(paths), BLOCK))
+        starts = range(0, len(paths), BLOCK)
         # threads: Pillow decodes and resizes outside Python's lock
         pool = Parallel(n_jobs=os.cpu_count(), prefer="threads", return_as="generator_unordered")
-        with tqdm(total=len(paths), desc=f"decoding {name}", unit="image", disable=None) as bar:
-            for start, block in pool(jobs):
-                bar.update(len(block))
-                yield start, block
+        blocks = pool(delayed(decode_block)(start) for start in starts)
+        bar = {"desc": f"decoding {name}", "unit": "image", "unit_scale": BLOCK, "disable": None}
+        yield from tqdm(blocks, total=len(starts), **bar)
 
     files = [(str(path), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in paths]
     key = cache_key(decoder=1, size=size, files=files)

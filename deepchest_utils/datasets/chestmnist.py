@@ -59,16 +59,15 @@ def load_chestmnist(
         if not download:
             raise DataError(f"{path}: no such file, and download=False.")
         _download(f"{SOURCE}/{file}?download=1", path, MD5[image_size])
-    splits, first_patient = [], 0
+    splits, first_patient = {}, 0
     for name in ("train", "val", "test"):
         images, labels = _read_split(path, name, image_size)
         rows = limit_images(np.arange(len(images)), max_images, seed)
         ids = np.array([f"{name}/{row}" for row in rows])
         patients = np.arange(first_patient, first_patient + len(rows))
-        splits.append(ChestXrays(images[rows], labels[rows].astype(np.float32), patients, FINDINGS, ids))
+        splits[name] = ChestXrays(images[rows], labels[rows].astype(np.float32), patients, FINDINGS, ids)
         first_patient += len(rows)
-    train, val, test = splits
-    return Splits(train, val, test, name="chestmnist", split="official", patients_known=False)
+    return Splits(**splits, name="chestmnist", split="official", patients_known=False)
 
 
 def _read_split(path: Path, name: str, image_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -78,8 +77,7 @@ def _read_split(path: Path, name: str, image_size: int) -> tuple[np.ndarray, np.
         with zipfile.ZipFile(path) as archive:
             unpacked_bytes = sum(entry.file_size for entry in archive.infolist())
         if unpacked_bytes > allowed_bytes:
-            most = f"{allowed_bytes:,} is the most it should hold"
-            raise DataError(f"{path}: would unpack to {unpacked_bytes:,} bytes, and {most}.")
+            raise DataError(f"{path}: would unpack to {unpacked_bytes:,} bytes. At most {allowed_bytes:,} are allowed.")
         with np.load(path, allow_pickle=False) as arrays:
             images, labels = arrays[f"{name}_images"], arrays[f"{name}_labels"]
     except DataError:
@@ -89,9 +87,9 @@ def _read_split(path: Path, name: str, image_size: int) -> tuple[np.ndarray, np.
     count = images.shape[:1]
     shapes = (*count, image_size, image_size), (*count, len(FINDINGS))
     if images.dtype != np.uint8 or (images.shape, labels.shape) != shapes:
-        right = f"uint8 images (N, {image_size}, {image_size}) and labels (N, 14)"
+        expected = f"uint8 images (N, {image_size}, {image_size}) and labels (N, 14)"
         content = f"{images.dtype} {images.shape} and {labels.shape}"
-        raise DataError(f"{path}: {name} should hold {right}. Found {content}.")
+        raise DataError(f"{path}: {name} should hold {expected}. Found {content}.")
     return images, labels
 
 
@@ -109,14 +107,14 @@ def _download(url: str, path: Path, md5: str) -> None:
                 os.fsync(file.fileno())
             if arrived_md5 != md5:
                 part.unlink()
-                sums = f"has MD5 {arrived_md5}, not {md5}"
-                raise DataError(f"{path}: the download from {url} {sums}, and is deleted. Try again.")
+                message = f"{path}: the download from {url} has MD5 {arrived_md5}, not {md5}"
+                raise DataError(f"{message}, and is deleted. Try again.")
             os.replace(part, path)
     except Timeout:
         raise DataError(f"{path}: another process is downloading it. Wait for it.") from None
     except (OSError, http.client.HTTPException) as error:
-        advice = "Run again to go on, or put the file there yourself"
-        raise DataError(f"{path}: the download from {url} stopped ({error}). {advice}.") from error
+        message = f"{path}: the download from {url} stopped ({error})"
+        raise DataError(f"{message}. Run again to go on, or put the file there yourself.") from error
 
 
 def _fetch(url: str, part: Path) -> None:

@@ -14,13 +14,10 @@ FINDINGS = (
 """In ChestMNIST's order."""
 NUM_FINDINGS = len(FINDINGS)
 
-NIH_IMAGES, NIH_PATIENTS, NIH_WITHOUT_FINDING = 112_120, 30_805, 60_361
+NIH_IMAGES, NIH_WITHOUT_FINDING = 112_120, 60_361
 
 NIH_IMAGE_COUNTS = dict(zip(FINDINGS, (11_559, 2776, 13_317, 19_894, 5782, 6331, 1431, 5302, 4667, 2303, 2516, 1686, 3385, 227), strict=True))
 """Images that carry the finding."""
-
-NIH_PATIENT_COUNTS = dict(zip(FINDINGS, (4981, 1566, 4275, 8035, 2568, 3394, 1008, 1487, 2150, 1073, 1046, 1260, 2006, 134), strict=True))
-"""Patients with the finding in at least one image."""
 
 NIH_COOCCURRENCE = np.array([
     [11559,   370,  3275,  3264,   739,   590,   262,   774,  1223,   221,   424,   220,   496,    40],

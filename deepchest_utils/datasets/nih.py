@@ -4,7 +4,6 @@ Labels were mined from reports: "No Finding" means that none of the 14 was menti
 """
 
 import csv
-import os
 from pathlib import Path
 
 import numpy as np
@@ -28,11 +27,11 @@ def read_nih(root: str | Path | None) -> Table:
         raise DataError(f"{root}: no table Data_Entry_2017*.csv in it. data_root should be the folder of the download.")
     source = sources[-1]  # v2020 sorts last and is the corrected one
     table = _read_columns(source)
+    is_plain = table["Image Index"].str.fullmatch(r"[^/\\]*[^/\\.][^/\\]*")
+    if not is_plain.all():
+        name = table["Image Index"][is_plain.idxmin()]
+        raise DataError(f"{source}: image name {name!r} points outside the folders; it should be a plain file name.")
     names, patients = table["Image Index"].tolist(), table["Patient ID"]
-    for name in names:
-        if "/" in name or "\\" in name or name in ("", ".", ".."):
-            place = f"image name {name!r} points outside the image folders"
-            raise DataError(f"{source}: {place}; it should be a plain file name.")
     labels = _parse_labels(source, table)
     is_number = patients.str.fullmatch("[0-9]{1,18}")  # 1.5 and 1.6 are not both patient 1
     if not is_number.all():
@@ -84,7 +83,7 @@ def _read_columns(source: Path) -> pd.DataFrame:
     if len(lines) == 1:
         raise DataError(f"{source}: the table has a header and no row.")
     positions = [header.index(name) for name in COLUMNS]
-    for number, line in enumerate(lines[1:], start=2):
+    for number, line in enumerate(lines, start=1):
         if len(line) <= max(positions):
             raise DataError(f"{source}: row {number} has {len(line)} fields, too few for its columns.")
     return pd.DataFrame([[line[i].strip() for i in positions] for line in lines[1:]], columns=list(COLUMNS))
@@ -106,13 +105,10 @@ def _parse_labels(source: Path, table: pd.DataFrame) -> Float[np.ndarray, "n 14"
 def _find_images(root: Path) -> dict[str, Path]:
     """Every .png below the folders `images*` of the root, by name."""
     paths: dict[str, Path] = {}
-    for top in sorted(root.glob("images*")):
-        for folder, _, names in os.walk(top):
-            for name in names:
-                if name in paths:
-                    raise DataError(f"{root}: {name} is in {paths[name].parent} and in {folder}. Remove one.")
-                if name.endswith(".png"):
-                    paths[name] = Path(folder) / name
+    for path in sorted(root.glob("images*/**/*.png")):
+        if other := paths.get(path.name):
+            raise DataError(f"{root}: {path.name} is in {other.parent} and in {path.parent}. Remove one.")
+        paths[path.name] = path
     return paths
 
 

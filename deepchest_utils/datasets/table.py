@@ -3,7 +3,6 @@
 A reader of another layout returns a `Table` and is added to `load.DATASETS`.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -39,12 +38,6 @@ class Table:
     findings: tuple[str, ...]
     official: Int[np.ndarray, " n"] | None = None
 
-    def subset(self, rows: np.ndarray) -> "Table":
-        """The files of some rows."""
-        columns = {name: getattr(self, name)[rows] for name in ("ids", "labels", "patients")}
-        official = None if self.official is None else self.official[rows]
-        return dataclasses.replace(self, paths=[self.paths[row] for row in rows], official=official, **columns)
-
 
 def data_folder(root: str | Path | None, dataset: str, content: str) -> Path:
     """The folder `root`; DataError if there is none. dataset, content: for the message."""
@@ -69,8 +62,8 @@ def rows_on_disk(source: Path, names: list[str], files: list[Path] | list[str], 
     listed twice: it could be on both sides of a split."""
     repeated = pd.Series(files).duplicated()
     if repeated.any():
-        place = f"{names[repeated.idxmax()]} in row {repeated.idxmax() + 2}"
-        raise DataError(f"{source}: {repeated.sum()} images are listed more than once, e.g. {place}.")
+        example = f"{names[repeated.idxmax()]} in row {repeated.idxmax() + 2}"
+        raise DataError(f"{source}: {repeated.sum()} images are listed more than once, e.g. {example}.")
     missing = np.flatnonzero(~exists)
     if len(missing) == len(names):
         raise DataError(f"{source}: none of its {len(names)} images is on disk, e.g. {names[0]}. Check data_root.")
@@ -90,12 +83,12 @@ def splits_from_table(
     for i, name in enumerate(("train", "val", "test")):
         rows = np.flatnonzero(split_of == i)
         if len(rows) == 0:
-            empty = f"the {name} split is empty with split={split!r}"
-            raise DataError(f"{table.source}: {empty}. Add images, or use another split.")
+            message = f"{table.source}: the {name} split is empty with split={split!r}"
+            raise DataError(f"{message}. Add images, or use another split.")
         rows_of.append(rows[limit_images(table.patients[rows], max_images, seed)])
-    table = table.subset(np.concatenate(rows_of))  # in the splits' order: each is one slice of the memory map
-    images = decode_all(table.name, table.paths, image_size, cache_dir)
-    pooled = ChestXrays(images, table.labels, table.patients, table.findings, table.ids)
+    order = np.concatenate(rows_of)  # by split: each is one slice of the memory map
+    images = decode_all(table.name, [table.paths[row] for row in order], image_size, cache_dir)
+    pooled = ChestXrays(images, table.labels[order], table.patients[order], table.findings, table.ids[order])
     ends = np.cumsum([0, *map(len, rows_of)])
     train, val, test = (pooled.subset(slice(start, end)) for start, end in pairwise(ends))
     return Splits(train, val, test, name=table.name, split=split)
@@ -107,11 +100,11 @@ def _assign_splits(table: Table, split: str, seed: int) -> Int[np.ndarray, " n"]
         if table.official is None:
             needs = "train_val_list.txt and test_list.txt beside the table"
             raise DataError(f'{table.source}: split="official" needs {needs}. Add them, or use split="patient".')
-        split_of = np.full(len(table.ids), 2)
-        train_val = np.flatnonzero(table.official == 0)
+        train_val = table.official == 0
         if len(np.unique(table.patients[train_val])) < 2:
             few = "train_val_list.txt names fewer than 2 of the patients here, too few for train and val"
             raise DataError(f'{table.source}: {few}. Use split="patient".')
+        split_of = np.full(len(table.ids), 2)
         split_of[train_val] = patient_split(table.labels[train_val], table.patients[train_val], (0.875, 0.125), seed)
         return split_of
     if split == "patient":
@@ -165,8 +158,9 @@ def read_csv_table(
     patients = frame[patient_column].str.strip()
     if (patients == "").any():
         raise DataError(f"{source}: column {patient_column!r} is empty in row {(patients == '').idxmax() + 2}.")
-    numbers = pd.factorize(patients)[0].astype(np.int64)
-    return Table("csv", source, paths, np.array(names), labels, numbers, findings).subset(rows)
+    numbers = pd.factorize(patients)[0].astype(np.int64)[rows]
+    kept = [paths[row] for row in rows]
+    return Table("csv", source, kept, np.array(names)[rows], labels[rows], numbers, findings)
 
 
 def _parse_labels(source: Path, frame: pd.DataFrame, column: str) -> Float[np.ndarray, " n"]:

@@ -72,7 +72,7 @@ class Scene:
 
 
 def draw_parameters(patients: np.ndarray, num_patients: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Normal values cut at 2.5 standard deviations, name -> (N,): anatomy once a patient, the rest once an image."""
+    """Normal values cut at 2.5 standard deviations, name -> (N,)."""
     parameters = {}
     for table, count, owner in ((PATIENT, num_patients, patients), (IMAGE, len(patients), slice(None))):
         for name, (mean, std) in table.items():
@@ -99,9 +99,8 @@ def build_scene(p: dict[str, Param], tree: Float[Tensor, "b n n"], noise: Float[
     left = torch.sigmoid(x / 0.03)
     top = p["dome"] + p["inspiration"] - 0.05 * ap + p["dome_left"] * left
     top = top - p["volume_loss_left"] * left - p["volume_loss_right"] * (1 - left) + 0.12 * p["hyperinflation"]
-    curvature = 0.85 - 0.62 * p["hyperinflation"]
     bow = x.abs() - 0.33
-    dome = top + curvature * bow**2 * torch.where(bow < 0, 0.25, 1.0) - y
+    dome = top + (0.85 - 0.62 * p["hyperinflation"]) * bow**2 * torch.where(bow < 0, 0.25, 1.0) - y
 
     edge = 0.012 + 0.25 * 2 / size
     radius = p["heart_radius"] * (1 + 0.10 * ap) * (1 + p["cardiomegaly"]) * (1 - 0.10 * p["hyperinflation"])
@@ -118,12 +117,10 @@ def attenuation(s: Scene) -> Field:
     ap = (p["ap"] > 0).float()
     edge = 0.012 + 0.25 * s.pixel
     # trunk, shoulders and neck; below the diaphragm the abdomen
-    torso = p["thorax_width"] + 0.12 + 0.02 * p["fat"] - 0.05 * (y - 0.2) ** 2
-    torso = torso + 0.35 * soft(-(y + 0.35), 0.06)
+    torso = p["thorax_width"] + 0.12 + 0.02 * p["fat"] - 0.05 * (y - 0.2) ** 2 + 0.35 * soft(-(y + 0.35), 0.06)
     shoulder = y + 0.92 - 0.42 * (ax - 0.2).clamp(min=0.0) + 0.25 * (ax - 0.2).clamp(min=0.0) ** 2
     body = torch.maximum(soft(torch.minimum(torso - ax, shoulder), 0.02), soft(0.24 - ax, 0.03))
-    wall = 0.78 + 0.05 * p["fat"]
-    a = body * (wall + 0.16 * soft(-s.dome_distance, edge))
+    a = body * (0.78 + 0.05 * p["fat"] + 0.16 * soft(-s.dome_distance, edge))
     # air in the lungs, less towards the chest wall
     lung_air = 0.60 + 0.02 * p["fat"]
     a = a - lung_air * s.lung * (1 - 0.35 * soft(-(s.side_distance - 0.02), 0.05))
@@ -147,8 +144,8 @@ def attenuation(s: Scene) -> Field:
     scapula = soft(ellipse(ax, y, 0.86 - 0.14 * ap, -0.32, 0.13, 0.36, 0.25), 0.03)
     a = a + spine + bones + (0.17 * clavicle + (0.05 + 0.03 * ap) * scapula) * body
     # breasts, in some; the air bubble of the stomach below the left dome
-    breast = (p["breast"] > 0) * soft(ellipse(ax, y, 0.42, 0.20 + 0.05 * p["fat"], 0.30, 0.27), 0.03)
-    a = a + (0.06 + 0.02 * p["fat"]) * breast
+    breast = soft(ellipse(ax, y, 0.42, 0.20 + 0.05 * p["fat"], 0.30, 0.27), 0.03)
+    a = a + (0.06 + 0.02 * p["fat"]) * ((p["breast"] > 0) * breast)
     bubble = soft(ellipse(x, y, 0.36, p["dome"] + p["dome_left"] + 0.17, 0.14, 0.09), edge)
     a = a - 0.22 * bubble * soft(-s.dome_distance, edge)
     # vessels: lines of noise in polar coordinates around the hilum, thinner outwards

@@ -28,8 +28,7 @@ Controlled = dict[str, dict[str, float]]  # factor -> finding -> value
 def phantom_of(seed: int, split: str, num_images: int, controlled: Controlled | None = None) -> Phantom:
     """The population behind one split of `load_phantom`: `phantom_of(seed, "test", 8000).masks(64, rows)` are the masks
     of some rows of `data.test`."""
-    factors = _factor_values(controlled)
-    factors.pop("label_noise", None)  # it changes no image
+    factors = {name: values for name, values in _factor_values(controlled).items() if name != "label_noise"}
     return make_phantom(num_images, 3 * seed + list(SIZES).index(split), **factors)
 
 
@@ -100,8 +99,12 @@ def load_phantom(
         patients = phantom.patients + first_patient
         parts[name] = ChestXrays(images, phantom.labels.astype(np.float32), patients, FINDINGS, ids)
         first_patient = int(patients[-1]) + 1
-    if split == "image":
-        parts = _deal_by_image(parts, seed)
+    if split == "image":  # all images, dealt out one by one into splits of the same sizes
+        fields = ("images", "labels", "patients", "ids")
+        pooled = {name: np.concatenate([getattr(xrays, name) for xrays in parts.values()]) for name in fields}
+        split_of = image_split(len(pooled["ids"]), tuple(map(len, parts.values())), seed)
+        xrays = ChestXrays(**pooled, findings=FINDINGS)
+        parts = {name: xrays.subset(np.flatnonzero(split_of == i)) for i, name in enumerate(parts)}
     for i, (name, xrays) in enumerate(parts.items()):
         rng = np.random.default_rng([seed, 1, i])  # one a split: test does not depend on the size of train
         labels = xrays.labels.copy()
@@ -126,12 +129,3 @@ def _cached_films(
             yield start, phantom.render(size, np.arange(start, min(start + BLOCK, count)))
 
     return cached_images(f"phantom-{size}", key, (count, size, size), make, cache_dir)
-
-
-def _deal_by_image(parts: dict[str, ChestXrays], seed: int) -> dict[str, ChestXrays]:
-    """All images of the splits, dealt out one by one into splits of the same sizes."""
-    columns = ("images", "labels", "patients", "ids")
-    pooled = {name: np.concatenate([getattr(xrays, name) for xrays in parts.values()]) for name in columns}
-    xrays = ChestXrays(**pooled, findings=FINDINGS)
-    split_of = image_split(len(xrays), tuple(map(len, parts.values())), seed)
-    return {name: xrays.subset(np.flatnonzero(split_of == i)) for i, name in enumerate(parts)}

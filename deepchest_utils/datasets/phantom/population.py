@@ -17,12 +17,11 @@ from deepchest_utils.datasets.findings import NIH_COOCCURRENCE, NIH_IMAGES, NUM_
 
 PERSISTENCE = 0.7  # share of the latent variance that a patient's images have in common
 MAX_IMAGES_PER_PATIENT = 12
+Array = Float[np.ndarray, "*s"]
 Factor = Float[np.ndarray, " k"] | None  # a value a finding
 
 
-def joint_tail(
-    a: Float[np.ndarray, "*s"], b: Float[np.ndarray, "*s"], rho: Float[np.ndarray, "*s"]
-) -> Float[np.ndarray, "*s"]:
+def joint_tail(a: Array, b: Array, rho: Array) -> Array:
     """P(X > a, Y > b) for a standard bivariate normal with correlation rho: Plackett's identity, dP / drho = the
     density at (a, b), integrated over rho = sin(t) by 40-point Gauss-Legendre (Drezner and Wesolowsky 1990)."""
     nodes, weights = np.polynomial.legendre.leggauss(40)
@@ -31,8 +30,7 @@ def joint_tail(
     a, b = a[..., None], b[..., None]
     density = np.exp(-(a**2 + b**2 - 2 * a * b * np.sin(t)) / (2 * np.cos(t) ** 2)) / (2 * np.pi)
     independent = (1 - ndtr(a[..., 0])) * (1 - ndtr(b[..., 0]))
-    tail: np.ndarray = independent + (density * weights).sum(-1) * limit[..., 0] / 2
-    return tail
+    return np.asarray(independent + (density * weights).sum(-1) * limit[..., 0] / 2)
 
 
 @cache
@@ -51,8 +49,7 @@ def latent_correlation() -> Float[np.ndarray, "k k"]:
     values, vectors = np.linalg.eigh(correlation)
     correlation = (vectors * values.clip(1e-6)) @ vectors.T
     scale = np.sqrt(correlation.diagonal())
-    nearest: np.ndarray = correlation / np.outer(scale, scale)
-    return nearest
+    return np.asarray(correlation / np.outer(scale, scale))
 
 
 def sample_population(

@@ -1,7 +1,6 @@
-"""From parameters to films: scene, attenuation, signs, exposure, noise; in batches, deterministic by seed.
+"""From parameters to films: scene, attenuation, signs, exposure, noise.
 
-Image i of a phantom depends on (seed, number of images, i) and on nothing else: its noise has a generator of its own.
-So any images can be drawn again, at any size, and masks are made only of the images that someone asks for.
+Image i depends on (seed, number of images, i) alone, as its noise has a generator of its own: any can be drawn again.
 """
 
 from collections.abc import Iterator
@@ -12,10 +11,10 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from deepchest_utils.datasets.findings import NUM_FINDINGS
+from deepchest_utils.datasets.findings import FINDINGS, NUM_FINDINGS
 from deepchest_utils.datasets.phantom.anatomy import Scene, attenuation, build_scene, draw_parameters
 from deepchest_utils.datasets.phantom.population import Factor, sample_population
-from deepchest_utils.datasets.phantom.signs import SIGNS, change_anatomy
+from deepchest_utils.datasets.phantom.signs import change_anatomy, draw_sign
 
 MAX_SIZE = 256  # px; finer detail than the drawn anatomy has
 CHUNK = 128  # images drawn together: fits the cache of a small CPU at 64 px
@@ -53,8 +52,8 @@ class Phantom:
         if not 28 <= size <= MAX_SIZE:
             raise ValueError(f"size should be between 28 and {MAX_SIZE} px. Found {size}.")
         indices = np.arange(len(self.labels)) if indices is None else np.asarray(indices)
-        shape = (len(indices), NUM_FINDINGS, size, size) if masks else (len(indices), size, size)
-        out = np.zeros(shape, bool if masks else np.uint8)
+        channels = (NUM_FINDINGS,) if masks else ()
+        out = np.zeros((len(indices), *channels, size, size), bool if masks else np.uint8)
         chunk = max(8, CHUNK * 64**2 // size**2)
         for start in range(0, len(indices), chunk):
             rows = indices[start : start + chunk]
@@ -63,26 +62,26 @@ class Phantom:
 
     def _scene(self, rows: np.ndarray, size: int) -> tuple[Scene, list[np.random.Generator]]:
         """The scene, and each image's generator, which then draws the film's grain."""
-        rngs = [self._rng(int(i), "image") for i in rows]
+        rngs = self._rngs(rows)
         noise = _normal(rngs, NOISE_GRID)
-        tree = _normal([self._rng(int(patient), "patient") for patient in self.patients[rows]], NOISE_GRID)
+        tree = _normal(self._rngs(self.patients[rows], offset=1), NOISE_GRID)
         p = {name: torch.from_numpy(values[rows])[:, None, None] for name, values in self.parameters.items()}
         labels, u, strength = (torch.from_numpy(a[rows]) for a in (self.labels, self.sign_uniforms, self.strengths))
         p.update(change_anatomy(labels * torch.from_numpy(self.visibility), u, strength))
         return build_scene(p, tree, noise, size), rngs
 
-    def _rng(self, number: int, kind: str) -> np.random.Generator:
-        """The generator of one image's noise, or of one patient's vessels."""
-        return np.random.Generator(np.random.Philox(key=[self.seed, 2 * number + (kind == "patient")]))
+    def _rngs(self, numbers: np.ndarray, offset: int = 0) -> list[np.random.Generator]:
+        """A generator for each image's noise, or with an offset of 1 for each patient's vessels."""
+        return [np.random.Generator(np.random.Philox(key=[self.seed, 2 * n + offset])) for n in numbers.tolist()]
 
     def _signs(self, scene: Scene, rows: np.ndarray) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
         """Yield (number of the finding, which of the rows have it, attenuation, mask)."""
-        for k, sign in enumerate(SIGNS.values()):
+        for k, finding in enumerate(FINDINGS):
             positive = torch.from_numpy(np.flatnonzero(self.labels[rows, k]))
             if len(positive):
                 u = torch.from_numpy(self.sign_uniforms[rows, k])[positive]
                 strength = torch.from_numpy(self.strengths[rows, k])[positive, None, None]
-                yield k, positive, *sign(scene.subset(positive), u, strength)
+                yield k, positive, *draw_sign(finding, scene.subset(positive), u, strength)
 
     def _films(self, rows: np.ndarray, size: int) -> UInt8[np.ndarray, "m h w"]:
         scene, rngs = self._scene(rows, size)
@@ -90,10 +89,9 @@ class Phantom:
         film = attenuation(scene)
         for k, positive, added, _ in self._signs(scene, rows):
             film.index_add_(0, positive, added * float(self.visibility[k]))
-        p = scene.p
-        exposed: Tensor = 1 - torch.exp(-1.25 * film.clamp(min=0.0) * p["gain"].exp())
-        exposed = exposed ** (1.35 * p["gamma"].exp()) * 1.30
-        exposed = exposed + grain * p["noise"] * (0.7 + exposed) * (size / 64) ** 0.25
+        exposed: Tensor = 1 - torch.exp(-1.25 * film.clamp(min=0.0) * scene.p["gain"].exp())
+        exposed = exposed ** (1.35 * scene.p["gamma"].exp()) * 1.30
+        exposed = exposed + grain * scene.p["noise"] * (0.7 + exposed) * (size / 64) ** 0.25
         return (exposed.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
 
     def _masks(self, rows: np.ndarray, size: int) -> Bool[np.ndarray, "m k h w"]:

@@ -1,8 +1,8 @@
 """The 14 findings, each as its radiographic sign in its place: attenuation added to the normal chest, and the mask.
 
-A sign is a function (scene, u, strength) -> (attenuation (B, H, W), mask (B, H, W)). `u` (B, 8), uniform on [0, 1], is
-drawn once a patient and finding: where it sits, on which side, how large. `strength` (B, 1, 1), on [0, 1], is drawn
-once an image. Some findings also change the anatomy before it is drawn (`change_anatomy`): heart and diaphragm.
+A sign takes the scene, its strength on [0, 1], x mirrored to be positive on its side (`sx`), and up to seven numbers,
+uniform on [0, 1], for place and size. The strength is drawn once an image, the side and the numbers once a patient.
+Some findings also change the anatomy before it is drawn (`change_anatomy`): heart and diaphragm.
 """
 
 from collections.abc import Callable
@@ -14,15 +14,13 @@ from torch import Tensor
 from deepchest_utils.datasets.findings import FINDINGS
 from deepchest_utils.datasets.phantom.anatomy import Field, Param, Scene, ellipse, soft, texture
 
-Uniform = Float[Tensor, "b 8"]
-Drawn = tuple[Field, Bool[Tensor, "b h w"]]
+Drawn = tuple[Field, Bool[Tensor, "b h w"]]  # attenuation and mask
 
 
 def change_anatomy(
     present: Float[Tensor, "b k"], u: Float[Tensor, "b k 8"], strength: Float[Tensor, "b k"]
 ) -> dict[str, Param]:
-    """What the findings change of the anatomy's parameters, 0 where nothing changes. present: 0 for a finding that is
-    absent, 1 for one that is present, less for one that is less visible than usual."""
+    """What the findings change of the anatomy's parameters; `present` is 0 where one is absent, else its visibility."""
 
     def amount(name: str, low: float, high: float) -> Float[Tensor, " b"]:
         k = FINDINGS.index(name)
@@ -30,31 +28,20 @@ def change_anatomy(
 
     left = u[:, FINDINGS.index("Atelectasis"), 0] > 0.5
     collapse, scar = amount("Atelectasis", 0.015, 0.07), amount("Fibrosis", 0.01, 0.04)
-    changes = {
-        "cardiomegaly": amount("Cardiomegaly", 0.12, 0.40),
-        "hyperinflation": amount("Emphysema", 0.15, 0.85),
-        "volume_loss_left": collapse * left + scar,
-        "volume_loss_right": collapse * ~left + scar,
-    }
+    changes = {"volume_loss_left": collapse * left + scar, "volume_loss_right": collapse * ~left + scar}
+    changes["cardiomegaly"] = amount("Cardiomegaly", 0.12, 0.40)
+    changes["hyperinflation"] = amount("Emphysema", 0.15, 0.85)
     return {name: value.float()[:, None, None] for name, value in changes.items()}
-
-
-def _place(s: Scene, u: Uniform, bias_right: float = 0.5) -> tuple[Tensor, ...]:
-    """The coordinate x, mirrored so that it is positive on the finding's side, and seven uniform numbers (B, 1, 1)."""
-    u = u[:, :, None, None]
-    return (s.x * torch.where(u[:, 0] > bias_right, 1.0, -1.0), *(u[:, i] for i in range(1, 8)))
 
 
 def _air_bronchograms(s: Scene, sx: Field, patch: Field) -> Field:
     """Dark branching lines where air is left in filled lung."""
     angle, radius = torch.atan2(s.y + 0.05, sx - 0.12), torch.hypot(sx - 0.12, s.y + 0.05)
-    tree = texture(s.noise, angle / torch.pi, radius / 2)
-    return -0.25 * patch * torch.exp(-((tree / 0.12) ** 2))
+    return -0.25 * patch * torch.exp(-((texture(s.noise, angle / torch.pi, radius / 2) / 0.12) ** 2))
 
 
-def atelectasis(s: Scene, u: Uniform, strength: Param) -> Drawn:
+def atelectasis(s: Scene, strength: Param, sx: Tensor, a: Param, b: Param, c: Param, d: Param, *_: Tensor) -> Drawn:
     """Plate-like band in the lower zone, with the hemidiaphragm drawn up (`change_anatomy`)."""
-    sx, a, b, c, d, *_ = _place(s, u)
     y0, tilt = s.p["dome"] - 0.10 - 0.14 * a, 0.30 * (b - 0.5)
     along, across = sx - 0.40 - 0.10 * (c - 0.5), s.y - y0 - tilt * (sx - 0.4)
     band = torch.minimum(0.018 + 0.016 * d - across.abs(), 0.19 + 0.08 * a - along.abs())
@@ -62,14 +49,13 @@ def atelectasis(s: Scene, u: Uniform, strength: Param) -> Drawn:
     return (0.07 + 0.17 * strength) * soft(band, 0.010) * s.lung, mask
 
 
-def cardiomegaly(s: Scene, u: Uniform, strength: Param) -> Drawn:
+def cardiomegaly(s: Scene, strength: Param, *_: Tensor) -> Drawn:
     """The heart is wide, in most films wider than half the chest (`change_anatomy`); the mask is the heart."""
     return torch.zeros_like(s.x), s.heart > 0.5
 
 
-def effusion(s: Scene, u: Uniform, strength: Param) -> Drawn:
+def effusion(s: Scene, strength: Param, sx: Tensor, a: Param, *_: Tensor) -> Drawn:
     """Fluid blunts the costophrenic angle: dense, its upper edge a meniscus rising to the chest wall."""
-    sx, a, *_ = _place(s, u)
     level = s.p["dome"] + s.p["inspiration"] + 0.13 - 0.30 * strength * (0.3 + 0.7 * a)
     meniscus = 0.16 * torch.exp(-s.side_distance.clamp(min=0.0) / 0.09)
     depth = s.y - level + meniscus
@@ -77,18 +63,16 @@ def effusion(s: Scene, u: Uniform, strength: Param) -> Drawn:
     return (0.26 + 0.24 * strength) * soft(depth, 0.018) * s.lung * soft(sx, 0.02) * (1 - 0.9 * s.heart), mask
 
 
-def infiltration(s: Scene, u: Uniform, strength: Param) -> Drawn:
+def infiltration(s: Scene, strength: Param, sx: Tensor, a: Param, b: Param, c: Param, *_: Tensor) -> Drawn:
     """Faint, mottled, ill-defined haze in one zone."""
-    sx, a, b, c, *_ = _place(s, u)
     r = 0.16 + 0.10 * c
     d = ellipse(sx, s.y, 0.36 + 0.12 * a, -0.35 + 0.70 * b, r, r * 1.15)
     mottle = 0.55 + 0.45 * torch.sin(5 * texture(s.noise, s.x * 1.6, s.y * 1.6))
     return (0.07 + 0.15 * strength) * soft(d, 0.05) * mottle * s.lung, (d > 0) & (s.lung > 0.5)
 
 
-def mass(s: Scene, u: Uniform, strength: Param) -> Drawn:
+def mass(s: Scene, strength: Param, sx: Tensor, a: Param, b: Param, c: Param, d: Param, e: Param, *_: Tensor) -> Drawn:
     """Round, lobulated opacity of more than 3 cm."""
-    sx, a, b, c, d, e, *_ = _place(s, u)
     x0, y0, r = 0.30 + 0.22 * a, -0.50 + 0.75 * b, 0.095 + 0.075 * c
     angle = torch.atan2(s.y - y0, sx - x0)
     lobes = 1 + 0.10 * torch.sin(3 * angle + 6 * d) + 0.05 * torch.sin(5 * angle + 6 * e)
@@ -96,36 +80,31 @@ def mass(s: Scene, u: Uniform, strength: Param) -> Drawn:
     return (0.12 + 0.18 * strength) * soft(dist, 0.014) * s.lung, (dist > 0) & (s.lung > 0.5)
 
 
-def nodule(s: Scene, u: Uniform, strength: Param) -> Drawn:
+def nodule(s: Scene, strength: Param, sx: Tensor, a: Param, b: Param, c: Param, *_: Tensor) -> Drawn:
     """Small round opacity of less than 3 cm, anywhere in the lungs."""
-    sx, a, b, c, *_ = _place(s, u)
     dist = 0.042 + 0.026 * c - torch.hypot(sx - 0.26 - 0.32 * a, s.y + 0.55 - 0.85 * b)
     return (0.22 + 0.18 * strength) * soft(dist, 0.010) * s.lung, (dist > 0) & (s.lung > 0.5)
 
 
-def pneumonia(s: Scene, u: Uniform, strength: Param) -> Drawn:
+def pneumonia(s: Scene, strength: Param, sx: Tensor, a: Param, b: Param, c: Param, d: Param, *_: Tensor) -> Drawn:
     """Segmental airspace opacity in a lower or middle zone, patchy, with air bronchograms."""
-    sx, a, b, c, d, *_ = _place(s, u, bias_right=0.6)
     shape = ellipse(sx, s.y, 0.34 + 0.12 * a, 0.02 + 0.25 * b, 0.20 + 0.06 * c, 0.13 + 0.05 * d, 0.5)
     shape = shape + 0.03 * texture(s.noise, s.x * 1.2 + 0.3, s.y * 1.2)
     patch = (0.09 + 0.18 * strength) * soft(shape, 0.03) * s.lung
     return patch + _air_bronchograms(s, sx, patch), (shape > 0) & (s.lung > 0.5)
 
 
-def pneumothorax(s: Scene, u: Uniform, strength: Param) -> Drawn:
+def pneumothorax(s: Scene, strength: Param, sx: Tensor, a: Param, *_: Tensor) -> Drawn:
     """Air between lung and apical chest wall: dark, bounded by the thin white pleural line."""
-    sx, a, *_ = _place(s, u)
     depth = 0.06 + 0.14 * strength + 0.05 * a
     rim = depth * (1 - 0.75 * ((s.y - s.p["apex"]) / 1.05).clamp(0, 1)) - s.side_distance
     on_side = sx > 0.10
-    gap = soft(rim, 0.008) * s.lung * on_side
     line = torch.exp(-((rim / (0.008 + 0.3 * s.pixel)) ** 2)) * s.lung * on_side
-    return -0.14 * gap + 0.13 * line, (rim > 0) & on_side & (s.lung > 0.5)
+    return -0.14 * (soft(rim, 0.008) * s.lung * on_side) + 0.13 * line, (rim > 0) & on_side & (s.lung > 0.5)
 
 
-def consolidation(s: Scene, u: Uniform, strength: Param) -> Drawn:
+def consolidation(s: Scene, strength: Param, sx: Tensor, a: Param, b: Param, c: Param, *_: Tensor) -> Drawn:
     """A lobe filled: dense and even, with a straight border at the fissure, and air bronchograms."""
-    sx, a, b, c, *_ = _place(s, u, bias_right=0.6)
     fissure = -0.10 + 0.12 * (a - 0.5) + 0.15 * (b - 0.5) * s.x
     upper = c > 0.45
     border = torch.where(upper, fissure - s.y, s.y - fissure - 0.10)
@@ -135,7 +114,7 @@ def consolidation(s: Scene, u: Uniform, strength: Param) -> Drawn:
     return patch + _air_bronchograms(s, sx, patch), (shape > 0) & (s.lung > 0.5)
 
 
-def edema(s: Scene, u: Uniform, strength: Param) -> Drawn:
+def edema(s: Scene, strength: Param, *_: Tensor) -> Drawn:
     """Bilateral perihilar haze in the shape of bat wings, and Kerley B lines at the bases."""
     ax = s.x.abs()
     d = ellipse(ax, s.y, 0.24, -0.02, 0.28, 0.30)
@@ -145,26 +124,23 @@ def edema(s: Scene, u: Uniform, strength: Param) -> Drawn:
     return added * s.lung, (d > 0) & (s.lung > 0.5)
 
 
-def emphysema(s: Scene, u: Uniform, strength: Param) -> Drawn:
+def emphysema(s: Scene, strength: Param, sx: Tensor, a: Param, b: Param, c: Param, *_: Tensor) -> Drawn:
     """Over-inflated (`change_anatomy`): flat low diaphragm, narrow heart; dark, with bullae in the upper zones."""
-    sx, a, b, c, *_ = _place(s, u)
     dist = 0.10 + 0.07 * c - torch.hypot(sx - 0.38 - 0.12 * a, s.y + 0.48 - 0.15 * b)
     wall = torch.exp(-((dist / (0.006 + 0.3 * s.pixel)) ** 2))
     added = -(0.02 + 0.04 * strength) - 0.05 * soft(dist, 0.010) + 0.07 * wall
     return added * s.lung, s.lung > 0.5
 
 
-def fibrosis(s: Scene, u: Uniform, strength: Param) -> Drawn:
+def fibrosis(s: Scene, strength: Param, sx: Tensor, a: Param, *_: Tensor) -> Drawn:
     """A net of fine lines at the bases and the periphery, with some loss of volume (`change_anatomy`)."""
-    _, a, *_ = _place(s, u)
     lines = torch.exp(-((texture(s.noise, s.x * 3.1, s.y * 3.1) / 0.25) ** 2))
     zone = torch.minimum(s.y - 0.02 + 0.15 * a, 0.30 - s.side_distance)
     return (0.13 + 0.13 * strength) * lines * (soft(zone, 0.05) * s.lung), (zone > 0) & (s.lung > 0.5)
 
 
-def pleural_thickening(s: Scene, u: Uniform, strength: Param) -> Drawn:
+def pleural_thickening(s: Scene, strength: Param, sx: Tensor, a: Param, b: Param, c: Param, *_: Tensor) -> Drawn:
     """A band along the lateral chest wall or a cap on the apex."""
-    sx, a, b, c, *_ = _place(s, u)
     thick, centre = 0.035 + 0.040 * c, -0.45 + 0.65 * b
     along = 0.22 + 0.10 * a - (s.y - centre).abs()
     band = torch.minimum(thick * (along / 0.12).clamp(0, 1) - s.side_distance, along)
@@ -172,16 +148,22 @@ def pleural_thickening(s: Scene, u: Uniform, strength: Param) -> Drawn:
     return (0.24 + 0.16 * strength) * soft(band, 0.012) * s.lung * on_side, (band > 0) & on_side & (s.lung > 0.5)
 
 
-def hernia(s: Scene, u: Uniform, strength: Param) -> Drawn:
+def hernia(s: Scene, strength: Param, sx: Tensor, a: Param, b: Param, c: Param, *_: Tensor) -> Drawn:
     """Stomach in the chest: a round shadow behind the heart, with air over a fluid level."""
-    _, a, b, c, *_ = _place(s, u)
     x0, y0, r = 0.02 + 0.14 * a, s.p["dome"] + s.p["inspiration"] - 0.12 - 0.05 * b, 0.15 + 0.05 * c
     dist = ellipse(s.x, s.y, x0, y0, r * 1.15, r)
     rim = torch.exp(-((dist / (0.012 + 0.3 * s.pixel)) ** 2))
-    air = soft(dist, 0.012) * soft(y0 - s.y, 0.008)
-    fluid = soft(dist, 0.012) * soft(s.y - y0, 0.008)
+    air, fluid = soft(dist, 0.012) * soft(y0 - s.y, 0.008), soft(dist, 0.012) * soft(s.y - y0, 0.008)
     return (0.10 + 0.08 * strength) * (fluid + rim) - (0.16 + 0.12 * strength) * air, dist > 0
 
 
 # each function has its finding's name
-SIGNS: dict[str, Callable[[Scene, Uniform, Param], Drawn]] = {name: globals()[name.lower()] for name in FINDINGS}
+SIGNS: dict[str, Callable[..., Drawn]] = {name: globals()[name.lower()] for name in FINDINGS}
+RIGHT_SHARE = {"Pneumonia": 0.6, "Consolidation": 0.6}  # of patients with the sign on their right; others one half
+
+
+def draw_sign(finding: str, s: Scene, u: Float[Tensor, "b 8"], strength: Param) -> Drawn:
+    """Attenuation and mask of a finding that all images of the scene have; `u` holds its uniform numbers."""
+    side, *uniforms = u[..., None, None].unbind(1)
+    mirrored = s.x * torch.where(side > RIGHT_SHARE.get(finding, 0.5), 1.0, -1.0)
+    return SIGNS[finding](s, strength, mirrored, *uniforms)
