@@ -27,7 +27,7 @@ lab: $(STAMP)
 	$(BIN)/jupyter lab --ip=127.0.0.1 notebooks
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow $(TEST_OPTIONS)
+	$(BIN)/python -m pytest -m slow -n logical --dist worksteal $(TEST_OPTIONS)
 
 test-browser: $(STAMP)
 	@{ command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null || \
