@@ -1,8 +1,4 @@
-"""Where a network looks, and whether that is right.
-
-`cam` makes heat maps, `regions` knows the true regions of findings, `scores` compares the two, and `predict` reads one image
-file of the user's own.
-"""
+"""Where a network looks (`cam`), the true regions (`regions`), whether both agree (`scores`); one image (`predict`)."""
 
 from deepchest_utils.explain.cam import CAM_METHODS, HeatMaps, default_layers, heat_maps
 from deepchest_utils.explain.regions import Regions, load_regions

@@ -1,7 +1,7 @@
 """Heat maps of where a network looks, made by the `grad-cam` package at the right layer, one target per image."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
-from deepchest_utils.config import did_you_mean
+from deepchest_utils.config import check_choice, did_you_mean
 from deepchest_utils.models.augment import to_input
 from deepchest_utils.models.trunks import MultiTaskNet
 from deepchest_utils.threads import adapt_threads
@@ -39,29 +39,22 @@ class HeatMaps:
 def default_layers(net: nn.Module, image_size: int, method: str = FUSED) -> tuple[str, ...]:
     """Names of the modules of the trunk whose maps are taken, in forward order.
 
-    For LayerCAM, these are the last module of each map size down to MIN_SIDE cells a side; the heat map is their mean. For
-    other methods, it is the last of these: `layer3` of a ResNet at 64 px, where `layer4` has 2 x 2 cells. For a vision
-    transformer, it is the normalisation before the last attention. Raises ValueError if there is none.
+    For LayerCAM, these are the last module of each map size down to MIN_SIDE cells a side; the heat map is their mean.
+    For other methods, it is the last of these: `layer3` of a ResNet at 64 px, where `layer4` has 2 x 2 cells. For a
+    vision transformer, it is the normalisation before the last attention. Raises ValueError if there is none.
     """
     net = _checked(net)
-    blocks = getattr(getattr(net.trunk, "encoder", None), "layers", None)
-    if blocks is not None and hasattr(blocks[-1], "ln_1"):
-        return tuple(name for name, module in net.trunk.named_modules() if module is blocks[-1].ln_1)
+    if before_attention := [name for name, _ in net.trunk.named_modules() if name.endswith(".ln_1")]:
+        return (before_attention[-1],)
     sides: list[tuple[str, int]] = []
-    handles = [
-        module.register_forward_hook(lambda _, __, out, name=name: sides.append((name, _side(out))))
-        for name, module in net.trunk.named_modules()
-        if name
-    ]
-    try:
-        with torch.no_grad(), _restored(net):
-            net.trunk(next(net.parameters()).new_zeros(1, 1, image_size, image_size))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with torch.no_grad(), _restored(net), ExitStack() as hooks:
+        for name, module in net.trunk.named_modules():
+            hook = module.register_forward_hook(lambda _, __, out, name=name: sides.append((name, _side(out))))
+            hooks.callback(hook.remove)
+        net.trunk(next(net.parameters()).new_zeros(1, 1, image_size, image_size))
     last = {side: name for name, side in sides if side >= MIN_SIDE}
     if not last:
-        finest = max((side for _, side in sides), default=0)
+        finest = max(side for _, side in sides)
         raise ValueError(f"image_size should give some layer a map of {MIN_SIDE} cells a side. Found {finest} at most.")
     names = [last[side] for side in sorted(last, reverse=True)]
     return tuple(names) if method == FUSED else (names[-1],)
@@ -75,19 +68,16 @@ def _checked(net: nn.Module) -> MultiTaskNet:
 
 def _side(out: object) -> int:
     """Cells along a side of a square map, channels first or last; 0 for anything else."""
-    if not isinstance(out, Tensor) or out.ndim != 4:
-        return 0
-    if out.shape[2] == out.shape[3]:
+    if isinstance(out, Tensor) and out.ndim == 4 and out.shape[2] in (out.shape[1], out.shape[3]):
         return out.shape[2]
-    return out.shape[1] if out.shape[1] == out.shape[2] else 0
+    return 0
 
 
 def _channels_first(out: Tensor) -> Tensor:
     """A map as (B, C, H, W), from channels last (Swin) or from tokens after the class token (ViT)."""
     if out.ndim == 3:
         side = int((out.shape[1] - 1) ** 0.5)
-        cells: Tensor = out[:, 1:].transpose(1, 2).unflatten(2, (side, side))
-        return cells
+        return out[:, 1:].mT.reshape(len(out), -1, side, side)
     return out if out.shape[2] == out.shape[3] else out.permute(0, 3, 1, 2)
 
 
@@ -105,15 +95,11 @@ def heat_maps(
 
     Args:
         net: A MultiTaskNet (hard sharing); ValueError for another.
-        images: (B, H, W), 0 to 255.
         tasks: Numbers of the T tasks.
         method: A key of CAM_METHODS.
         layers: Modules of the trunk by name, in forward order, whose maps are averaged; `default_layers` if None.
-        batch_size: Images at a time.
     """
-    if method not in CAM_METHODS:
-        allowed = ", ".join(CAM_METHODS)
-        raise ValueError(f"method should be one of {allowed}. Found {method!r}.{did_you_mean(method, CAM_METHODS)}")
+    check_choice("method", method, CAM_METHODS)
     net = _checked(net)
     num_tasks = net.head.out_features
     layers = tuple(layers or default_layers(net, images.shape[-1], method))
@@ -125,35 +111,28 @@ def heat_maps(
         raise ValueError(f"tasks should be numbers from 0 to {num_tasks - 1}. Found {outside[0]}.")
     if method == "finercam" and num_tasks == 1:
         raise ValueError("method finercam compares a finding with others: the network should have several. Found 1.")
+    # imported late: the package brings OpenCV and more, which nothing else needs
+    import pytorch_grad_cam
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
     device = next(net.parameters()).device
     maps = np.empty((len(images), len(tasks), *images.shape[1:]), np.float32)
-    with _restored(net), _mapper(method, net, [modules[name] for name in layers]) as mapper:
+    with _restored(net), ExitStack() as hooks:
+        target_layers = [modules[name] for name in layers]
+        cam = getattr(pytorch_grad_cam, CAM_METHODS[method])(net, target_layers, reshape_transform=_channels_first)
+        hooks.callback(cam.__exit__, None, None, None)  # as a context manager it would swallow an IndexError
         for start in range(0, len(images), batch_size):
             adapt_threads()
             batch = slice(start, start + batch_size)
             # the input asks for a gradient, so that there is one in a frozen trunk too
             x = to_input(torch.tensor(images[batch])).to(device).requires_grad_()
             for column, task in enumerate(tasks):
-                maps[batch, column] = mapper(x, task)
+                if method == "finercam":  # makes its targets itself, one per image
+                    maps[batch, column] = cam(x, None, target_idx=task)
+                else:  # one target per image: with fewer, the package leaves the other maps blank without an error
+                    maps[batch, column] = cam(x, [ClassifierOutputTarget(task)] * len(x))
                 x.grad = None
     return HeatMaps(maps, maps.max(axis=(2, 3)) > 0, layers)
-
-
-@contextmanager
-def _mapper(method: str, net: nn.Module, layers: list[nn.Module]) -> Iterator[Callable[[Tensor, int], np.ndarray]]:
-    """A function from a batch and a task to the maps, (B, H, W)."""
-    # imported late: the package brings OpenCV and more, which nothing else needs
-    import pytorch_grad_cam
-    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-
-    cam = getattr(pytorch_grad_cam, CAM_METHODS[method])(net, layers, reshape_transform=_channels_first)
-    try:
-        if method == "finercam":  # makes its targets itself, one per image
-            yield lambda x, task: cam(x, None, target_idx=task)
-        else:  # one target per image: with fewer, the package leaves the other maps blank without an error
-            yield lambda x, task: cam(x, [ClassifierOutputTarget(task)] * len(x))
-    finally:
-        cam.__exit__(None, None, None)  # releases its hooks; as a context manager it would swallow an IndexError
 
 
 @contextmanager
@@ -162,8 +141,7 @@ def _restored(net: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in net.modules()]
     gradients = [(parameter, parameter.grad) for parameter in net.parameters()]
     net.eval()
-    for parameter, _ in gradients:
-        parameter.grad = None
+    net.zero_grad()
     try:
         yield
     finally:

@@ -59,7 +59,6 @@ def predict_image(trained: Trained, image: UInt8[np.ndarray, "h w"]) -> pd.Serie
     """
     device = next(trained.net.parameters()).device
     logits = trained.net(to_input(torch.tensor(image)[None]).to(device)).double().cpu().numpy()
-    unchanged = np.tile([1.0, 0.0], (len(trained.findings), 1))
-    calibration = unchanged if trained.calibration is None else trained.calibration
+    calibration = np.tile([1.0, 0.0], (logits.shape[1], 1)) if trained.calibration is None else trained.calibration
     index = pd.Index(trained.findings, name="finding")
     return pd.Series(calibrate(logits, calibration)[0], index, name="probability").sort_values(ascending=False)

@@ -11,8 +11,6 @@ from deepchest_utils.config import TrainConfig
 from deepchest_utils.datasets import Splits, load_boxes
 from deepchest_utils.datasets.phantom.load import phantom_of
 
-PER_FINDING = 60  # images; enough for an interval about 0.1 wide
-
 
 @dataclass(frozen=True)
 class Regions:
@@ -31,23 +29,18 @@ class Regions:
         return Regions(self.rows[pairs], self.tasks[pairs], self.patients[pairs], self.masks[pairs])
 
 
-def load_regions(config: TrainConfig, data: Splits, part: str = "test", per_finding: int = PER_FINDING) -> Regions:
-    """The regions in the first `per_finding` images of each finding in one split.
+def load_regions(config: TrainConfig, data: Splits, part: str = "test", per_finding: int = 60) -> Regions:
+    """The regions in the first `per_finding` images of each finding in one split; 60 give an interval about 0.1 wide.
 
     Of the boxes of NIH, only those in the split are taken, so that no network is judged on a patient of its training.
-    Raises ValueError if the data set has no regions, or no image of the split has one.
-
-    Args:
-        config: What `data` was loaded with.
-        data: The splits.
-        part: "test", or "val" to choose a map method or a layer.
-        per_finding: Images of each finding at most.
+    `config` is what `data` was loaded with; `part` is "test", or "val" to choose a map method or a layer. Raises
+    ValueError if the data set has no regions, or no image of the split has one.
     """
     images = data.parts[part]
     size = images.images.shape[-1]
     if config.dataset == "phantom" and data.split == "patient":
         phantom = phantom_of(config.data_seed, part, len(images), config.data_options.get("controlled"))
-        rows, tasks = _first_positives(phantom.labels, per_finding)
+        rows, tasks = _first_positives(phantom.labels == 1, per_finding)
         masks = np.empty((len(rows), size, size), bool)
         for start in range(0, len(rows), 64):  # in blocks: the masks of all 14 findings come at once, and one is kept
             block = slice(start, start + 64)
@@ -56,38 +49,33 @@ def load_regions(config: TrainConfig, data: Splits, part: str = "test", per_find
         boxes = load_boxes(cast(str, config.data_root), size)
         has_box = [np.isin(images.ids, boxes.image[boxes.finding == name]) for name in data.findings]
         rows, tasks = _first_positives(np.stack(has_box, axis=1), per_finding)
-        masks = np.concatenate(
-            [boxes_to_masks(boxes, images.ids[rows[tasks == k]], name, size) for k, name in enumerate(data.findings)]
-        )
+        ids = [images.ids[rows[tasks == k]] for k in range(len(data.findings))]
+        masks = np.concatenate([boxes_to_masks(boxes, *pair, size) for pair in zip(ids, data.findings, strict=True)])
     else:
         raise ValueError(
             'dataset should be "phantom", split by patient, or "nih": no other has regions. '
             f"Found {config.dataset!r}, split={data.split!r}."
         )
-    visible = cast(np.ndarray, masks.any((1, 2)))
+    visible: np.ndarray = np.any(masks, axis=(1, 2))
     if not visible.any():
         raise ValueError(f"{config.dataset}: none of the {len(images)} images of {part} has a region of a finding.")
     return Regions(rows, tasks, images.patients[rows], masks).subset(visible)
 
 
-def _first_positives(labels: np.ndarray, per_finding: int) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"]]:
+def _first_positives(is_positive: np.ndarray, per_finding: int) -> tuple[np.ndarray, ...]:
     """Rows and columns of up to `per_finding` positives in each column, by column."""
-    rows = [np.flatnonzero(column == 1)[:per_finding] for column in labels.T]
-    return np.concatenate(rows), np.repeat(np.arange(len(rows)), [len(r) for r in rows])
+    return np.nonzero((is_positive & (is_positive.cumsum(0) <= per_finding)).T)[::-1]
 
 
-def boxes_to_masks(
-    boxes: pd.DataFrame, ids: np.ndarray, finding: str, image_size: int
-) -> Bool[np.ndarray, "n {image_size} {image_size}"]:
+def boxes_to_masks(boxes: pd.DataFrame, ids: np.ndarray, finding: str, image_size: int) -> Bool[np.ndarray, "n s s"]:
     """The union of the boxes of a finding in each of N images; a pixel counts if its centre lies in a box.
 
     `boxes` are as `load_boxes` scales them to `image_size`; `ids` are the names of the images.
     """
     centres = np.arange(image_size) + 0.5
     masks = np.zeros((len(ids), image_size, image_size), bool)
-    row_of = {name: row for row, name in enumerate(ids)}
-    for box in boxes[(boxes.finding == finding) & boxes.image.isin(row_of)].itertuples():
+    for box in boxes[boxes.finding == finding].itertuples():
         across = (centres >= box.x) & (centres < box.x + box.width)
         down = (centres >= box.y) & (centres < box.y + box.height)
-        masks[row_of[box.image]] |= np.outer(down, across)
+        masks[ids == box.image] |= np.outer(down, across)
     return masks

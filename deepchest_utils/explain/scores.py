@@ -25,22 +25,16 @@ TOLERANCE = 1 / 16  # of the side: half a cell of an 8 x 8 map
 def score_maps(
     maps: Float[np.ndarray, "n h w"], masks: Bool[np.ndarray, "m a b"], tolerance: float = TOLERANCE
 ) -> dict[str, Float[np.ndarray, " n"]]:
-    """Each of SCORES for each of N maps.
+    """Each of SCORES, in [0, 1], for N maps that are not negative; NaN for an empty mask.
 
-    - pointing: 1 if the maximum lies within `tolerance` of the mask, else 0; the share of the maxima if there are several
-      (Zhang et al. 2016, arXiv 1608.00507).
-    - energy: the share of the map's sum inside the mask (Wang et al. 2020, arXiv 1910.01279); for a blank map, the share of
-      the image inside the mask.
+    - pointing: 1 if the maximum lies within `tolerance` (1 is the side) of the mask, else 0; the share of the maxima if
+      there are several (Zhang et al. 2016, arXiv 1608.00507).
+    - energy: the share of the map's sum inside the mask (Wang et al. 2020, arXiv 1910.01279); for a blank map, the share
+      of the image inside the mask.
     - iou: intersection over union of the mask and the map above a threshold, mean over THRESHOLDS.
     - pixel_ap: average precision of the pixels.
 
-    Args:
-        maps: (N, H, W), not negative.
-        masks: (N, H, W); ValueError for another shape.
-        tolerance: In units of the image's side.
-
-    Returns:
-        Score -> (N,) in [0, 1], NaN for an empty mask.
+    Raises ValueError if maps and masks differ in shape.
     """
     if maps.shape != masks.shape:
         raise ValueError(f"maps and masks should have one shape. Found {maps.shape} and {masks.shape}.")
@@ -67,15 +61,10 @@ def localize(
     layers: Sequence[str] | None = None,
     batch_size: int = 32,
 ) -> pd.DataFrame:
-    """How well a network's heat maps point at the true regions. Memory does not grow with the number of images.
+    """How well the heat maps of a network, made by `heat_maps`, point at the true regions in the split `data`.
 
-    Args:
-        net, method, layers, batch_size: As in `heat_maps`.
-        data: The split that `truth` belongs to.
-        truth: The true regions.
-
-    Returns:
-        A row for each pair of `truth`, in its order: image, finding, patient, evidence and SCORES.
+    Returns a row for each pair of `truth`, in its order: image, finding, patient, evidence and SCORES. Memory does not
+    grow with the number of images.
     """
     tables = []
     for task in np.unique(truth.tasks):
@@ -83,9 +72,8 @@ def localize(
         for batch in np.split(pairs, range(batch_size, len(pairs), batch_size)):
             heat = heat_maps(net, data.images[truth.rows[batch]], [int(task)], method, layers, batch_size)
             scores = score_maps(heat.maps[:, 0], truth.masks[batch])
-            tables.append(pd.DataFrame({"pair": batch, "evidence": heat.evidence[:, 0], **scores}))
-    table = pd.concat(tables).sort_values("pair").drop(columns="pair").reset_index(drop=True)
-    return pd.concat([_names(data, truth), table], axis=1)
+            tables.append(pd.DataFrame({"evidence": heat.evidence[:, 0], **scores}, index=batch))
+    return _names(data, truth).join(pd.concat(tables))
 
 
 def score_baseline_maps(maps: Float[np.ndarray, "m h w"], data: ChestXrays, truth: Regions) -> pd.DataFrame:
@@ -113,41 +101,33 @@ def random_maps(count: int, size: int, rng: np.random.Generator) -> Float[np.nda
 
 
 def mean_region_baseline(truth: Regions) -> Float[np.ndarray, "m h w"]:
-    """For each pair, the mean region of its finding in other patients; blank if there are none.
-
-    It scores what can be reached by knowing the finding alone, without the image.
-    """
+    """For each pair, the mean region of its finding in other patients, blank if none: what needs no image to be known."""
     out = np.zeros(truth.masks.shape, np.float32)
     for task in np.unique(truth.tasks):
         pairs = np.flatnonzero(truth.tasks == task)
         total = truth.masks[pairs].sum(0, dtype=np.float32)
         for patient in np.unique(truth.patients[pairs]):
             of_patient = pairs[truth.patients[pairs] == patient]
-            others = len(pairs) - len(of_patient)
-            out[of_patient] = (total - truth.masks[of_patient].sum(0)) / max(others, 1)
+            out[of_patient] = (total - truth.masks[of_patient].sum(0)) / max(len(pairs) - len(of_patient), 1)
     return out
 
 
 def mean_scores(
     tables: Sequence[pd.DataFrame], score: str, rng: np.random.Generator, replicates: int = 1000
 ) -> tuple[pd.DataFrame, Float[np.ndarray, "t r f"]]:
-    """Mean of a score for each finding, and over the findings ("macro"), with a bootstrap over patients.
-
-    The bootstrap draws the same patients for all tables, so that differences between tables are paired.
+    """Mean of a score for each finding and over the findings ("macro"), with a bootstrap over patients.
 
     Args:
         tables: T tables of `localize` with the same pairs of F findings; ValueError if they differ.
         score: A key of SCORES.
-        rng: Draws the patients.
-        replicates: Their number R.
 
     Returns:
-        The means, a row for each finding and for "macro", a column for each table; and their replicates, (T, R, F + 1).
+        The means, a row for each finding and for "macro", a column for each table; and their R replicates, paired
+        between the tables, (T, R, F + 1).
     """
     first = tables[0]
-    for table in tables[1:]:
-        if not table[["image", "finding"]].equals(first[["image", "finding"]]):
-            raise ValueError("tables should be of the same images and findings, in the same order.")
+    if not all(table[["image", "finding"]].equals(first[["image", "finding"]]) for table in tables):
+        raise ValueError("tables should be of the same images and findings, in the same order.")
     findings, index = np.unique(first.finding, return_inverse=True)
     is_finding = (index[:, None] == np.arange(len(findings))).astype(float)  # (pairs, findings)
     weights = patient_weights(first.patient.to_numpy(np.int64), replicates, rng)
