@@ -9,8 +9,7 @@ from deepchest_utils.config import did_you_mean
 from deepchest_utils.weighting.base import Composed, EpochReport, LossWeighting, Method
 from deepchest_utils.weighting.candidates import Anneal, Hedge, ValDiscount
 from deepchest_utils.weighting.deepchest import SIGNALS, DeepChest
-from deepchest_utils.weighting.gradnorm import GradNorm
-from deepchest_utils.weighting.scalarization import DBMTLL, DWA, FAMO, GLS, IMTLL, RLW, STCH, Uncertainty
+from deepchest_utils.weighting.scalarization import DBMTLL, DWA, FAMO, GLS, IMTLL, RLW, STCH, GradNorm, Uncertainty
 from deepchest_utils.weighting.static import PREVALENCE_RULES, PUBLISHED_INITIAL_WEIGHTS, Equal, Static, initial_weights
 from deepchest_utils.weighting.torchjd_adapter import ADAPTERS
 

@@ -11,12 +11,10 @@ from torch import Tensor, nn
 
 from deepchest_utils.models.losses import prevalence_entropy
 
-SOURCES = ("train", "val")
-
 
 @dataclass(frozen=True)
 class EpochReport:
-    """What a method may learn from an epoch, counted from 1.
+    """What a method may learn from an epoch. The first epoch has number 1.
 
     Args:
         prevalence: (K,) share of positives among the known training labels.
@@ -31,8 +29,8 @@ class EpochReport:
     val: dict[str, Float[Tensor, " k"]] = field(default_factory=dict)
 
     def relative_loss(self, source: str = "train") -> Float[Tensor, " k"]:
-        """L_k / H_k, (K,) float64: the loss of "train" or "val" over the entropy of the training prevalence, which is the
-        best loss of a constant. 1 if nothing is learned, 0 if all is; NaN without a loss, or with one class only."""
+        """L_k / H_k, (K,) float64: the loss of "train" or "val" over the training prevalence's entropy, a constant's
+        best loss. About 1 if nothing is learned, 0 if all is; NaN without a loss, or with one class only."""
         loss = (self.train if source == "train" else self.val)["loss"].double()
         entropy = prevalence_entropy(self.prevalence.to(loss))
         return torch.where(entropy > 0, loss / entropy, torch.nan)
@@ -53,8 +51,7 @@ class Method(nn.Module):
 
     def __init__(self, num_tasks: int):
         super().__init__()
-        if num_tasks < 1:
-            raise ValueError(f"num_tasks should be at least 1. Found {num_tasks}.")
+        check_options("be at least 1", num_tasks=num_tasks)
         self.num_tasks = num_tasks
         # the sum of the weights that this epoch's steps have used, and the number of these steps
         self.register_buffer("_used", torch.zeros(num_tasks, dtype=torch.float64))
@@ -160,8 +157,8 @@ def has_label(losses: Float[Tensor, " k"]) -> Bool[Tensor, " k"]:
     """Which tasks have a known label in the batch, (K,).
 
     Assumes losses that are never negative, and exactly 0 for a task without a label, as those of `masked_bce` are. A
-    task whose loss is negative, or has underflowed to 0, counts as absent too. In float32 that happens to a rare
-    finding whose logit has been driven below -17 in a batch without it, as GLS does.
+    loss that has underflowed to 0 counts as absent too: in float32, that of a rare finding whose logit has been driven
+    below -17 in a batch without it, as GLS does.
     """
     return losses.detach() > 0
 
@@ -172,26 +169,3 @@ def check_options(bound: str, **options: Any) -> None:
     for name, value in options.items():
         if not lowest <= value < math.inf:
             raise ValueError(f"{name} should {bound}. Found {value}.")
-
-
-class Adam(nn.Module):
-    """Adam (Kingma and Ba 2015, arXiv 1412.6980) with its usual constants, for K numbers that no optimiser holds."""
-
-    mean: Tensor
-    square: Tensor
-    count: Tensor
-
-    def __init__(self, num_tasks: int):
-        super().__init__()
-        for name in ("mean", "square"):
-            self.register_buffer(name, torch.zeros(num_tasks, dtype=torch.float64))
-        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
-
-    @torch.no_grad()
-    def forward(self, gradient: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
-        """The step against this gradient, (K,), before the learning rate."""
-        self.count += 1
-        self.mean.lerp_(gradient, 0.1)
-        self.square.lerp_(gradient**2, 0.001)
-        mean, square = self.mean / (1 - 0.9**self.count), self.square / (1 - 0.999**self.count)
-        return mean / (square.sqrt() + 1e-8)

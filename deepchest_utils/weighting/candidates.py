@@ -17,15 +17,12 @@ class Hedge(LossWeighting):
 
         w_k = (1 - floor) K softmax_k(eta sum_{s <= t} r_k(s)) + floor,    r_k(t) = min(L_k(t) / H_k, 1),
     with L_k the training loss and H_k the entropy of the training prevalence: of mean 1, each in
-    [floor, (1 - floor) K + floor]. A task without a loss in an epoch gains what the mean of the others does.
+    [floor, (1 - floor) K + floor]. A task without a loss in an epoch gains what the mean of the others does. eta > 0 is
+    the rate, and the floor, in [0, 1], the share of equal weighting.
 
     Regret (their theorem 2, for gains in [0, 1]) over T epochs, whatever the losses do; a floor adds floor * T at most:
         max_k sum_t r_k(t) - sum_t sum_k (w_k(t) / K) r_k(t) <= log(K) / eta + eta T / 8.
     It bounds the relative loss of the task furthest behind, and says nothing of the mean over tasks.
-
-    Args:
-        eta: Rate, greater than 0.
-        floor: Share of equal weighting, in [0, 1].
     """
 
     def __init__(self, num_tasks: int, eta: float = 0.5, floor: float = 0.25):
@@ -50,14 +47,9 @@ class Hedge(LossWeighting):
 
 
 class ValDiscount(LossWeighting):
-    """A task whose validation loss rises overfits, and weighs less.
-
-    w_k is proportional to (min_{s <= t} V_k(s) / V_k(t))^power, of mean 1, with V_k(t) the task's validation loss after
-    epoch t: ones as long as all tasks improve. A task without a validation loss keeps its discount.
-
-    Args:
-        power: Greater than 0.
-    """
+    """A task whose validation loss rises overfits, and weighs less: w_k is proportional to
+    (min_{s <= t} V_k(s) / V_k(t))^power, of mean 1, with power > 0 and V_k(t) the task's validation loss after epoch t.
+    So the weights are ones as long as all tasks improve. A task without a validation loss keeps its discount."""
 
     def __init__(self, num_tasks: int, power: float = 2.0):
         super().__init__(num_tasks)

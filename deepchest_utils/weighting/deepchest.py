@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from deepchest_utils.config import check_choice, did_you_mean
-from deepchest_utils.weighting.base import SOURCES, EpochReport, LossWeighting, check_options
+from deepchest_utils.weighting.base import EpochReport, LossWeighting, check_options
 from deepchest_utils.weighting.static import PUBLISHED_INITIAL_WEIGHTS, as_weights
 
 SIGNALS = ("accuracy", "loss_trend", "relative_loss", "auroc", "balanced_accuracy")  # what a training tells
@@ -26,8 +26,7 @@ class DeepChest(LossWeighting):
     Args:
         signal: What `end_epoch` takes as the score of task k in epoch t.
             "accuracy", "auroc", "balanced_accuracy": as measured.
-            "loss_trend": -L_k(t) / L_k(t - 1). A loss that falls more slowly than the mean is behind; no score in the
-            first epoch.
+            "loss_trend": -L_k(t) / L_k(t - 1), so that a loss that falls slowly is behind; no score in the first epoch.
             "relative_loss": -L_k(t) / H_k, H_k the loss of the best constant predictor (entropy of the prevalence).
             "prevalence": one minus the training prevalence, the accuracy of always saying "absent", without a network.
         step_up: At least 1, as is `step_down`.
@@ -36,10 +35,7 @@ class DeepChest(LossWeighting):
         normalize: Scale the weights in force to mean 1; the raw ones go on by the rule.
         initial: (K,) raw weights in [floor, cap], or the name of those published for the 14 findings ("resnet",
             "cnnmodel1"); by default ones, cut to the bounds.
-        scores_from: "train" or "val".
-
-    Raises:
-        ValueError: For an argument out of bounds.
+        scores_from: "train" or "val". An argument out of bounds raises ValueError.
     """
 
     _raw_weights: Tensor
@@ -58,7 +54,7 @@ class DeepChest(LossWeighting):
     ):
         super().__init__(num_tasks)
         check_choice("signal", signal, ALL_SIGNALS)
-        check_choice("scores_from", scores_from, SOURCES)
+        check_choice("scores_from", scores_from, ("train", "val"))
         check_options("be at least 1", step_up=step_up, step_down=step_down)
         if not 0 <= floor <= cap or not 0 < cap < float("inf"):
             raise ValueError(f"floor and cap should hold 0 <= floor <= cap, 0 < cap. Found {floor} and {cap}.")
@@ -81,26 +77,23 @@ class DeepChest(LossWeighting):
 
     @property
     def raw_weights(self) -> Float[Tensor, " k"]:
-        """(K,) float64, each in [floor, cap]; the sum is not preserved."""
         return self._raw_weights
 
     @property
     def weights(self) -> Float[Tensor, " k"]:
-        """(K,) float64 in force: the raw weights, or with `normalize` the same scaled to mean 1."""
         raw = self._raw_weights
         return raw / raw.mean() if self.normalize else raw
 
     @torch.no_grad()
     def update(self, scores: Sequence[float] | Tensor) -> None:
-        """One step of the rule on scores (K,), higher is better; NaN for a task not scored this time, whose weight stays.
+        """One step of the rule on scores (K,), higher is better; a task with NaN is not scored, and its weight stays.
         Raises ValueError for another shape, or an infinite score."""
         s = torch.as_tensor(scores, dtype=torch.float64, device=self._raw_weights.device).detach()
         if s.shape != (self.num_tasks,):
             raise ValueError(f"scores should have shape ({self.num_tasks},). Found {tuple(s.shape)}.")
         if s.isinf().any():
             raise ValueError(f"scores should be finite, or NaN if there is none. Found {s.tolist()}.")
-        # summed in one order and from the lowest up: the rule knows no order of tasks, and equal scores have exactly
-        # their value as the mean
+        # summed from the lowest up: the rule knows no order of tasks, and equal scores have exactly their value as mean
         ranked = s.sort().values
         behind = s < ranked[0] + (ranked - ranked[0]).nanmean()
         up = (self._raw_weights * self.step_up).clamp(max=self.cap)

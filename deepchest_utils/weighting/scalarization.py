@@ -1,23 +1,21 @@
-"""Published loss weightings: DWA, which holds its weights over an epoch, and those whose scalar changes in each step."""
+"""Published loss weightings: DWA, which holds its weights over an epoch, and those that change them in each step."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from deepchest_utils.weighting.base import Adam, EpochReport, LossWeighting, Scalarization, check_options, has_label
+from deepchest_utils.distributed import all_reduce_sum
+from deepchest_utils.weighting.autograd_graph import last_shared_layer
+from deepchest_utils.weighting.base import EpochReport, LossWeighting, Method, Scalarization, check_options, has_label
 
 EPSILON = 1e-8  # DB-MTL's and FAMO's
 
 
 class DWA(LossWeighting):
-    """w_k = K softmax_k(r_k / T) with r_k = L_k(t - 1) / L_k(t - 2), the ratio of the mean training losses in the last
-    two epochs (equation 7): a task whose loss falls more slowly gets more. Ones in the first two epochs.
-
-    A task without a loss in an epoch keeps its last two, and counts as r_k = 1 until it has two.
-
-    Args:
-        temperature: T, greater than 0; the larger, the more even the weights.
-    """
+    """Dynamic weight averaging (Liu, Johns and Davison 2019, arXiv 1803.10704, equation 7):
+    w_k = K softmax_k(r_k / T) with r_k = L_k(t - 1) / L_k(t - 2), the ratio of the mean training losses in the last
+    two epochs: a task whose loss falls more slowly gets more. Ones in the first two epochs. A task without a loss in an
+    epoch keeps its last two, and counts as r_k = 1 until it has two. The temperature T > 0 evens the weights out."""
 
     def __init__(self, num_tasks: int, temperature: float = 2.0):
         super().__init__(num_tasks)
@@ -100,11 +98,8 @@ class STCH(Scalarization):
     In the warm-up the loss of a step is sum_k log L_k. Then it is a smooth maximum over the tasks,
         K mu log sum_k exp(log(L_k / nadir_k) / mu),
     with nadir_k the mean training loss in the warm-up's last epoch. The task that lies worst against its nadir gets
-    most. Tasks without a label in the batch are left out.
-
-    Args:
-        mu: Greater than 0; the smaller, the closer to the maximum.
-        warmup: Epochs, at least 1.
+    most. Tasks without a label in the batch are left out. The smaller mu > 0, the closer to the maximum; the warm-up
+    takes one epoch or more.
     """
 
     def __init__(self, num_tasks: int, mu: float = 1.0, warmup: int = 4):
@@ -131,16 +126,36 @@ class STCH(Scalarization):
             self.warm.fill_(report.epoch == self.warmup)
 
 
+class Adam(nn.Module):
+    """Adam (Kingma and Ba 2015, arXiv 1412.6980) with its usual constants, for K numbers that no optimiser holds."""
+
+    mean: Tensor
+    square: Tensor
+    count: Tensor
+
+    def __init__(self, num_tasks: int):
+        super().__init__()
+        for name in ("mean", "square"):
+            self.register_buffer(name, torch.zeros(num_tasks, dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    @torch.no_grad()
+    def forward(self, gradient: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
+        """The step against this gradient, (K,), before the learning rate."""
+        self.count += 1
+        self.mean.lerp_(gradient, 0.1)
+        self.square.lerp_(gradient**2, 0.001)
+        mean, square = self.mean / (1 - 0.9**self.count), self.square / (1 - 0.999**self.count)
+        return mean / (square.sqrt() + 1e-8)
+
+
 class FAMO(Scalarization):
     """FAMO, fast adaptive multi-task optimisation (Liu et al. 2023, arXiv 2306.03792, algorithm 1).
 
     Lowers all losses at one rate without a task's gradient. The loss of a step is c sum_k z_k log L_k with
     z = softmax(xi) and c = 1 / sum_k (z_k / L_k). After it, xi takes an Adam step along how much less each task's
-    log-loss has fallen on the same batch. A task without a label in it is left out, but for its decay.
-
-    Args:
-        lr: Learning rate of xi, not negative, the paper's.
-        gamma: Decay of xi, not negative, the paper's.
+    log-loss has fallen on the same batch. A task without a label in it is left out, but for its decay. The rate lr and
+    the decay gamma of xi are not negative; the defaults are the paper's.
     """
 
     needs_losses_after_step = True
@@ -172,3 +187,52 @@ class FAMO(Scalarization):
         # the derivative of sum_k z_k fall_k by xi, and the decay
         self.xi -= self.lr * self.adam(z * (fall - z @ fall) + self.gamma * self.xi)
         self._before = None
+
+
+class GradNorm(Method):
+    """GradNorm (Chen et al. 2018, arXiv 1711.02257, algorithm 1) trains the task weights w so that all tasks pull
+    equally hard on W, the last shared layer.
+
+    With G_k = ||grad_W w_k L_k||, and r_k the share of its first loss, L_k(t) / L_k(0), over the mean of these, w goes
+    down the gradient of sum_k |G_k - mean(G) r_k^alpha|, the target held constant, and is scaled to sum K. A task
+    without a label in the batch takes no part. A step costs K backward passes more, down to W alone.
+    alpha, how much more a task that lags behind may pull, and lr, the rate of the Adam of w, are not negative. The
+    defaults are the paper's, that of alpha for its larger experiment.
+    """
+
+    def __init__(self, num_tasks: int, alpha: float = 1.5, lr: float = 0.025):
+        super().__init__(num_tasks)
+        check_options("not be negative", alpha=alpha, lr=lr)
+        self.alpha, self.lr = alpha, lr
+        self.register_buffer("current", torch.ones(num_tasks, dtype=torch.float64))
+        self.register_buffer("first_loss", torch.full((num_tasks,), torch.nan, dtype=torch.float64))
+        self.adam = Adam(num_tasks)
+
+    @property
+    def weights(self) -> Float[Tensor, " k"]:
+        return self.current.clone()  # what was read stays what it was
+
+    def backward(self, losses: Float[Tensor, " k"], features: Float[Tensor, "b *f"] | None = None) -> None:
+        if features is None:
+            raise ValueError("features should be the trunk's output: GradNorm works on the last shared layer.")
+        if features.ndim != 2:  # with a row a task, the last layer belongs to one of them
+            raise ValueError(f"features should be shared by all tasks, (B, F). Found shape {tuple(features.shape)}.")
+        layer = last_shared_layer(features)
+        norms = [all_reduce_sum(torch.autograd.grad(loss, layer, retain_graph=True)[0]).norm() for loss in losses]
+        (losses @ self.current.to(losses)).backward()
+        self.learn(losses.detach().double(), torch.stack(norms).double())
+
+    @torch.no_grad()
+    def learn(self, losses: Float[Tensor, " k"], norms: Float[Tensor, " k"]) -> None:
+        """One step of the weights; norms: (K,), of the unweighted losses' gradients by W."""
+        present = has_label(losses)
+        self.first_loss.copy_(torch.where(self.first_loss.isnan() & present, losses, self.first_loss))
+        n = present.sum().clamp(min=1)
+        pull = self.current * norms
+        rate = (losses / self.first_loss).where(present, 0.0)
+        relative = rate / (rate.sum() / n).clamp(min=1e-12)
+        target = pull.where(present, 0.0).sum() / n * relative**self.alpha
+        gradient = (torch.sign(pull - target) * norms).where(present, 0.0)
+        # the paper says nothing of weights below zero; a task is never turned against
+        stepped = (self.current - self.lr * self.adam(gradient)).clamp(min=1e-3)
+        self.current.copy_(stepped * (self.num_tasks / stepped.sum()))

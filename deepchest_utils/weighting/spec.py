@@ -13,9 +13,8 @@ def parse_method(spec: str) -> tuple[str, dict[str, Any]]:
     try:
         terms = [_parse_term(tree) for tree in _split_sum(ast.parse(spec, mode="eval").body)]
     except (SyntaxError, TypeError, ValueError):  # TypeError: a literal like {[]: 1}
-        raise ValueError(
-            f"a method should read NAME, NAME(option=value, ...) or A+B of these. Found {spec!r}."
-        ) from None
+        form = "NAME, NAME(option=value, ...) or A+B of these"
+        raise ValueError(f"a method should read {form}. Found {spec!r}.") from None
     options: dict[str, Any] = {}
     for _, term_options in reversed(terms):  # each term's options hold those of the terms after it
         options = {**term_options, **({"inner_options": options} if options else {})}

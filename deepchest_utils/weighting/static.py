@@ -62,8 +62,6 @@ class Static(LossWeighting):
             p_k the training prevalence and H_k its entropy. `begin` sets them; until then they are ones.
     """
 
-    values: Tensor
-
     def __init__(self, num_tasks: int, values: Sequence[float] | Tensor | str):
         super().__init__(num_tasks)
         if isinstance(values, str) and values not in PREVALENCE_RULES:
@@ -80,7 +78,7 @@ class Static(LossWeighting):
     def begin(self, prevalence: Float[Tensor, " k"]) -> None:
         if self.by_prevalence:
             raw = self.by_prevalence(clamped_prevalence(prevalence.to(self.values)))
-            self.values = raw / raw.mean()
+            self.values.copy_(raw / raw.mean())
 
 
 class Equal(LossWeighting):

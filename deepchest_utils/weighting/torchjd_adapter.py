@@ -20,8 +20,8 @@ SUPPORTED = "0.18"  # the minor version of TorchJD whose private state GradVac a
 class GradientBalancing(Method):
     """An aggregator of TorchJD combines the tasks' gradients on what they share; each head gets its own gradient.
 
-    `weights` are the aggregator's weights of the gradients, averaged over the epoch's steps; ones where it has none
-    (GradDrop, ConFIG). A task without a label in the batch has no gradient and is left out.
+    `weights` are the aggregator's, averaged over the epoch's steps; ones where it has none (GradDrop, ConFIG). A task
+    without a label in the batch has no gradient and is left out.
 
     Args:
         level: Whose gradients are combined. "parameters": the trunk's parameters, as in the papers; each task takes a
@@ -59,8 +59,7 @@ class GradientBalancing(Method):
             )
 
     @property
-    def _weighting(self) -> Any:
-        """The part of the aggregator that makes the weights, and that remembers something from step to step."""
+    def _weighting(self) -> Any:  # the part of the aggregator that makes the weights, and that has a memory
         aggregator = self._aggregator[0]
         return getattr(aggregator, "gramian_weighting", None) or aggregator.weighting
 
@@ -138,11 +137,8 @@ class GradientBalancing(Method):
 
 class GradVac(GradientBalancing):
     """Gradient vaccine (Wang et al. 2021, arXiv 2010.05874), algorithm 1. As PCGrad, but two gradients are turned
-    towards each other whenever their cosine is below its own running mean, not below zero.
-
-    Args:
-        beta: How fast that mean follows, in [0, 1]; TorchJD's. The paper has 0.01, for a far longer training.
-    """
+    towards each other whenever their cosine is below its own running mean, not below zero. That mean follows by the
+    share beta, in [0, 1], a step: by default TorchJD's. The paper has 0.01, for a far longer training."""
 
     aggregator, private = "GradVac", ("_phi_t", "_state_key")
 
@@ -163,9 +159,7 @@ class GradVac(GradientBalancing):
         return {} if self._weighting._phi_t is None else {"_phi_t": self._weighting._phi_t}
 
     def set_extra_state(self, state: dict[str, Tensor | float]) -> None:
-        self._weighting.reset()
-        if "_phi_t" in state:
-            self._weighting._phi_t = cast(Tensor, state["_phi_t"]).clone().cpu()
+        self._weighting._phi_t = cast(Tensor, state["_phi_t"]).clone().cpu() if state else None
 
 
 class NashMTL(GradientBalancing):
@@ -218,11 +212,8 @@ class NashMTL(GradientBalancing):
 
 class CAGrad(GradientBalancing):
     """Conflict-averse gradient descent (Liu et al. 2021, arXiv 2110.14048), algorithm 1. Within a ball around the mean
-    gradient, the direction that serves the worst-off task best. Needs the extra `solvers`.
-
-    Args:
-        c: Radius of the ball over the mean gradient's length, in [0, 1); the paper's for its largest experiment.
-    """
+    gradient, the direction that serves the worst-off task best. The ball's radius is c times the mean's length, c in
+    [0, 1), by default as in the paper's largest experiment. Needs the extra `solvers`."""
 
     aggregator = "CAGrad"
 
@@ -234,11 +225,8 @@ class CAGrad(GradientBalancing):
 
 class FairGrad(GradientBalancing):
     """Fair resource allocation (Ban and Ji 2024, arXiv 2402.15638), equation 8. Weights w with
-    (G w)_k = w_k^(-1 / alpha), G the tasks' Gramian: alpha-fairness of the tasks' progress.
-
-    Args:
-        alpha: Greater than 0, which would be equal weighting; the larger, the closer to the worst-off task.
-    """
+    (G w)_k = w_k^(-1 / alpha), G the tasks' Gramian: alpha-fairness of the tasks' progress. Near alpha = 0 it is equal
+    weighting; the larger alpha, the more the worst-off task counts."""
 
     aggregator = "FairGrad"
 
