@@ -1,7 +1,66 @@
 """Data sets by name, split by patient: `load_dataset("phantom" | "nih" | "chestmnist" | "csv", ...) -> Splits`."""
 
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from deepchest_utils.config import did_you_mean
 from deepchest_utils.datasets.base import ChestXrays, DataError, DataWarning, Splits
-from deepchest_utils.datasets.load import DATASETS, load_dataset
-from deepchest_utils.datasets.nih import load_boxes
+from deepchest_utils.datasets.chestmnist import load_chestmnist
+from deepchest_utils.datasets.nih import load_boxes, read_nih
+from deepchest_utils.datasets.phantom.load import load_phantom
+from deepchest_utils.datasets.table import Table, read_csv_table, splits_from_table
 
 __all__ = ["DATASETS", "ChestXrays", "DataError", "DataWarning", "Splits", "load_boxes", "load_dataset"]
+
+Reader = Callable[..., Splits | Table]
+DATASETS: dict[str, Reader] = {
+    "phantom": load_phantom, "nih": read_nih, "chestmnist": load_chestmnist, "csv": read_csv_table,
+}  # fmt: skip
+"""A reader's parameters are its data set's options, and those of `load_dataset` that it needs. It returns `Splits`, or a
+`Table` of image files that is then split, limited and decoded here."""
+
+
+def load_dataset(
+    name: str = "phantom",
+    root: str | Path | None = None,
+    image_size: int = 64,
+    seed: int = 0,
+    split: str | None = None,
+    cache_dir: str | Path | None = None,
+    **options: Any,
+) -> Splits:
+    """Load a data set, split by patient.
+
+    Args:
+        name: One of `DATASETS`.
+        root: Folder of its files; the phantom needs none.
+        image_size: px, square, at least 16.
+        seed: Of the phantom, and of our own splits.
+        split: "official" (the default where the official lists are there), "patient", or "image" (leaks patients
+            between the splits; only to measure that leak).
+        cache_dir: Folder of decoded images; `paths.default_cache_dir()` by default.
+        options: Of that data set, see its reader in `DATASETS`; all have `max_images`, at most so many a split.
+
+    Raises:
+        DataError: An argument, a file or a table is not as it should be; the message names it.
+    """
+    if name not in DATASETS:
+        message = f"dataset should be one of {', '.join(DATASETS)}. Found {name!r}."
+        raise DataError(message + did_you_mean(name, DATASETS))
+    if image_size < 16:
+        raise DataError(f"image_size should be at least 16 px. Found {image_size}.")
+    if seed < 0:
+        raise DataError(f"seed should be non-negative. Found {seed}.")
+    reader = DATASETS[name]
+    common = {"root": root, "image_size": image_size, "seed": seed, "split": split, "cache_dir": cache_dir}
+    parameters = inspect.signature(reader).parameters
+    allowed = sorted({*parameters, "max_images"} - {*common})
+    if unknown := sorted({*options} - {*allowed}):
+        message = f"{unknown[0]!r} is no option of dataset {name!r}. It has {', '.join(allowed)}."
+        raise DataError(message + did_you_mean(unknown[0], allowed))
+    data = reader(**{key: value for key, value in {**common, **options}.items() if key in parameters})
+    if isinstance(data, Splits):
+        return data
+    return splits_from_table(data, image_size, split, seed, options.get("max_images"), cache_dir)

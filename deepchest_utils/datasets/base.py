@@ -30,15 +30,14 @@ def warn(message: str) -> None:
 
 @dataclass(frozen=True)
 class ChestXrays:
-    """Greyscale radiographs of one split.
+    """Greyscale radiographs of one split, in memory or memory-mapped.
 
     Attributes:
-        images: In memory or memory-mapped.
         labels: 1 present, 0 absent, NaN unknown; a column a finding.
         ids: Names of the images: the file's, or the split's and a number.
 
     Raises:
-        DataError: Lengths differ, images are not uint8, labels are not 0, 1 or NaN, or there is no image.
+        DataError: Lengths or types differ from these, a label has another value, or there is no image.
     """
 
     images: UInt8[np.ndarray, "n h w"]
@@ -146,10 +145,7 @@ def patient_split(
 
     Iterative stratification (Sechidis, Tsoumakas and Vlahavas 2011) over patients. The rarest finding comes first. Each
     patient goes to the split that lacks most of it; ties are broken by lack of images, then at random. A label of NaN
-    counts as absent. The fractions may have any sum.
-
-    Raises:
-        ValueError: There are fewer patients than splits.
+    counts as absent. The fractions may have any sum. Raises ValueError for fewer patients than splits.
     """
     rng = np.random.default_rng(seed)
     names, patient_of = np.unique(patients, return_inverse=True)
@@ -158,9 +154,8 @@ def patient_split(
     counts = np.zeros((len(names), labels.shape[1] + 1))  # a patient's positives of each finding, and images
     np.add.at(counts, patient_of, np.column_stack([np.nan_to_num(labels), np.ones(len(labels))]))
     lack = np.outer(np.asarray(fractions, float) / sum(fractions), counts.sum(0))  # (splits, K + 1)
-    # of the patient's findings; the images, of which there are most, where there is no finding
     totals = np.where(counts > 0, counts.sum(0), np.inf)
-    rarest = totals.argmin(1)
+    rarest = totals.argmin(1)  # of the patient's findings; the images, of which there are most, where there is none
     split_of = np.empty(len(names), np.int64)
     # rare findings first; at random within one, so that patients with many images go everywhere
     for patient in np.lexsort((rng.random(len(names)), totals.min(1))):
@@ -168,8 +163,7 @@ def patient_split(
         for column in (rarest[patient], -1):
             values = lack[candidates, column]
             candidates = candidates[values >= values.max() - 1e-9]
-        split = candidates[0] if len(candidates) == 1 else rng.choice(candidates)
-        split_of[patient] = split
+        split_of[patient] = split = candidates[0] if len(candidates) == 1 else rng.choice(candidates)
         lack[split] -= counts[patient]
     return split_of[patient_of]
 

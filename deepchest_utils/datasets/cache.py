@@ -51,13 +51,13 @@ def cached_images(
             images.flush()
             del images  # Windows renames no file that is mapped
     try:
-        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-        if array.shape == shape and array.dtype == np.uint8:
-            return array
-        content = f"{array.dtype} {array.shape}"
+        images = np.load(path, mmap_mode="r", allow_pickle=False)
+        content = f"{images.dtype} {images.shape}"
     except (ValueError, EOFError, OSError) as error:
         content = f"no array ({one_line(error)})"
-    raise FileError(f"{path} should hold uint8 {shape}. Found {content}: delete it and run again.")
+    if content != f"uint8 {shape}":
+        raise FileError(f"{path} should hold uint8 {shape}. Found {content}: delete it and run again.")
+    return images
 
 
 def decode(path: Path, size: int) -> UInt8[np.ndarray, "{size} {size}"]:

@@ -1,6 +1,6 @@
 """Data sets of image files: a checked `Table`, the reader of a CSV of one's own, and the way from a table to `Splits`.
 
-A reader of another layout returns a `Table` and is added to `load.DATASETS`.
+A reader of another layout returns a `Table` and is added to `DATASETS`.
 """
 
 from collections.abc import Sequence

@@ -42,23 +42,37 @@ class Phantom:
 
     def render(self, size: int = 64, indices: np.ndarray | None = None) -> UInt8[np.ndarray, "m {size} {size}"]:
         """Draw some images (default: all), 28 to 256 px, 0 black."""
-        return self._draw(size, indices, masks=False)
+        indices, chunks = self._chunks(size, indices)
+        images = np.zeros((len(indices), size, size), np.uint8)
+        for chunk in chunks:
+            scene, rngs = self._scene(indices[chunk], size)
+            grain = _normal(rngs, size)
+            film = attenuation(scene)
+            for k, positive, added, _ in self._signs(scene, indices[chunk]):
+                film.index_add_(0, positive, added * float(self.visibility[k]))
+            exposed: Tensor = 1 - torch.exp(-1.25 * film.clamp(min=0.0) * scene.p["gain"].exp())
+            exposed = exposed ** (1.35 * scene.p["gamma"].exp()) * 1.30
+            exposed = exposed + grain * scene.p["noise"] * (0.7 + exposed) * (size / 64) ** 0.25
+            images[chunk] = (exposed.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+        return images
 
     def masks(self, size: int = 64, indices: np.ndarray | None = None) -> Bool[np.ndarray, "m k {size} {size}"]:
         """Where each finding is drawn; empty for a finding that the image does not have."""
-        return self._draw(size, indices, masks=True)
+        indices, chunks = self._chunks(size, indices)
+        masks = np.zeros((len(indices), NUM_FINDINGS, size, size), bool)
+        for chunk in chunks:
+            scene, _ = self._scene(indices[chunk], size)
+            for k, positive, _, mask in self._signs(scene, indices[chunk]):
+                masks[chunk][positive.numpy(), k] = mask.numpy()
+        return masks
 
-    def _draw(self, size: int, indices: np.ndarray | None, masks: bool) -> np.ndarray:
+    def _chunks(self, size: int, indices: np.ndarray | None) -> tuple[np.ndarray, list[slice]]:
+        """The images, all by default, and those of them that are drawn together."""
         if not 28 <= size <= MAX_SIZE:
             raise ValueError(f"size should be between 28 and {MAX_SIZE} px. Found {size}.")
         indices = np.arange(len(self.labels)) if indices is None else np.asarray(indices)
-        channels = (NUM_FINDINGS,) if masks else ()
-        out = np.zeros((len(indices), *channels, size, size), bool if masks else np.uint8)
-        chunk = max(8, CHUNK * 64**2 // size**2)
-        for start in range(0, len(indices), chunk):
-            rows = indices[start : start + chunk]
-            out[start : start + chunk] = self._masks(rows, size) if masks else self._films(rows, size)
-        return out
+        length = max(8, CHUNK * 64**2 // size**2)
+        return indices, [slice(start, start + length) for start in range(0, len(indices), length)]
 
     def _scene(self, rows: np.ndarray, size: int) -> tuple[Scene, list[np.random.Generator]]:
         """The scene, and each image's generator, which then draws the film's grain."""
@@ -82,24 +96,6 @@ class Phantom:
                 u = torch.from_numpy(self.sign_uniforms[rows, k])[positive]
                 strength = torch.from_numpy(self.strengths[rows, k])[positive, None, None]
                 yield k, positive, *draw_sign(finding, scene.subset(positive), u, strength)
-
-    def _films(self, rows: np.ndarray, size: int) -> UInt8[np.ndarray, "m h w"]:
-        scene, rngs = self._scene(rows, size)
-        grain = _normal(rngs, size)
-        film = attenuation(scene)
-        for k, positive, added, _ in self._signs(scene, rows):
-            film.index_add_(0, positive, added * float(self.visibility[k]))
-        exposed: Tensor = 1 - torch.exp(-1.25 * film.clamp(min=0.0) * scene.p["gain"].exp())
-        exposed = exposed ** (1.35 * scene.p["gamma"].exp()) * 1.30
-        exposed = exposed + grain * scene.p["noise"] * (0.7 + exposed) * (size / 64) ** 0.25
-        return (exposed.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
-
-    def _masks(self, rows: np.ndarray, size: int) -> Bool[np.ndarray, "m k h w"]:
-        scene, _ = self._scene(rows, size)
-        masks = np.zeros((len(rows), NUM_FINDINGS, size, size), bool)
-        for k, positive, _, mask in self._signs(scene, rows):
-            masks[positive.numpy(), k] = mask.numpy()
-        return masks
 
 
 def _normal(rngs: list[np.random.Generator], size: int) -> Float[Tensor, "m {size} {size}"]:
