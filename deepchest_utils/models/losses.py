@@ -9,11 +9,7 @@ from deepchest_utils.distributed import all_reduce_sum, sum_over_ranks
 
 
 def masked_bce(logits: Float[Tensor, "b k"], labels: Float[Tensor, "b k"]) -> Float[Tensor, " k"]:
-    """Mean binary cross-entropy of each task over its known labels.
-
-    Args:
-        logits: (B, K).
-        labels: (B, K), 1, 0 or NaN = unknown.
+    """Mean binary cross-entropy of each task over its known labels, which are 1 or 0; NaN is unknown.
 
     Returns:
         (K,) in nats, at least 0, float32 also under autocast. A task without a known label in the batch has loss 0 and

@@ -1,8 +1,4 @@
-"""What the tasks share, beside one trunk for all: nothing, mixtures of trunks, or a trunk seen through attention.
-
-Each network gives features (B, K, F), a row a task, and takes the place of `MultiTaskNet`, whose features (B, F) serve
-all tasks.
-"""
+"""What the tasks share, beside one trunk for all: nothing, mixtures of trunks, or a trunk seen through attention."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
@@ -12,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, adaptive_max_pool2d
 
-from deepchest_utils.models.trunks import MultiTaskNet, build_trunk, prevalence_logit
+from deepchest_utils.models.trunks import MultiTaskNet, Shares, build_trunk, prevalence_logit
 
 
 class RowHeads(nn.Module):
@@ -29,17 +25,12 @@ class RowHeads(nn.Module):
 
 
 class RowNet(nn.Module):
-    """A network whose `features` are (B, K, F), a row a task. Its arguments are those of MultiTaskNet."""
+    """A network with features (B, K, F), a row a task, in place of `MultiTaskNet` with (B, F); the same arguments."""
 
     trunk_per_task = True
 
     def __init__(
-        self,
-        backbone: str,
-        num_tasks: int,
-        image_size: int = 64,
-        pretrained: bool = False,
-        prevalence: Float[Tensor, " k"] | None = None,
+        self, backbone: str, num_tasks: int, image_size: int = 64, pretrained: bool = False, prevalence: Shares = None
     ):
         super().__init__()
         built = [build_trunk(backbone, image_size, pretrained) for _ in range(num_tasks if self.trunk_per_task else 1)]
@@ -108,12 +99,11 @@ class MTAN(RowNet):
         self.masks, self.carry = nn.ModuleList(), nn.ModuleList()
         for before, width in zip([0, *widths], widths, strict=False):
             inside, middle = (2 * width if before else width), max(width // 4, 1)
-            self.masks.append(
-                nn.ModuleList(
-                    nn.Sequential(*_conv(inside, middle), nn.ReLU(inplace=True), *_conv(middle, width), nn.Sigmoid())
-                    for _ in range(self.num_tasks)
-                )
-            )
+            masks = [
+                nn.Sequential(*_conv(inside, middle), nn.ReLU(inplace=True), *_conv(middle, width), nn.Sigmoid())
+                for _ in range(self.num_tasks)
+            ]
+            self.masks.append(nn.ModuleList(masks))
             carry = nn.Sequential(*_conv(before, width, 3), nn.ReLU(inplace=True)) if before else nn.Identity()
             self.carry.append(carry)
 
@@ -125,9 +115,8 @@ class MTAN(RowNet):
             u = stage[:-1](x)
             x = stage[-1](u)
             for k, mask in enumerate(masks):
-                if rows[k] is not None:
-                    past = adaptive_max_pool2d(carry(rows[k]), u.shape[-2:])
-                rows[k] = mask(u if rows[k] is None else torch.cat([u, past], dim=1)) * x
+                inputs = [u] if rows[k] is None else [u, adaptive_max_pool2d(carry(rows[k]), u.shape[-2:])]
+                rows[k] = mask(torch.cat(inputs, dim=1)) * x
         return torch.stack([adaptive_avg_pool2d(row, 1).flatten(1) for row in rows], dim=1)
 
 
@@ -141,8 +130,8 @@ def resnet_stages(trunk: nn.Module, backbone: str, architecture: str) -> list[nn
     children = dict(trunk.named_children())
     if not set(names) <= set(children):
         raise ValueError(f"architecture {architecture!r} needs a ResNet as backbone. Found {backbone!r}.")
-    layers = cast("list[nn.Sequential]", [children[n] for n in names[4:]])
-    return [nn.Sequential(*(children[n] for n in names[:4])), *layers]
+    layers = cast("list[nn.Sequential]", [children[name] for name in names])
+    return [nn.Sequential(*layers[:4]), *layers[4:]]
 
 
 Network = MultiTaskNet | RowNet

@@ -1,7 +1,7 @@
 """A shared trunk by name, and one matrix of linear heads, a row a finding."""
 
 from collections import OrderedDict
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 import torchvision
@@ -9,9 +9,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
-from deepchest_utils.config import did_you_mean
+from deepchest_utils.config import check_choice
 
 THIN = "resnet18_thin"
+Shares: TypeAlias = Float[Tensor, " k"] | None  # of positives in training, where they are known
 
 
 def list_backbones() -> list[str]:
@@ -52,21 +53,24 @@ def build_trunk(name: str, image_size: int = 64, pretrained: bool = False) -> tu
     """A trunk (B, 1, H, W) -> (B, F) and its number of features F.
 
     Args:
-        name: One of `list_backbones()`.
-        image_size: Side of the images, pixels.
         pretrained: Start from torchvision's default ImageNet weights, downloaded once to torch's cache.
 
     Raises:
         ValueError: For an unknown name, a thin network with weights, or a size that the network cannot take.
     """
-    if name not in list_backbones():
-        names, hint = ", ".join(list_backbones()), did_you_mean(name, list_backbones())
-        raise ValueError(f"backbone should be one of {names}. Found {name!r}.{hint}")
+    check_choice("backbone", name, list_backbones())
     if name == THIN and pretrained:
         raise ValueError(f"pretrained should be False for backbone={THIN!r}: it has no ImageNet weights.")
     trunk = thin_resnet18() if name == THIN else _torchvision_trunk(name, image_size, pretrained)
     _accept_greyscale(trunk)
-    return trunk, _count_features(trunk, name, image_size)
+    try:
+        with torch.no_grad():
+            shape = tuple(trunk.eval()(torch.zeros(1, 1, image_size, image_size)).shape)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"backbone {name!r} cannot take image_size={image_size}: {error}") from None
+    if len(shape) != 2:
+        raise ValueError(f"backbone {name!r} should give features of shape (1, F). Found {shape}.")
+    return trunk.train(), int(shape[1])
 
 
 def _torchvision_trunk(name: str, image_size: int, pretrained: bool) -> nn.Module:
@@ -84,9 +88,9 @@ def _torchvision_trunk(name: str, image_size: int, pretrained: bool) -> nn.Modul
         raise ValueError(f"backbone {name!r} cannot be built for image_size={image_size}: {error}") from None
     if pretrained and name == "inception_v3":  # it comes with its auxiliary classifier
         trunk.aux_logits, trunk.AuxLogits = False, None
-    layers = [(path, type(m)) for path, m in trunk.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-    linear = [path for path, kind in layers if issubclass(kind, nn.Linear)]
-    _replace(trunk, linear[-1] if linear else layers[-1][0], nn.Identity())
+    linear = [path for path, m in trunk.named_modules() if isinstance(m, nn.Linear)]
+    convolutions = [path for path, m in trunk.named_modules() if isinstance(m, nn.Conv2d)]
+    _replace(trunk, (linear or convolutions)[-1], nn.Identity())
     return cast(nn.Module, trunk)
 
 
@@ -100,8 +104,7 @@ def _three_channels(trunk: nn.Module, inputs: tuple[Tensor]) -> Tensor:
 
 
 def _accept_greyscale(trunk: nn.Module) -> None:
-    """Sum the first convolution over its three colours: the same output as for a grey image fed three times, at a third
-    of the work."""
+    """Sum the first convolution over its colours: the output for a grey image fed three times, for less work."""
     if getattr(trunk, "transform_input", False):
         # with ImageNet weights GoogLeNet and Inception first standardise each colour in its own way
         trunk.register_forward_pre_hook(_three_channels)
@@ -117,22 +120,7 @@ def _accept_greyscale(trunk: nn.Module) -> None:
     _replace(trunk, path, grey)
 
 
-def _count_features(trunk: nn.Module, name: str, image_size: int) -> int:
-    """F, from one image; ValueError where the trunk does not take the size, or gives no features (1, F)."""
-    was_training = trunk.training
-    try:
-        with torch.no_grad():
-            shape = tuple(trunk.eval()(torch.zeros(1, 1, image_size, image_size)).shape)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"backbone {name!r} cannot take image_size={image_size}: {error}") from None
-    finally:
-        trunk.train(was_training)
-    if len(shape) != 2:
-        raise ValueError(f"backbone {name!r} should give features of shape (1, F). Found {shape}.")
-    return int(shape[1])
-
-
-def prevalence_logit(prevalence: Float[Tensor, " k"] | None, num_tasks: int) -> Float[Tensor, " k"]:
+def prevalence_logit(prevalence: Shares, num_tasks: int) -> Float[Tensor, " k"]:
     """Where the biases of the heads start, (K,): zeros if the prevalence is not known."""
     return torch.zeros(num_tasks) if prevalence is None else torch.logit(prevalence.nan_to_num(0.5), eps=1e-4)
 
@@ -141,19 +129,13 @@ class MultiTaskNet(nn.Module):
     """Hard sharing: one trunk for all tasks, one linear head a task, kept as one matrix.
 
     Args:
-        backbone: Its name, size of images and weights: as in `build_trunk`, with `image_size` and `pretrained`.
-        num_tasks: Number of tasks, K.
+        backbone: As in `build_trunk`, with `image_size` and `pretrained`.
         prevalence: (K,) shares of positives in training, clipped to [1e-4, 1 - 1e-4]; NaN counts as one half. Each bias
             starts at the logit of its own, so that the network starts as the best constant predictor.
     """
 
     def __init__(
-        self,
-        backbone: str,
-        num_tasks: int,
-        image_size: int = 64,
-        pretrained: bool = False,
-        prevalence: Float[Tensor, " k"] | None = None,
+        self, backbone: str, num_tasks: int, image_size: int = 64, pretrained: bool = False, prevalence: Shares = None
     ):
         super().__init__()
         self.trunk, num_features = build_trunk(backbone, image_size, pretrained)
