@@ -18,6 +18,7 @@ except ImportError:
     psutil = None
 
 INTERVAL = 0.2  # seconds between two looks; the system counts processor time in hundredths of a second
+DECISIVE = 1.0  # seconds after which one look is enough
 
 
 @dataclass
@@ -44,10 +45,10 @@ def adapt_threads() -> int:
     threads, now = torch.get_num_threads(), time.monotonic()
     if _is_fixed(threads) or now < _last.time + INTERVAL:
         return threads
-    counter = _free_core_seconds()
-    fitting = min(max(round((counter - _last.counter) / (now - _last.time)), 1), _DEFAULT)
+    counter, seconds = _free_core_seconds(), now - _last.time
+    fitting = min(max(round((counter - _last.counter) / seconds), 1), _DEFAULT)
     # the median: the number changes if two looks in a row agree that it should, so that it does not waver
-    _, median, _ = sorted((threads, fitting, _last.fitting))
+    _, median, _ = sorted((threads, fitting, _last.fitting if seconds < DECISIVE else fitting))
     _last = _Look(now, counter, fitting, median)
     if median != threads:
         torch.set_num_threads(median)
@@ -60,13 +61,13 @@ def _is_fixed(threads: int) -> bool:
 
 
 def _free_core_seconds() -> float:
-    """A counter over the cores open to this process: the seconds in which they were idle or ran this process."""
+    """A counter over the cores open to this process: seconds in which they were idle, or ran it or what it has started."""
     if psutil is None:
         return 0.0
     times, process = psutil.cpu_times(percpu=True), psutil.Process()
     cores = process.cpu_affinity() if hasattr(process, "cpu_affinity") else range(len(times))  # not on macOS
     idle = sum(times[core].idle + getattr(times[core], "iowait", 0.0) for core in cores)
-    return float(idle) + time.process_time()
+    return float(idle) + sum(os.times()[:4])  # with the children that have ended
 
 
 _DEFAULT = torch.get_num_threads()
