@@ -79,14 +79,11 @@ class ChestXrays:
 
 @dataclass(frozen=True)
 class Splits:
-    """Train, val and test of one data set, and how they came about. Warns of findings without a positive in a split.
+    """Train, val and test of one data set. Warns of findings without a positive in a split.
 
     Attributes:
-        split: "official", "patient" or "image". Only "image" lets a patient be in two splits, to measure that leak.
+        split: "official", "patient" or "image". DataError if a patient is in two splits, unless it is "image".
         patients_known: False where the data set does not say which images belong to one patient (ChestMNIST).
-
-    Raises:
-        DataError: A patient is in two splits.
     """
 
     train: ChestXrays

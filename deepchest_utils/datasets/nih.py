@@ -115,11 +115,8 @@ def _find_images(root: Path) -> dict[str, Path]:
 def load_boxes(root: str | Path, image_size: int = ORIGINAL_SIZE) -> pd.DataFrame:
     """Read the official boxes, `BBox_List_2017.csv`, scaled to an image size in px.
 
-    Returns:
-        Columns image, finding, x, y, width and height; x and y are the upper left corner.
-
-    Raises:
-        DataError: The file is missing, is no table of boxes, or has another finding.
+    The columns are image, finding, x, y, width and height; x and y are the upper left corner. Raises DataError if the
+    file is missing, is no table of boxes, or has another finding.
     """
     path = Path(root).expanduser() / "BBox_List_2017.csv"
     if not path.is_file():

@@ -22,11 +22,9 @@ SPLITS = ("official", "patient", "image")
 
 @dataclass(frozen=True)
 class Table:
-    """N image files and what the file `source` says of them.
+    """N image files and what the file `source` says of them; labels as in `ChestXrays`.
 
-    Attributes:
-        labels: 1 present, 0 absent, NaN unknown.
-        official: 0 for the official list of training and validation, 1 for that of test; None without the lists.
+    `official` is 0 for the official list of training and validation, 1 for that of test; None without the lists.
     """
 
     name: str
@@ -81,8 +79,7 @@ def splits_from_table(
     split_of = _assign_splits(table, split, seed)
     rows_of = []
     for i, name in enumerate(("train", "val", "test")):
-        rows = np.flatnonzero(split_of == i)
-        if len(rows) == 0:
+        if not len(rows := np.flatnonzero(split_of == i)):
             message = f"{table.source}: the {name} split is empty with split={split!r}"
             raise DataError(f"{message}. Add images, or use another split.")
         rows_of.append(rows[limit_images(table.patients[rows], max_images, seed)])
@@ -124,16 +121,13 @@ def read_csv_table(
     patient_column: str = "patient",
     finding_columns: Sequence[str] | None = None,
 ) -> Table:
-    """Read and check a table of one's own.
+    """Read and check a table of one's own. Raises DataError naming the table, column or row that is wrong.
 
     Args:
         table: The CSV file, relative to root or absolute.
         image_column: File names relative to root.
         patient_column: Any text or number.
         finding_columns: The tasks; by default those of the 14 findings that the table has.
-
-    Raises:
-        DataError: The table, a column or a row is not as it should be; the message names it.
     """
     root = data_folder(root, "csv", "the images")
     source = root / table
@@ -169,6 +163,6 @@ def _parse_labels(source: Path, frame: pd.DataFrame, column: str) -> Float[np.nd
     values = pd.to_numeric(text.where(text != "", "-1"), errors="coerce").to_numpy(float)
     wrong = np.flatnonzero(~np.isin(values, (-1, 0, 1)))
     if len(wrong):
-        says = f"column {column!r} says {text.iloc[wrong[0]]!r} in row {wrong[0] + 2}"
-        raise DataError(f"{source}: {says}. Allowed are 1, 0, and empty or -1 for unknown.")
+        message = f"{source}: column {column!r} says {text.iloc[wrong[0]]!r} in row {wrong[0] + 2}"
+        raise DataError(f"{message}. Allowed are 1, 0, and empty or -1 for unknown.")
     return np.where(values == -1, np.nan, values).astype(np.float32)

@@ -82,7 +82,7 @@ def draw_parameters(patients: np.ndarray, num_patients: int, rng: np.random.Gene
 
 
 def build_scene(p: dict[str, Param], tree: Float[Tensor, "b n n"], noise: Float[Tensor, "b n n"], size: int) -> Scene:
-    """Place the coordinates and find lungs and heart; `p` holds what the findings change of the anatomy, too."""
+    """Place the coordinates and find lungs and heart; `p` also holds the values of `change_anatomy`."""
     ap = (p["ap"] > 0).float()  # antero-posterior: the film of a patient in bed
     line = (torch.arange(size) + 0.5) / size * 2 - 1
     row, column = torch.meshgrid(line, line, indexing="ij")
@@ -93,8 +93,7 @@ def build_scene(p: dict[str, Param], tree: Float[Tensor, "b n n"], noise: Float[
     # the inner chest wall
     height = 1.10 + 0.05 * p["hyperinflation"]
     rise = ((y - (p["apex"] + height)) / height).abs().clamp(max=1.0)
-    cage = p["thorax_width"] * (1 - rise**2.4).clamp(min=0.0) ** (1 / 2.2)
-    side = cage - x.abs()
+    side = p["thorax_width"] * (1 - rise**2.4).clamp(min=0.0) ** (1 / 2.2) - x.abs()
     # the two domes of the diaphragm
     left = torch.sigmoid(x / 0.03)
     top = p["dome"] + p["inspiration"] - 0.05 * ap + p["dome_left"] * left
@@ -107,8 +106,7 @@ def build_scene(p: dict[str, Param], tree: Float[Tensor, "b n n"], noise: Float[
     heart_x = p["heart_x"] + 0.22 * p["cardiomegaly"] * radius
     heart_y = p["dome"] + p["inspiration"] - 0.52 * radius
     heart = soft(ellipse(x, y, heart_x, heart_y, radius, 0.78 * radius, p["heart_tilt"]), edge * 1.2)
-    lung = soft(side, edge) * soft(dome, edge)
-    return Scene(x, y, 2 / size, p, tree, noise, side, dome, lung, heart)
+    return Scene(x, y, 2 / size, p, tree, noise, side, dome, soft(side, edge) * soft(dome, edge), heart)
 
 
 def attenuation(s: Scene) -> Field:
@@ -134,8 +132,7 @@ def attenuation(s: Scene) -> Field:
     spine = soft(0.085 - x.abs(), 0.02) * (0.07 + 0.02 * torch.cos(y * 42)) * body
     lateral = ax / p["thorax_width"]
     within = soft(s.side_distance + 0.03, 0.02) * soft(y - p["apex"], 0.02)
-    posterior = y - 0.10 * lateral + 0.10 * lateral**2 - 0.34 * lateral**4
-    anterior = y + 0.62 * lateral - 0.30
+    posterior, anterior = y - 0.10 * lateral + 0.10 * lateral**2 - 0.34 * lateral**4, y + 0.62 * lateral - 0.30
     ribs = torch.exp(2.2 * (torch.cos((posterior / p["rib_spacing"] + p["rib_phase"]) * 2 * torch.pi) - 1))
     front = torch.exp(2.2 * (torch.cos((anterior / p["rib_spacing"]) * 2 * torch.pi) - 1)) * soft(lateral - 0.35, 0.06)
     bones = p["rib_contrast"] * within * (ribs + 0.55 * front) * (0.45 + 0.55 * soft(s.dome_distance, 0.05))

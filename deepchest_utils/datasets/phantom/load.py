@@ -11,7 +11,7 @@ from deepchest_utils.config import did_you_mean
 from deepchest_utils.datasets.base import ChestXrays, DataError, Splits, image_split
 from deepchest_utils.datasets.cache import Blocks, cache_key, cached_images
 from deepchest_utils.datasets.findings import FINDINGS
-from deepchest_utils.datasets.phantom.render import MAX_SIZE, Phantom, make_phantom
+from deepchest_utils.datasets.phantom import MAX_SIZE, Phantom, make_phantom
 
 SIZES = {"train": 6000, "val": 2000, "test": 8000}
 FACTORS = {  # of a controlled population: value of a finding that is not named, smallest, largest
@@ -20,20 +20,19 @@ FACTORS = {  # of a controlled population: value of a finding that is not named,
     "loading": (0.0, 0.0, 1.0),  # the correlation of two findings is the product of theirs
     "label_noise": (0.0, 0.0, 1.0),  # share of the images of train and val that get the label of another of them
 }
-DRAWING_CODE = [Path(__file__).with_name(f"{name}.py") for name in ("population", "anatomy", "signs", "render")]
+DRAWING_CODE = [Path(__file__).with_name(f"{name}.py") for name in ("population", "anatomy", "signs", "__init__")]
 BLOCK = 1024  # images drawn between two steps of the progress bar
 Controlled = dict[str, dict[str, float]]  # factor -> finding -> value
 
 
 def phantom_of(seed: int, split: str, num_images: int, controlled: Controlled | None = None) -> Phantom:
-    """The population behind one split of `load_phantom`: `phantom_of(seed, "test", 8000).masks(64, rows)` are the masks
-    of some rows of `data.test`."""
+    """The population behind one split of `load_phantom`; its `masks(64, rows)` are those of the split's images."""
     factors = {name: values for name, values in _factor_values(controlled).items() if name != "label_noise"}
     return make_phantom(num_images, 3 * seed + list(SIZES).index(split), **factors)
 
 
 def _factor_values(controlled: Controlled | None) -> dict[str, Float[np.ndarray, " k"]]:
-    """Each factor's value for each finding, none for NIH's population. Raises DataError naming what is wrong."""
+    """Each factor's value for each finding; no factor for NIH's population."""
     if controlled is None:
         return {}
     if unknown := sorted(set(controlled) - set(FACTORS)):
@@ -69,11 +68,9 @@ def load_phantom(
 
     Args:
         split: "patient" (default), or "image", which pools all images and deals them out one by one.
-        label_noise: Share of the images of train and val that get the labels of another of them, so that prevalence
-            and co-occurrence stay. Test stays clean.
+        label_noise: Share of the images of train and val that get the labels of another of them.
         unknown: Share of all labels made NaN.
-        controlled: A population for experiments: findings differ in nothing but what is named here. Maps a factor of
-            `FACTORS` to values of findings.
+        controlled: A population whose findings differ in nothing but these values of `FACTORS`.
 
     Raises:
         DataError: A share outside [0, 1], a size outside 28 to 256 px, an unknown split, factor or finding.
@@ -85,8 +82,8 @@ def load_phantom(
         raise DataError(f"image_size should be between 28 and {MAX_SIZE} px for the phantom. Found {image_size}.")
     if split not in (None, "patient", "image"):
         raise DataError(f'split should be "patient" or "image" for the phantom. Found {split!r}.')
-    noise: list[tuple[int | slice, float]] = [(slice(None), label_noise)] if label_noise else []
     factors = _factor_values(controlled)
+    noise: list[tuple[int | slice, float]] = [(slice(None), label_noise)] if label_noise else []
     noise += enumerate(factors.pop("label_noise", ()))
     parts, first_patient = {}, 0
     for i, (name, count) in enumerate({"train": num_train, "val": num_val, "test": num_test}.items()):
@@ -120,8 +117,8 @@ def load_phantom(
 def _cached_films(
     phantom: Phantom, name: str, size: int, factors: dict[str, np.ndarray], cache_dir: str | Path | None
 ) -> np.ndarray:
-    code, population = [path.read_bytes() for path in DRAWING_CODE], {k: v.tolist() for k, v in factors.items()}
-    count = len(phantom.labels)
+    code, count = [path.read_bytes() for path in DRAWING_CODE], len(phantom.labels)
+    population = {factor: values.tolist() for factor, values in factors.items()}
     key = cache_key(code=code, seed=phantom.seed, count=count, size=size, population=population)
 
     def make() -> Blocks:

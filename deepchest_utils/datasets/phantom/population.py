@@ -55,15 +55,11 @@ def latent_correlation() -> Float[np.ndarray, "k k"]:
 def sample_population(
     num_images: int, rng: np.random.Generator, prevalence: Factor = None, loading: Factor = None
 ) -> tuple[Bool[np.ndarray, "n k"], Int[np.ndarray, " n"]]:
-    """Labels of N images, and their patients, numbered from 0 in order.
-
-    A patient has 1 + Geometric images (mean 3.2, at most 12; NIH's mean is 3.6), and keeps most findings from one to
-    the next.
+    """Labels of N images, and their patients, numbered from 0 in order, with 3.2 images on average (NIH's have 3.6).
 
     Args:
         prevalence: In (0, 1); NIH's by default.
-        loading: In [0, 1]: the latent correlation of two findings is the product of theirs, as by one common cause.
-            NIH's correlations by default.
+        loading: In [0, 1]: the latent correlation of two findings is the product of theirs; NIH's by default.
     """
     if num_images < 1:
         raise ValueError(f"num_images should be at least 1. Found {num_images}.")
