@@ -4,18 +4,15 @@ import errno
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-MAX_MESSAGE = 2000  # characters of a message, which may quote a whole file
 
 
 class FileError(ValueError):
     """A file that cannot be read or written. The message names the file, what is wrong and what to do."""
 
     def __init__(self, message: str):
-        super().__init__(message if len(message) <= MAX_MESSAGE else f"{message[:MAX_MESSAGE]}...")
+        super().__init__(message if len(message) <= 2000 else f"{message[:2000]}...")  # it may quote a whole file
 
 
 def one_line(error: BaseException) -> str:
@@ -39,22 +36,25 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with _writable(path), ExitStack() as stack:
+        stack.callback(temporary.unlink, missing_ok=True)
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+
+
+@contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    """Make the folder of a file; an OSError of the block becomes a FileError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
     except OSError as error:
-        raise _cannot_write(path, error) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def _cannot_write(path: Path, error: OSError) -> FileError:
-    advice = "Free some space" if error.errno in _DISK_FULL else "Choose a folder that can be written to"
-    return FileError(f"{path}: cannot be written ({error.strerror or error}). {advice}; what was there before is kept.")
+        disk_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        advice = "Free some space" if disk_full else "Choose a folder that can be written to"
+        advice = f"{advice}; what was there before is kept."
+        raise FileError(f"{path}: cannot be written ({error.strerror or error}). {advice}") from error
 
 
 def write_file(path: str | Path, data: str | bytes) -> None:
@@ -80,12 +80,10 @@ def exclusive_lock(path: str | Path, what: str, wait: bool = False) -> Iterator[
 
     path = Path(path)
     guarded = path.parent if path.name == "lock" else path.with_suffix("")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(path).acquire(timeout=-1 if wait else 0)
-    except filelock.Timeout:
-        raise FileError(f"another {what} is at work in {guarded}. Wait for it, or choose another folder.") from None
-    except OSError as error:
-        raise _cannot_write(path, error) from error
+    with _writable(path):
+        try:
+            lock = filelock.FileLock(path).acquire(timeout=-1 if wait else 0)
+        except filelock.Timeout:
+            raise FileError(f"another {what} is at work in {guarded}. Wait for it, or choose another folder.") from None
     with lock:
         yield

@@ -13,11 +13,12 @@ import io
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
@@ -46,7 +47,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "pandas", "scikit-learn", "scipy", 
 
 
 def task_rows(
-    base: Mapping[str, object], metrics: Mapping[str, Iterable[float]], tasks: Iterable[str], summarise: bool = True
+    base: Mapping[str, object], metrics: Mapping[str, Iterable[float]], tasks: Sequence[str], summarise: bool = True
 ) -> list[dict[str, Any]]:
     """Rows of the long table: one for each metric and task, and with `summarise` for "macro" and "worst".
 
@@ -54,21 +55,17 @@ def task_rows(
         base: method, seed, epoch and split.
         metrics: Name -> (K,) values of the K tasks.
     """
-    rows, tasks = [], list(tasks)
+    rows: list[tuple[str, str, float]] = []
     for metric, values in metrics.items():
         values = np.asarray(values, dtype=float)
-        rows += [
-            {**base, "task": task, "metric": metric, "value": float(value)}
-            for task, value in zip(tasks, values, strict=True)
-        ]
+        rows += [(task, metric, value) for task, value in zip(tasks, values.tolist(), strict=True)]
         if summarise:
             mean, count = macro(values)
-            rows.append({**base, "task": "macro", "metric": metric, "value": mean})
+            rows.append(("macro", metric, mean))
             if metric == "auroc":
-                rows.append({**base, "task": "macro", "metric": "auroc_tasks", "value": float(count)})
-                worst = float(np.nanmin(values)) if count else float("nan")
-                rows.append({**base, "task": "worst", "metric": "auroc", "value": worst})
-    return rows
+                worst = float(np.nanmin(values)) if count else np.nan
+                rows += [("macro", "auroc_tasks", float(count)), ("worst", "auroc", worst)]
+    return [{**base, "task": task, "metric": metric, "value": value} for task, metric, value in rows]
 
 
 def to_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
@@ -98,9 +95,8 @@ def _commit() -> str | None:
 
 def _processor() -> str:
     with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        if model := re.search(r"^model name[^:\n]*:(.*)", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
+            return model[1].strip()
     return platform.processor() or platform.machine()
 
 
@@ -114,11 +110,10 @@ def read_results(path: str | Path, columns: list[str], what: str, missing_ok: bo
     Raises:
         FileError: It is no readable CSV, breaks off, or lacks a column.
     """
-    path = Path(path)
-    if missing_ok and not path.exists():
+    if missing_ok and not Path(path).exists():
         return pd.DataFrame(columns=columns)
     try:
-        content = path.read_bytes()
+        content = Path(path).read_bytes()
         if not content.endswith(b"\n"):
             raise ValueError("it breaks off")
         table = pd.read_csv(io.BytesIO(content), dtype=_TYPES)
@@ -195,15 +190,14 @@ def collect(folder: str | Path) -> tuple[list[RunRecord], list[str]]:
     Returns:
         The runs, and a remark for each other run: "unfinished: ...", "untested: ...", "failed: ..." or "damaged: ...".
     """
-    records, remarks = [], []
+    items: list[RunRecord | str] = []
     for path, read in _sources(Path(folder)):
         try:
-            items = [*read(path)]
+            items += [*read(path)]
         except Exception as error:  # a damaged file raises one of several types
-            items = [f"damaged: {path}: {one_line(error)}"]
-        records += [item for item in items if isinstance(item, RunRecord)]
-        remarks += [item for item in items if isinstance(item, str)]
-    return records, remarks
+            items.append(f"damaged: {path}: {one_line(error)}")
+    remarks = [item for item in items if isinstance(item, str)]
+    return [item for item in items if isinstance(item, RunRecord)], remarks
 
 
 def _sources(root: Path) -> Iterator[tuple[Path, Any]]:
@@ -219,7 +213,7 @@ def _sources(root: Path) -> Iterator[tuple[Path, Any]]:
 def _read_folder(path: Path) -> Iterator[RunRecord | str]:
     """The run, or why there is none; if it belongs to a table, that says which have failed and which only tune."""
     in_table = path.parent.with_name(path.parent.name + _CELLS).exists()
-    checkpoint = next((path / name for name in (CHECKPOINT, PREVIOUS) if (path / name).exists()), None)
+    checkpoint = _newest_checkpoint(path)
     if (path / TEST).exists():
         yield read_run(path)
     elif (path / FAILURE).exists():
@@ -243,18 +237,18 @@ def _read_exported(path: Path) -> Iterator[RunRecord | str]:
     if "status" not in trials:  # of a localisation study
         return
     out = path.with_name(path.name.removesuffix(_CELLS) + ".csv")
-    tables = dict(list(read_results(out, ["cell", *COLUMNS], "sweep", missing_ok=False).groupby("cell")))
+    rows = read_results(out, ["cell", *COLUMNS], "sweep", missing_ok=False)
+    tables, tested = dict(list(rows.groupby("cell"))), trials.cell.isin(rows.cell[rows.split == "test"])
     for trial in trials[trials.status == "failed"].itertuples():
         yield f"failed: {out}: {trial.method} seed {trial.seed}: {trial.error}"
-    untested = 0
-    for trial in trials[trials.status == "done"].itertuples():
-        if trial.cell not in tables or not (tables[trial.cell].split == "test").any():
-            untested += 1
-        elif not (out.with_suffix("") / trial.cell / TEST).exists():
-            config = TrainConfig(**json.loads(trial.settings))
-            environment = {"data": trial.data, "commit": trial.commit}
+    for trial in trials[(trials.status == "done") & tested].itertuples():
+        if not (out.with_suffix("") / trial.cell / TEST).exists():
+            config, environment = (
+                TrainConfig(**json.loads(trial.settings)),
+                {"data": trial.data, "commit": trial.commit},
+            )
             yield RunRecord(f"{out}:{trial.cell}", config, environment, tables[trial.cell][COLUMNS])
-    if untested:
+    if untested := sum((trials.status == "done") & ~tested):
         yield f"untested: {out}: validation scores alone of {untested} runs"
 
 
@@ -280,6 +274,10 @@ def save_checkpoint(run_dir: str | Path, state: dict[str, Any]) -> None:
             os.replace(path, path.with_name(PREVIOUS))
 
 
+def _newest_checkpoint(folder: str | Path) -> Path | None:
+    return next((path for name in (CHECKPOINT, PREVIOUS) if (path := Path(folder) / name).exists()), None)
+
+
 def load_checkpoint(run_dir: str | Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     """The newest readable state in `run_dir`, on the CPU, or None. A damaged file is renamed, and the one before used.
 
@@ -289,18 +287,17 @@ def load_checkpoint(run_dir: str | Path, identity: dict[str, Any]) -> dict[str, 
     Raises:
         FileError: No checkpoint is readable, or it belongs to another configuration or other data.
     """
-    paths = [path for name in (CHECKPOINT, PREVIOUS) if (path := Path(run_dir) / name).exists()]
-    for path in paths:
-        try:
-            state = read_checkpoint(path)
-            break
-        except FileError as error:
-            if path == paths[-1]:
-                raise
-            os.replace(path, path.with_name(DAMAGED))
-            warnings.warn(f"{error} It is now {DAMAGED}, and the run goes on from {PREVIOUS}.", stacklevel=3)
-    else:
+    path = _newest_checkpoint(run_dir)
+    if path is None:
         return None
+    try:
+        state = read_checkpoint(path)
+    except FileError as error:
+        if path.name == PREVIOUS or not path.with_name(PREVIOUS).exists():
+            raise
+        os.replace(path, path.with_name(DAMAGED))
+        warnings.warn(f"{error} It is now {DAMAGED}, and the run goes on from {PREVIOUS}.", stacklevel=3)
+        return load_checkpoint(run_dir, identity)
     saved = state["identity"]
     if names := [name for name in identity if saved.get(name) != identity[name]]:
         listed = ", ".join(f"{name}: {saved.get(name)!r} there, {identity[name]!r} now" for name in names)
@@ -314,21 +311,18 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileError(f"{path}: no such checkpoint.")
     try:
-        with zipfile.ZipFile(
-            path
-        ) as archive:  # PyTorch does not compress: what unfolds to more than its size is a bomb
+        with zipfile.ZipFile(path) as archive:
             unfolded = sum(entry.file_size for entry in archive.infolist())
-        if unfolded > path.stat().st_size:
+        if unfolded > path.stat().st_size:  # PyTorch does not compress
             raise ValueError(f"it would unfold to {unfolded:,} bytes")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises one of several types
         raise FileError(f"{path}: not a readable checkpoint ({type(error).__name__}). {advice}") from error
     if not isinstance(state, dict) or state.get("version") != VERSION:
         raise FileError(f"{path}: not a checkpoint of this version. {advice}")
-    for name, kind in _CONTENT.items():
-        right = isinstance(state.get(name), kind)
-        if not right or (name == "findings" and not all(isinstance(finding, str) for finding in state[name])):
-            raise FileError(f"{path}: its {name!r} is not what it should be. {advice}")
+    wrong = [name for name, kind in _CONTENT.items() if not isinstance(state.get(name), kind)]
+    if wrong or not all(isinstance(finding, str) for finding in state["findings"]):
+        raise FileError(f"{path}: its {(*wrong, 'findings')[0]!r} is not what it should be. {advice}")
     return state
 
 
@@ -360,9 +354,8 @@ class RunTable:
                 with open(self.replicates_path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
                     self.replicates = dict(arrays)
             except Exception as error:  # a damaged archive raises one of several types
-                raise FileError(
-                    f"{self.replicates_path}: not a readable archive of arrays ({one_line(error)}). Choose another out."
-                ) from error
+                reason = f"not a readable archive of arrays ({one_line(error)})"
+                raise FileError(f"{self.replicates_path}: {reason}. Choose another out.") from error
 
     def finished(self) -> set[str]:
         """Ids of the finished runs."""
