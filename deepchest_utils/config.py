@@ -100,11 +100,11 @@ def _checked(name: str, hint: Any, value: object) -> object:
     raise ValueError(f"{name} should be of type {hint if optional else kind.__name__}. Found {value!r}.")
 
 
-def check_choice(name: str, value: object, allowed: Collection[str]) -> None:
-    """Raise ValueError, with a hint for a misspelt one, unless the value is one of the names that are allowed."""
+def check_choice(name: str, value: object, allowed: Collection[str], error: type[ValueError] = ValueError) -> None:
+    """Raise the error, with a hint for a misspelt one, unless the value is one of the names that are allowed."""
     if not isinstance(value, str) or value not in allowed:
         names, hint = ", ".join(allowed), did_you_mean(value, allowed)
-        raise ValueError(f"{name} should be one of {names}. Found {value!r}.{hint}")
+        raise error(f"{name} should be one of {names}. Found {value!r}.{hint}")
 
 
 def did_you_mean(name: object, allowed: Iterable[str]) -> str:

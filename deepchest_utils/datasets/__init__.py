@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from deepchest_utils.config import did_you_mean
+from deepchest_utils.config import check_choice, did_you_mean
 from deepchest_utils.datasets.base import ChestXrays, DataError, DataWarning, Splits
 from deepchest_utils.datasets.chestmnist import load_chestmnist
 from deepchest_utils.datasets.nih import load_boxes, read_nih
@@ -46,9 +46,7 @@ def load_dataset(
     Raises:
         DataError: An argument, a file or a table is not as it should be; the message names it.
     """
-    if name not in DATASETS:
-        message = f"dataset should be one of {', '.join(DATASETS)}. Found {name!r}."
-        raise DataError(message + did_you_mean(name, DATASETS))
+    check_choice("dataset", name, DATASETS, DataError)
     if image_size < 16:
         raise DataError(f"image_size should be at least 16 px. Found {image_size}.")
     if seed < 0:

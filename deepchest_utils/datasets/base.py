@@ -37,7 +37,7 @@ class ChestXrays:
         ids: Names of the images: the file's, or the split's and a number.
 
     Raises:
-        DataError: Lengths or types differ from these, a label has another value, or there is no image.
+        DataError: Lengths differ, images are not uint8, labels are not 0, 1 or NaN, or there is no image.
     """
 
     images: UInt8[np.ndarray, "n h w"]
@@ -59,8 +59,8 @@ class ChestXrays:
         wrong = ~(np.isnan(self.labels) | (self.labels == 0) | (self.labels == 1))
         if wrong.any():
             row, k = np.argwhere(wrong)[0]
-            found = f"{self.labels[row, k]} for {self.findings[k]} of image {self.ids[row]}"
-            raise DataError(f"labels should be 0, 1 or NaN. Found {found}.")
+            place = f"{self.labels[row, k]} for {self.findings[k]} of image {self.ids[row]}"
+            raise DataError(f"labels should be 0, 1 or NaN. Found {place}.")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -82,7 +82,7 @@ class Splits:
     """Train, val and test of one data set. Warns of findings without a positive in a split.
 
     Attributes:
-        split: "official", "patient" or "image". DataError if a patient is in two splits, unless it is "image".
+        split: "official", "patient" or "image". A patient in two splits is a DataError, unless it is "image".
         patients_known: False where the data set does not say which images belong to one patient (ChestMNIST).
     """
 

@@ -73,8 +73,8 @@ def decode(path: Path, size: int) -> UInt8[np.ndarray, "{size} {size}"]:
                 image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
             if image.mode == "P":  # straight to grey, Pillow warns of a palette with transparency
                 image = image.convert("RGBA")
-            grey = image.convert("L")
-        return np.asarray(grey.resize((size, size), Image.Resampling.BILINEAR))  # averages when it shrinks
+            # averages when it shrinks
+            return np.asarray(image.convert("L").resize((size, size), Image.Resampling.BILINEAR))
     except DataError:
         raise
     except FileNotFoundError:

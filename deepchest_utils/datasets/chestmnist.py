@@ -64,7 +64,7 @@ def load_chestmnist(
         images, labels = _read_split(path, name, image_size)
         rows = limit_images(np.arange(len(images)), max_images, seed)
         ids = np.array([f"{name}/{row}" for row in rows])
-        patients = np.arange(len(rows)) + first_patient
+        patients = first_patient + np.arange(len(rows))
         splits[name] = ChestXrays(images[rows], labels[rows].astype(np.float32), patients, FINDINGS, ids)
         first_patient += len(rows)
     return Splits(**splits, name="chestmnist", split="official", patients_known=False)

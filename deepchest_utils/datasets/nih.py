@@ -37,7 +37,11 @@ def read_nih(root: str | Path | None) -> Table:
     if not is_number.all():
         raise DataError(f"{source}: column 'Patient ID' says {patients[is_number.idxmin()]!r}, not a whole number.")
 
-    files = _find_images(root)
+    files: dict[str, Path] = {}
+    for path in sorted(root.glob("images*/**/*.png")):
+        if path.name in files:
+            raise DataError(f"{root}: {path.name} is in {files[path.name].parent} and in {path.parent}. Remove one.")
+        files[path.name] = path
     rows = rows_on_disk(source, names, names, np.array([name in files for name in names]))
     official = None
     lists = root / "train_val_list.txt", root / "test_list.txt"
@@ -100,16 +104,6 @@ def _parse_labels(source: Path, table: pd.DataFrame) -> Float[np.ndarray, "n 14"
             raise DataError(f"{place} says {unknown[0]!r}. Allowed are {', '.join(FINDINGS)} and {NO_FINDING}.")
         labels[row] = [name in names for name in FINDINGS]
     return labels
-
-
-def _find_images(root: Path) -> dict[str, Path]:
-    """Every .png below the folders `images*` of the root, by name."""
-    paths: dict[str, Path] = {}
-    for path in sorted(root.glob("images*/**/*.png")):
-        if other := paths.get(path.name):
-            raise DataError(f"{root}: {path.name} is in {other.parent} and in {path.parent}. Remove one.")
-        paths[path.name] = path
-    return paths
 
 
 def load_boxes(root: str | Path, image_size: int = ORIGINAL_SIZE) -> pd.DataFrame:

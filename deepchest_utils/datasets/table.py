@@ -12,12 +12,10 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from deepchest_utils.config import did_you_mean
+from deepchest_utils.config import check_choice
 from deepchest_utils.datasets.base import ChestXrays, DataError, Splits, image_split, limit_images, patient_split, warn
 from deepchest_utils.datasets.cache import decode_all
 from deepchest_utils.datasets.findings import FINDINGS
-
-SPLITS = ("official", "patient", "image")
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,24 @@ def splits_from_table(
 ) -> Splits:
     """Split a table, limit each split and decode its images; the arguments are those of `load_dataset`."""
     split = split or ("official" if table.official is not None else "patient")
-    split_of = _assign_splits(table, split, seed)
+    check_choice("split", split, ("official", "patient", "image"), DataError)
+    if split == "image":
+        split_of = image_split(len(table.ids), seed=seed)
+    elif split == "patient":
+        try:
+            split_of = patient_split(table.labels, table.patients, seed=seed)
+        except ValueError as error:
+            raise DataError(f"{table.source}: {error}") from None
+    elif table.official is None:
+        needs = "train_val_list.txt and test_list.txt beside the table"
+        raise DataError(f'{table.source}: split="official" needs {needs}. Add them, or use split="patient".')
+    else:
+        train_val = table.official == 0
+        if len(np.unique(table.patients[train_val])) < 2:
+            few = "train_val_list.txt names fewer than 2 of the patients here, too few for train and val"
+            raise DataError(f'{table.source}: {few}. Use split="patient".')
+        split_of = np.full(len(table.ids), 2)
+        split_of[train_val] = patient_split(table.labels[train_val], table.patients[train_val], (0.875, 0.125), seed)
     rows_of = []
     for i, name in enumerate(("train", "val", "test")):
         if not len(rows := np.flatnonzero(split_of == i)):
@@ -89,29 +104,6 @@ def splits_from_table(
     ends = np.cumsum([0, *map(len, rows_of)])
     train, val, test = (pooled.subset(slice(start, end)) for start, end in pairwise(ends))
     return Splits(train, val, test, name=table.name, split=split)
-
-
-def _assign_splits(table: Table, split: str, seed: int) -> Int[np.ndarray, " n"]:
-    """0 train, 1 val, 2 test for each image."""
-    if split == "official":
-        if table.official is None:
-            needs = "train_val_list.txt and test_list.txt beside the table"
-            raise DataError(f'{table.source}: split="official" needs {needs}. Add them, or use split="patient".')
-        train_val = table.official == 0
-        if len(np.unique(table.patients[train_val])) < 2:
-            few = "train_val_list.txt names fewer than 2 of the patients here, too few for train and val"
-            raise DataError(f'{table.source}: {few}. Use split="patient".')
-        split_of = np.full(len(table.ids), 2)
-        split_of[train_val] = patient_split(table.labels[train_val], table.patients[train_val], (0.875, 0.125), seed)
-        return split_of
-    if split == "patient":
-        try:
-            return patient_split(table.labels, table.patients, seed=seed)
-        except ValueError as error:
-            raise DataError(f"{table.source}: {error}") from None
-    if split == "image":
-        return image_split(len(table.ids), seed=seed)
-    raise DataError(f"split should be one of {', '.join(SPLITS)}. Found {split!r}.{did_you_mean(split, SPLITS)}")
 
 
 def read_csv_table(

@@ -57,8 +57,7 @@ def cardiomegaly(s: Scene, strength: Param, *_: Tensor) -> Drawn:
 def effusion(s: Scene, strength: Param, sx: Tensor, a: Param, *_: Tensor) -> Drawn:
     """Fluid blunts the costophrenic angle: dense, its upper edge a meniscus rising to the chest wall."""
     level = s.p["dome"] + s.p["inspiration"] + 0.13 - 0.30 * strength * (0.3 + 0.7 * a)
-    meniscus = 0.16 * torch.exp(-s.side_distance.clamp(min=0.0) / 0.09)
-    depth = s.y - level + meniscus
+    depth = s.y - level + 0.16 * torch.exp(-s.side_distance.clamp(min=0.0) / 0.09)
     mask = (depth > 0) & (sx > 0.05) & (s.side_distance > 0) & (s.dome_distance > 0)
     return (0.26 + 0.24 * strength) * soft(depth, 0.018) * s.lung * soft(sx, 0.02) * (1 - 0.9 * s.heart), mask
 
@@ -107,17 +106,15 @@ def consolidation(s: Scene, strength: Param, sx: Tensor, a: Param, b: Param, c: 
     """A lobe filled: dense and even, with a straight border at the fissure, and air bronchograms."""
     fissure = -0.10 + 0.12 * (a - 0.5) + 0.15 * (b - 0.5) * s.x
     upper = c > 0.45
-    border = torch.where(upper, fissure - s.y, s.y - fissure - 0.10)
     lobe = ellipse(sx, s.y, 0.42, torch.where(upper, -0.32, 0.16), 0.30 + 0.10 * b, 0.30)
-    shape = torch.minimum(border, lobe)
+    shape = torch.minimum(torch.where(upper, fissure - s.y, s.y - fissure - 0.10), lobe)
     patch = (0.08 + 0.20 * strength) * soft(shape, 0.016) * s.lung
     return patch + _air_bronchograms(s, sx, patch), (shape > 0) & (s.lung > 0.5)
 
 
 def edema(s: Scene, strength: Param, *_: Tensor) -> Drawn:
     """Bilateral perihilar haze in the shape of bat wings, and Kerley B lines at the bases."""
-    ax = s.x.abs()
-    d = ellipse(ax, s.y, 0.24, -0.02, 0.28, 0.30)
+    d = ellipse(s.x.abs(), s.y, 0.24, -0.02, 0.28, 0.30)
     cloud = 0.75 + 0.25 * torch.sin(4 * texture(s.noise, s.x * 1.4, s.y * 1.4))
     kerley = torch.exp(4 * (torch.cos(s.y * 95) - 1)) * soft(0.13 - s.side_distance, 0.01) * soft(s.y - 0.12, 0.03)
     added = (0.04 + 0.16 * strength) * soft(d, 0.075) * cloud + (0.03 + 0.10 * strength) * kerley
@@ -128,8 +125,7 @@ def emphysema(s: Scene, strength: Param, sx: Tensor, a: Param, b: Param, c: Para
     """Over-inflated (`change_anatomy`): flat low diaphragm, narrow heart; dark, with bullae in the upper zones."""
     dist = 0.10 + 0.07 * c - torch.hypot(sx - 0.38 - 0.12 * a, s.y + 0.48 - 0.15 * b)
     wall = torch.exp(-((dist / (0.006 + 0.3 * s.pixel)) ** 2))
-    added = -(0.02 + 0.04 * strength) - 0.05 * soft(dist, 0.010) + 0.07 * wall
-    return added * s.lung, s.lung > 0.5
+    return (-(0.02 + 0.04 * strength) - 0.05 * soft(dist, 0.010) + 0.07 * wall) * s.lung, s.lung > 0.5
 
 
 def fibrosis(s: Scene, strength: Param, sx: Tensor, a: Param, *_: Tensor) -> Drawn:
