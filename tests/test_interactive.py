@@ -143,9 +143,10 @@ def test_a_figure_of_radiographs_is_shown_as_jpeg_and_closed(shown):
     assert not plt.fignum_exists(fig.number)
 
 
-def test_outside_a_notebook_nothing_is_touched():
+def test_outside_a_notebook_the_backend_stays():
     backend = plt.get_backend()
-    figures.keep_notebooks_small()
+    with plt.rc_context():
+        figures.use_style()
     assert plt.get_backend() == backend
 
 
@@ -159,9 +160,10 @@ def test_in_a_kernel_figures_are_small_and_free_cores_are_looked_for_before_each
     monkeypatch.setattr("IPython.get_ipython", lambda: shell)
     monkeypatch.setattr(plt, "switch_backend", lambda name: None)
     monkeypatch.setattr(figures, "adapt_threads", lambda: looked.append(1))
-    figures.keep_notebooks_small()
+    with plt.rc_context():
+        figures.use_style()
     assert formats == {plt.Figure: figures._small_png}
     ((event, look),) = before_cells
-    assert event == "pre_run_cell"
-    look(None)
+    assert event == "pre_execute"
+    look()
     assert looked == [1]

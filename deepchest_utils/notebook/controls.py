@@ -7,7 +7,6 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from deepchest_utils.notebook.figures import method_forest, show_figure
@@ -16,29 +15,21 @@ from deepchest_utils.results.metrics import METRICS
 from deepchest_utils.results.statistics import BOOTSTRAP_METRICS, ITSELF
 
 Number = float | int
-Slider = tuple[Number, Number, Number, Number]
-Control = Slider | list[str] | dict[str, bool]
+Control = tuple[Number, Number, Number, Number] | list[str] | dict[str, bool]
 METRIC_NAMES = {METRICS[name][0]: name for name in BOOTSTRAP_METRICS}
 MEANS = {"mean of all findings": "macro", "mean of the common half": "common", "mean of the rare half": "rare"}
-
-
-def in_jupyterlab() -> bool:
-    """Whether a Jupyter server started this kernel for a person; papermill and nbclient do not set this variable."""
-    return "JPY_SESSION_NAME" in os.environ
 
 
 def explore(draw: Callable[..., Figure], **controls: Control) -> Figure | None:
     """Show `draw(name=value, ...)` with a control for each name in JupyterLab, and with the default values elsewhere.
 
-    Args:
-        draw: Makes the figure.
-        **controls: (lowest, highest, step, default) makes a slider. A list of texts makes a choice of one, by default the
-            first. A dict from texts to whether each is chosen by default makes a choice of several, as a list.
+    As a control, (lowest, highest, step, default) makes a slider. A list of texts makes a choice of one, by default the
+    first. A dict from texts to whether each is chosen by default makes a choice of several, as a list.
 
     Returns:
         The static figure. None where controls are shown, so that a headless run saves no state of widgets.
     """
-    if not in_jupyterlab():
+    if "JPY_SESSION_NAME" not in os.environ:  # a Jupyter server sets it for a person; papermill and nbclient do not
         return draw(**{name: _default(control) for name, control in controls.items()})
     import ipywidgets
     from IPython.display import display
@@ -52,8 +43,7 @@ def explore(draw: Callable[..., Figure], **controls: Control) -> Figure | None:
     widgets = {name: _widget(name.replace("_", " "), control) for name, control in controls.items()}
     tall = [widgets[name] for name, control in controls.items() if isinstance(control, dict)]
     rows = [[widget for widget in widgets.values() if widget not in tall], tall]
-    layout = {"flex_flow": "row wrap", "grid_gap": "4px 12px"}
-    boxes = [ipywidgets.HBox(row, layout=layout) for row in rows if row]
+    boxes = [ipywidgets.HBox(row, layout={"flex_flow": "row wrap", "grid_gap": "4px 12px"}) for row in rows if row]
     display(ipywidgets.VBox([*boxes, ipywidgets.interactive_output(redraw, widgets)]))
     return None
 
@@ -68,8 +58,8 @@ def _widget(title: str, control: Control) -> Any:  # ipywidgets has no types
     from ipywidgets import SelectMultiple, interactive
 
     if isinstance(control, dict):
-        widget = SelectMultiple(options=[*control], rows=min(len(control), 8), layout={"width": "max-content"})
-        widget.value = _default(control)
+        shape = {"rows": min(len(control), 8), "layout": {"width": "max-content"}}
+        widget = SelectMultiple(options=[*control], value=_default(control), **shape)
     elif isinstance(control, list):
         widget = interactive.widget_from_abbrev(control)
     else:
@@ -84,8 +74,8 @@ def difference_panels(
 ) -> Figure:
     """Differences to the baseline `against`, a panel for each task and a row for each method, on one scale.
 
-    A full dot has p_holm below 0.05 in the summary of `compare_methods`. That is the correction over all its methods (and
-    findings), so a smaller choice fills no more dots. A method without a difference keeps an empty row.
+    A full dot has p_holm below 0.05 in the summary of `compare_methods`. That is the correction over all its methods
+    (and findings), so a smaller choice fills no more dots. A method without a difference keeps an empty row.
     """
     rows = summary[(summary.metric == metric) & (summary.baseline == against)]
     seeds = rows.groupby("method").seeds.max().reindex(list(methods))
@@ -99,36 +89,28 @@ def difference_panels(
     for ax, task in zip(axes.flat, tasks, strict=False):
         method_forest(ax, rows[rows.task == task].set_index("method"), methods, "", titles.get(task, pretty(task)))
         ax.set_yticklabels(labels)
-    for ax in axes.flat[len(tasks) :]:
-        ax.set_visible(False)
+    plt.setp(axes.flat[len(tasks) :], visible=False)
     for ax in axes.flat[len(tasks) - across : len(tasks)]:
         ax.tick_params(labelbottom=True)  # the lowest panel of each column, even where the figure goes on below
-    _set_scale(axes[0, 0], rows[rows.task.isin(tasks) & rows.method.isin(methods)])
+    # the scale is that of the methods with all seeds: an interval of two seeds is ten times as wide, and is cut off
+    drawn = rows[rows.task.isin(tasks) & rows.method.isin(methods)]
+    all_seeds = drawn.seeds == drawn.seeds.max()
+    low = min(drawn.low.where(all_seeds, drawn["mean"]).min(), 0.0)
+    high = max(drawn.high.where(all_seeds, drawn["mean"]).max(), 0.0)
+    if np.isfinite(high - low) and low < high:
+        axes[0, 0].set_xlim(low - 0.05 * (high - low), high + 0.05 * (high - low))
     name = METRICS[metric][0] if metric in METRICS else metric
     fig.supxlabel(f"{name} minus that of {method_label(against)}, 95% interval", fontsize=10)
     return fig
 
 
-def _set_scale(ax: Axes, rows: pd.DataFrame) -> None:
-    """The scale that the intervals need. Those of methods with fewer seeds are cut off: with two seeds there is one degree
-    of freedom, and an interval ten times as wide as the others."""
-    has_fewer = rows.seeds < rows.seeds.max()
-    low, high = (rows[side].mask(has_fewer, rows["mean"]) for side in ("low", "high"))
-    ends = np.array([min(low.min(), 0.0), max(high.max(), 0.0)])
-    if np.isfinite(ends).all() and ends[0] < ends[1]:
-        ax.set_xlim(*(ends + np.array([-0.05, 0.05]) * (ends[1] - ends[0])))
-
-
 def explore_differences(
     summary: pd.DataFrame, findings: Sequence[str], chosen: Sequence[str], methods: Sequence[str] = ()
 ) -> Figure | None:
-    """`difference_panels` with controls for metric, baseline, tasks and methods.
+    """`difference_panels` of the summary of `compare_methods`, with controls for metric, baseline, tasks and methods.
 
-    Args:
-        summary: From `compare_methods`. By default, its AUROC and its first baseline are chosen.
-        findings: In the order of the list to choose from, below the means.
-        chosen: Tasks that are chosen by default.
-        methods: Methods that are chosen by default; all if the summary has none of them.
+    The tasks are the means and the `findings`; those in `chosen` are chosen by default. So are AUROC, the first
+    baseline and `methods` (all methods if the summary has none of these).
     """
     baselines = {method_label(name): name for name in summary.baseline.unique() if name != ITSELF}
     names = {method_label(name): name for name in method_order(summary.method.unique())}
@@ -139,10 +121,6 @@ def explore_differences(
         columns, lines = [tasks[text] for text in findings], [names[text] for text in methods]
         return difference_panels(summary, METRIC_NAMES[metric], baselines[baseline], columns, lines)
 
-    return explore(
-        draw,
-        metric=[*METRIC_NAMES],
-        baseline=[*baselines],
-        findings={text: task in chosen for text, task in tasks.items()},
-        methods={text: name in default for text, name in names.items()},
-    )
+    is_chosen = {text: task in chosen for text, task in tasks.items()}
+    is_default = {text: name in default for text, name in names.items()}
+    return explore(draw, metric=[*METRIC_NAMES], baseline=[*baselines], findings=is_chosen, methods=is_default)

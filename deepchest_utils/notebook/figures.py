@@ -2,6 +2,8 @@
 
 import io
 from collections.abc import Iterable, Sequence
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +24,15 @@ from deepchest_utils.paths import base_dir
 from deepchest_utils.results.labels import FAMILY_STYLE, ORANGE, SKY, family_color, method_label, pretty
 from deepchest_utils.threads import adapt_threads
 
+Radiograph = UInt8[np.ndarray, "h w"]
+Mask = Bool[np.ndarray, "a b"]
 STYLE: dict[Any, Any] = {
-    "figure.dpi": 84,
-    "savefig.dpi": 160,
-    "savefig.bbox": "tight",
-    "figure.constrained_layout.use": True,
-    "font.size": 10,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "legend.frameon": False,
+    "figure.dpi": 84, "savefig.dpi": 160, "savefig.bbox": "tight", "figure.constrained_layout.use": True,
+    "font.size": 10, "axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.titlelocation": "left",
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
+    "legend.frameon": False, "image.cmap": "gray", "svg.fonttype": "none",
     "svg.hashsalt": "deepchest",  # the same figure gives the same bytes
-    "svg.fonttype": "none",
-    "image.cmap": "gray",
-}
+}  # fmt: skip
 # from transparent to orange: cold places show the radiograph unchanged; blue is left for the true region
 HEAT = mpl.colors.LinearSegmentedColormap.from_list(
     "heat", [(0.84, 0.37, 0.0, 0.0), (0.90, 0.50, 0.0, 0.35), (1.0, 0.78, 0.1, 0.8)]
@@ -47,24 +40,15 @@ HEAT = mpl.colors.LinearSegmentedColormap.from_list(
 
 
 def use_style() -> None:
-    """Set up matplotlib and pandas for all notebooks; in a kernel, show small figures and adapt torch's threads."""
-    pd.set_option("display.width", 140)
-    keep_notebooks_small()
-    mpl.rcParams.update(STYLE)
-
-
-def keep_notebooks_small() -> None:
-    """In a kernel, show figures as PNG of few colours, and look for free cores before each cell."""
+    """Set up matplotlib and pandas; in a kernel, show figures of few colours and look for free cores before each cell."""
     from IPython import get_ipython
 
+    pd.set_option("display.width", 140)
     if (shell := get_ipython()) is not None and hasattr(shell, "kernel"):
         plt.switch_backend(mpl.get_backend())  # Jupyter's backend sets its own formatter when it is loaded
         shell.display_formatter.formatters["image/png"].for_type(Figure, _small_png)
-        shell.events.register("pre_run_cell", _before_cell)  # a second time changes nothing
-
-
-def _before_cell(info: object) -> None:
-    adapt_threads()
+        shell.events.register("pre_execute", adapt_threads)  # a second time changes nothing
+    mpl.rcParams.update(STYLE)
 
 
 def show_figure(fig: Figure, kind: str = "png", dpi: float | int | None = None, **options: Any) -> None:
@@ -91,7 +75,7 @@ def _small_png(fig: Figure) -> bytes:
 
 
 def save_figure(fig: Figure, name: str, folder: str | Path | None = None) -> list[Path]:
-    """Write `<folder>/<name>.svg` and `.png`, e.g. `save_figure(fig, "01_montage", folder)`; default folder `figures/`."""
+    """Write `<folder>/<name>.svg` and `.png`, by default into `figures/`; the same figure gives the same bytes."""
     folder = base_dir() / "figures" if folder is None else Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.svg", folder / f"{name}.png"]
@@ -100,10 +84,8 @@ def save_figure(fig: Figure, name: str, folder: str | Path | None = None) -> lis
     return paths
 
 
-def show_radiograph(
-    ax: Axes, image: UInt8[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"] | None = None, title: str = ""
-) -> None:
-    """One image, 0 black and 255 white, without axes, with the outline of a mask."""
+def show_radiograph(ax: Axes, image: Radiograph, mask: Mask | None = None, title: str = "") -> None:
+    """One image, 0 black and 255 white, without axes, with the outline of a mask of its size."""
     ax.imshow(image, vmin=0, vmax=255, interpolation="bilinear")
     if mask is not None and mask.any() and not mask.all():
         ax.contour(mask, [0.5], colors=ORANGE, linewidths=1.3)
@@ -112,11 +94,7 @@ def show_radiograph(
 
 
 def show_heat_map(
-    ax: Axes,
-    image: UInt8[np.ndarray, "h w"],
-    heat: Float[np.ndarray, "a b"],
-    mask: Bool[np.ndarray, "c d"] | None = None,
-    title: str = "",
+    ax: Axes, image: Radiograph, heat: Float[np.ndarray, "c d"], mask: Mask | None = None, title: str = ""
 ) -> None:
     """A heat map over its radiograph, its maximum marked, with the outline of the true region; sizes may differ.
 
@@ -165,9 +143,7 @@ def label_ends(ax: Axes, x: float, ends: dict[str, float], colors: dict[str, str
     names_at: dict[float, list[str]] = {}
     for name in sorted((n for n in ends if np.isfinite(ends[n])), key=lambda n: ends[n]):
         names_at.setdefault(round(ends[name], 3), []).append(name)
-    heights: list[float] = []
-    for end in names_at:
-        heights.append(max(end, heights[-1] + gap) if heights else end)
+    heights = list(accumulate(names_at, lambda below, end: max(end, below + gap)))
     if heights:  # moved up as little as possible: the group keeps its centre
         shift = float(np.mean(heights) - np.mean([*names_at]))
         heights = [height - min(shift, heights[0] - low) for height in heights]
@@ -180,11 +156,8 @@ def label_ends(ax: Axes, x: float, ends: dict[str, float], colors: dict[str, str
 def interval_plot(ax: Axes, table: pd.DataFrame, columns: Sequence[tuple[str, str, str]], offset: float = 0.16) -> None:
     """Points with 95% intervals, a row for each task, the first on top.
 
-    Args:
-        ax: Where to draw.
-        table: Indexed by task, with `<column>`, `<column>_low` and `<column>_high`.
-        columns: (column, label, colour) of each series of points.
-        offset: Half the distance between two series.
+    `columns` holds (column, label, colour) of each series of points, which lie twice `offset` apart. `table` is indexed
+    by task, with `<column>`, `<column>_low` and `<column>_high`.
     """
     y = np.arange(len(table))[::-1].astype(float)
     for i, (column, label, color) in enumerate(columns):
@@ -196,7 +169,6 @@ def interval_plot(ax: Axes, table: pd.DataFrame, columns: Sequence[tuple[str, st
 
 
 def _name_rows(ax: Axes, labels: Sequence[str], **options: Any) -> None:
-    """Ticks of a figure that has a row for each label, the first on top."""
     ax.set_yticks(np.arange(len(labels))[::-1], labels, **options)
     ax.set_ylim(-0.7, len(labels) - 0.3)
     ax.grid(axis="y", visible=False)
@@ -205,9 +177,8 @@ def _name_rows(ax: Axes, labels: Sequence[str], **options: Any) -> None:
 def forest_plot(
     ax: Axes, table: pd.DataFrame, labels: Sequence[str], colors: Sequence[str], filled: Sequence[bool] | None = None
 ) -> None:
-    """A mean with its interval (columns mean, low and high) in each row, the first on top; `filled` rows have full dots."""
-    filled = [True] * len(table) if filled is None else filled
-    heights = range(len(table) - 1, -1, -1)
+    """A mean with its interval (columns mean, low, high) in each row, the first on top; full dots where `filled`."""
+    heights, filled = reversed(range(len(table))), filled or [True] * len(table)
     for y, row, color, full in zip(heights, table.itertuples(), colors, filled, strict=True):
         ax.hlines(y, row.low, row.high, color=color, linewidth=2, alpha=0.75)
         ax.plot(row.mean, y, "o", color=color, markersize=5, markerfacecolor=color if full else "white")
@@ -217,23 +188,18 @@ def forest_plot(
 def method_forest(
     ax: Axes, table: pd.DataFrame, methods: Sequence[str], xlabel: str, title: str = "", fontsize: float | None = None
 ) -> None:
-    """`forest_plot` of differences to a baseline, a row a method in its family's colour; a full dot is clear after Holm.
+    """`forest_plot` of differences to a baseline, each method in its family's colour; a full dot is clear after Holm.
 
-    Args:
-        ax: Where to draw.
-        table: Indexed by method, with mean, low, high and p_holm, see `adjust_p`.
-        methods: The rows; one that the table lacks stays empty.
-        xlabel, title: Of the axes.
-        fontsize: Of the x axis in points, by default that of the style.
+    `table` is indexed by method, with mean, low, high and p_holm (see `adjust_p`); the row of a method that it lacks
+    stays empty. `fontsize` is that of the x axis.
     """
     table = table.reindex(list(methods))
-    names, colors = [method_label(m) for m in methods], [family_color(m) for m in methods]
-    forest_plot(ax, table, names, colors, [*(table.p_holm < 0.05)])
+    colors = [family_color(method) for method in methods]
+    forest_plot(ax, table, [method_label(method) for method in methods], colors, [*(table.p_holm < 0.05)])
     ax.axvline(0, color="black", linewidth=1, linestyle=":")
     ax.set_title(title)
     ax.set_xlabel(xlabel, fontsize=fontsize)
-    if fontsize is not None:
-        ax.tick_params(axis="x", labelsize=fontsize)
+    ax.tick_params(axis="x", labelsize=fontsize or mpl.rcParams["xtick.labelsize"])
 
 
 def draw_summary(summary: pd.DataFrame) -> Figure:
@@ -242,13 +208,13 @@ def draw_summary(summary: pd.DataFrame) -> Figure:
     A full dot is a mean over several seeds, or a difference that is clear after Holm's correction in its group.
     """
     use_style()
-    blocks = [rows for _, rows in summary.groupby("group", sort=False)]
-    lines = pd.concat([part for rows in blocks for part in (rows[:1].assign(method=""), rows)], ignore_index=True)
+    groups = summary.groupby("group", sort=False)
+    lines = pd.concat([part for _, rows in groups for part in (rows[:1].assign(method=""), rows)], ignore_index=True)
     is_name = lines.method == ""  # a line without a method is for the name of the group
     panels = {"auroc": ("macro AUROC, test", lines.seeds > 1)}
     if summary.pairs.any():
         panels["difference"] = ("macro AUROC minus Equal", lines.difference_p_holm < 0.05)
-    size = (1.5 + 4.5 * len(panels), 1 + 0.24 * len(lines))
+    size = 1.5 + 4.5 * len(panels), 1 + 0.24 * len(lines)
     fig, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
     labels = [method_label(method) if method else "" for method in lines.method]
     colors = [family_color(method) if method else "none" for method in lines.method]
@@ -259,8 +225,8 @@ def draw_summary(summary: pd.DataFrame) -> Figure:
         ax.tick_params(axis="x", labelsize=8)
         ax.tick_params(axis="y", length=0)
         ax.locator_params(axis="x", nbins=6)
-    if len(panels) > 1:
-        axes[0, 1].axvline(0, color="black", linewidth=1, linestyle=":")
+        if name == "difference":
+            ax.axvline(0, color="black", linewidth=1, linestyle=":")
     for y, group in zip(len(lines) - 1 - np.flatnonzero(is_name), lines.group[is_name], strict=True):
         where = {"xy": (0.01, y), "xycoords": axes[0, 0].get_yaxis_transform()}
         axes[0, 0].annotate(group, **where, fontsize=8, fontweight="bold", va="center", annotation_clip=False)
@@ -282,45 +248,33 @@ def annotated_heatmap(
     import seaborn as sns
 
     names = [pretty(name) for name in labels]
-    sns.heatmap(
-        values, ax=ax, xticklabels=names, yticklabels=names, annot=np.asarray(text), fmt="",
-        annot_kws={"fontsize": 6.5}, linewidths=0.5, square=True, **options,
-    )  # fmt: skip
+    options |= {"xticklabels": names, "yticklabels": names, "annot_kws": {"fontsize": 6.5}, "linewidths": 0.5}
+    sns.heatmap(values, ax=ax, annot=np.asarray(text), fmt="", square=True, **options)
     ax.tick_params(axis="both", labelsize=8, length=0)
     ax.grid(visible=False)
 
 
-def difference_heatmap(
-    ax: Axes, values: pd.DataFrame, marked: pd.DataFrame, limit: float, labels: Sequence[str]
-) -> None:
-    """Differences, orange above zero and blue below, in colours that end at `limit`, with a dot where `marked` is True.
+def difference_heatmap(ax: Axes, values: pd.DataFrame, dots: pd.DataFrame, limit: float, labels: Sequence[str]) -> None:
+    """Differences, orange above zero and blue below, in colours that end at `limit`, with a dot where `dots` is True.
 
     Both tables have a row for each method, named in `labels`, and a column for each finding.
     """
     import seaborn as sns
 
-    sns.heatmap(
-        values, ax=ax, cmap="PuOr_r", vmin=-limit, vmax=limit, linewidths=0.5, yticklabels=labels,
-        xticklabels=[pretty(name) for name in values.columns],
-        cbar_kws={"shrink": 0.6, "pad": 0.02, "extend": "both"},
-    )  # fmt: skip
-    rows, columns = np.nonzero(marked.to_numpy(bool))
-    # the white edge makes a dot visible on dark cells
-    dots: dict[str, Any] = {"color": "black", "markeredgecolor": "white", "markeredgewidth": 0.6}
-    ax.plot(columns + 0.5, rows + 0.5, "o", markersize=4, **dots)
+    names = [pretty(name) for name in values.columns]
+    options = {"cmap": "PuOr_r", "cbar_kws": {"shrink": 0.6, "pad": 0.02, "extend": "both"}, "linewidths": 0.5}
+    sns.heatmap(values, ax=ax, vmin=-limit, vmax=limit, xticklabels=names, yticklabels=labels, **options)
+    rows, columns = np.nonzero(dots.to_numpy(bool))
+    edge: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.6}  # makes a dot visible on dark cells
+    ax.plot(columns + 0.5, rows + 0.5, "o", markersize=4, color="black", **edge)
     ax.tick_params(axis="both", labelsize=8, length=0)
-    ax.tick_params(axis="x", rotation=45)
-    for label in ax.get_xticklabels():
-        label.set(ha="right", rotation_mode="anchor")
+    plt.setp(ax.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor")
     ax.grid(visible=False)
     ax.set(xlabel="", ylabel="")
 
 
 def family_legend(ax: Axes, families: Iterable[str], **options: Any) -> None:
     """A legend of the colours of these families of methods."""
-    handles = [
-        mpl.lines.Line2D([], [], color=color, marker="o", linewidth=2, markersize=4.5, label=label)
-        for name, (label, color) in FAMILY_STYLE.items()
-        if name in families
-    ]
-    ax.legend(handles=handles, fontsize=8, **options)
+    styles = [style for name, style in FAMILY_STYLE.items() if name in families]
+    line = partial(mpl.lines.Line2D, [], [], marker="o", linewidth=2, markersize=4.5)
+    ax.legend(handles=[line(label=label, color=color) for label, color in styles], fontsize=8, **options)

@@ -1,4 +1,4 @@
-"""Run the notebooks headless through papermill: parameters checked by name, executed copies kept, a failing cell named."""
+"""Run the notebooks headless through papermill: parameters checked by name, copies kept, a failing cell named."""
 
 import ast
 import hashlib
@@ -39,27 +39,22 @@ def find_notebooks(names: Sequence[str] = (), solutions: bool = False) -> list[P
     for name in names:
         if not any(stem.startswith(name) for stem in stems):
             raise NotebookError(f"no notebook {name!r}. There are {', '.join(stems)}.{did_you_mean(name, stems)}")
-    chosen = [path for name in names for path in notebooks if path.stem.startswith(name)]
-    return list(dict.fromkeys(chosen)) if names else notebooks
+    return list(dict.fromkeys(path for name in names or [""] for path in notebooks if path.stem.startswith(name)))
 
 
 def parse_value(text: str) -> object:
     """A parameter from the command line: true, false, null, a Python literal (3, 1e-3, [1, 2]), or else a text."""
-    constants = {"true": True, "false": False, "null": None, "none": None}
-    if text.lower() in constants:
-        return constants[text.lower()]
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
+    constants = {"true": "True", "false": "False", "null": "None", "none": "None"}
+    with suppress(ValueError, SyntaxError):
+        return ast.literal_eval(constants.get(text.lower(), text))
+    return text
 
 
 def notebook_parameters(path: Path) -> dict[str, dict[str, Any]]:
     """papermill's reading of the parameters cell: name -> {"default", "help", "inferred_type_name"}."""
     import papermill
 
-    parameters: dict[str, dict[str, Any]] = papermill.inspect_notebook(str(path))
-    return parameters
+    return dict(papermill.inspect_notebook(str(path)))
 
 
 def describe_parameters(path: Path) -> str:
@@ -73,10 +68,9 @@ def check_parameters(paths: Sequence[Path], parameters: Mapping[str, object]) ->
     """Raise NotebookError for a parameter that one of the notebooks does not have; papermill would only warn."""
     for path in paths:
         allowed = notebook_parameters(path)
-        for name in parameters:
-            if name not in allowed:
-                close = did_you_mean(name, allowed)
-                raise NotebookError(f"{path.stem} has no parameter {name!r}. It has {', '.join(allowed)}.{close}")
+        for name in [name for name in parameters if name not in allowed]:
+            close = did_you_mean(name, allowed)
+            raise NotebookError(f"{path.stem} has no parameter {name!r}. It has {', '.join(allowed)}.{close}")
 
 
 def results(path: Path) -> str:
@@ -94,15 +88,9 @@ def run_notebooks(
 ) -> int:
     """Run notebooks one after the other in the caller's folder, print their results, and return how many failed.
 
-    A notebook is not run if `output` has a copy that the same cells, parameters, package, committed tables and folder have
-    made without an error. With any parameter given, figures go to `<output>/figures` unless DEEPCHEST_FIGURES says
-    otherwise, so that they never replace the committed ones.
-
-    Args:
-        paths: The notebooks.
-        parameters: Of all of them.
-        output: Folder of the executed copies.
-        again: Run those that are done, too.
+    Unless `again`, a notebook is not run if `output` has a copy that the same cells, parameters, package, committed
+    tables and folder have made without an error. With any parameter given, figures go to `<output>/figures` unless
+    DEEPCHEST_FIGURES says otherwise, so that they never replace the committed ones.
     """
     import nbformat
     import papermill
@@ -118,11 +106,9 @@ def run_notebooks(
                 continue
             say(f"{path.stem} ...")
             start = time.perf_counter()
-            bar = {"desc": path.stem, "leave": False} if sys.stderr.isatty() else False
+            options["progress_bar"] = {"desc": path.stem, "leave": False} if sys.stderr.isatty() else False
             try:
-                copy = papermill.execute_notebook(
-                    str(path), str(target), parameters, cwd=os.getcwd(), progress_bar=bar, **options
-                )
+                copy = papermill.execute_notebook(str(path), str(target), parameters, cwd=os.getcwd(), **options)
             except (papermill.PapermillExecutionError, RuntimeError) as error:  # the latter of a kernel that died
                 failures.append(f"{path.stem} failed in {_failure(error)}\n  see {target}")
                 say(failures[-1])
@@ -135,13 +121,11 @@ def run_notebooks(
     return len(failures)
 
 
-def _failure(error: Exception) -> str:
-    """ "cell N: ErrorName: message" of papermill's exception, N as Jupyter counts; no cell if the kernel died."""
+def _failure(error: Any) -> str:  # papermill has no types
+    """The cell's number as Jupyter counts, and papermill's name and message of its error; no cell if the kernel died."""
     if not hasattr(error, "exec_count"):
         return f"its kernel ({error}): too little memory?"
-    raised: Any = error  # papermill has no types
-    message = " ".join(str(raised.evalue).split())
-    return f"cell [{raised.exec_count}]: {raised.ename}: {message}"
+    return f"cell [{error.exec_count}]: {error.ename}: {' '.join(str(error.evalue).split())}"
 
 
 def _key(path: Path, parameters: Mapping[str, object]) -> str:
