@@ -8,12 +8,12 @@ import pandas as pd
 from jaxtyping import Float, Int
 from scipy import stats
 
+from deepchest_utils.config import check_choice
 from deepchest_utils.results.metrics import rank_tasks
 from deepchest_utils.results.store import RunTable
 
 BOOTSTRAP_METRICS = ("auroc", "average_precision")
 NUMBERS = ["mean", "low", "high", "p", "seed_sd", "patient_sd"]  # of `mean_interval`
-_BLOCK = 100  # replicates at a time, to bound memory
 _NO_REPLICATES = np.empty(0)
 
 
@@ -45,12 +45,11 @@ def bootstrap_metric(
     Returns:
         (M, R, K), NaN where a replicate has no positive or no negative.
     """
-    if metric not in BOOTSTRAP_METRICS:
-        raise ValueError(f"metric should be one of {', '.join(BOOTSTRAP_METRICS)}. Found {metric!r}.")
+    check_choice("metric", metric, BOOTSTRAP_METRICS)
     rankings = [rank_tasks(labels, array) for array in scores]
     out = np.empty((len(scores), replicates, labels.shape[1]))
-    for start in range(0, replicates, _BLOCK):
-        stop = min(start + _BLOCK, replicates)
+    for start in range(0, replicates, 100):  # at a time, to bound memory
+        stop = min(start + 100, replicates)
         weights = patient_weights(patients, stop - start, rng)
         for m, tasks in enumerate(rankings):
             for k, ranking in enumerate(tasks):
@@ -66,10 +65,9 @@ def interval(
         raise ValueError(f"level should be between 0 and 1. Found {level}.")
     tail = 100 * (1 - level) / 2
     defined = ~np.isnan(replicates).all(axis=0)
-    low, high = np.full(defined.shape, np.nan), np.full(defined.shape, np.nan)
-    if defined.any():  # NumPy's percentile of no columns cannot be unpacked
-        low[defined], high[defined] = np.nanpercentile(replicates[:, defined], [tail, 100 - tail], axis=0)
-    return low, high
+    ends = np.full((2, *defined.shape), np.nan)
+    ends[:, defined] = np.nanpercentile(replicates[:, defined], [tail, 100 - tail], axis=0)
+    return ends[0, ...], ends[1, ...]
 
 
 def compare_runs(
@@ -93,21 +91,19 @@ def compare_runs(
         A row a task, and "macro": positives, and for each of baseline, other and difference (other - baseline, paired) the
         value on all images with _low and _high, the 95% interval over patients.
     """
-    values = bootstrap_metric(labels, [baseline, other], patients, rng, metric, replicates)
-    point = np.array(
-        [[getattr(ranking, metric)()[0] for ranking in rank_tasks(labels, scores)] for scores in (baseline, other)]
-    )
-    defined = ~np.isnan(point).any(0)
+    rankings = [rank_tasks(labels, scores) for scores in (baseline, other)]
+    point = np.array([[getattr(ranking, metric)() for ranking in tasks_of_one] for tasks_of_one in rankings])
+    samples = bootstrap_metric(labels, [baseline, other], patients, rng, metric, replicates)
+    # (2, 1 + R, K): the value on all images, then the replicates
+    values = np.concatenate([point.transpose(0, 2, 1), samples], axis=1)
+    defined = ~np.isnan(point).any((0, 2))
     rows: dict[str, object] = {"positives": [*np.nansum(labels, axis=0).astype(int), int(np.nansum(labels))]}
-    columns = {"baseline": (point[0], values[0]), "other": (point[1], values[1])}
-    columns["difference"] = (point[1] - point[0], values[1] - values[0])
-    for name, (value, sample) in columns.items():
-        stacked = np.vstack([value, sample])
+    for name, table in (("baseline", values[0]), ("other", values[1]), ("difference", values[1] - values[0])):
         # NaN in a replicate where one of these tasks is not defined
-        macro = stacked[:, defined].mean(1) if defined.any() else np.full(len(stacked), np.nan)
-        stacked = np.column_stack([stacked, macro])
-        low, high = interval(stacked[1:])
-        rows |= {name: stacked[0], f"{name}_low": low, f"{name}_high": high}
+        macro = table[:, defined].mean(1) if defined.any() else np.full(len(table), np.nan)
+        table = np.column_stack([table, macro])
+        low, high = interval(table[1:])
+        rows |= {name: table[0], f"{name}_low": low, f"{name}_high": high}
     return pd.DataFrame(rows, index=pd.Index([*tasks, "macro"], name="task"))
 
 
@@ -134,21 +130,18 @@ def mean_interval(
     count = len(values)
     if count == 0:
         raise ValueError("values should hold at least one seed. Found none.")
-    seed_sd = values.std(ddof=1) if count > 1 else np.nan
+    variances = [sample.var(ddof=1) if len(sample) > 1 else np.nan for sample in (values, replicates)]
+    seed_sd, patient_sd = np.sqrt(variances)
     seed_variance = seed_sd**2 / count if count > 1 else 0.0
-    patient_variance = replicates.var(ddof=1) if len(replicates) > 1 else 0.0
-    error = np.sqrt(seed_variance + patient_variance)
-    freedom = (
-        (seed_variance + patient_variance) ** 2 / (seed_variance**2 / (count - 1)) if seed_variance > 0 else np.inf
-    )
-    mean = values.mean()
-    if error != 0:  # NaN goes on as NaN
-        reach, p = stats.t.ppf(0.5 + level / 2, freedom) * error, 2 * stats.t.sf(abs(mean) / error, freedom)
-    else:  # the same in every seed and every replicate, or one number alone: certain if it is a difference of 0
-        reach, p = (0.0, 1.0 if mean == 0 else 0.0) if count > 1 or len(replicates) > 1 else (np.nan, np.nan)
-    patient_sd = np.sqrt(patient_variance) if len(replicates) > 1 else np.nan
-    row = {"mean": mean, "low": mean - reach, "high": mean + reach, "p": p}
-    return {name: float(value) for name, value in {**row, "seed_sd": seed_sd, "patient_sd": patient_sd}.items()}
+    patient_variance = variances[1] if len(replicates) > 1 else 0.0
+    variance = seed_variance + patient_variance
+    freedom = variance**2 / (seed_variance**2 / (count - 1)) if seed_variance > 0 else np.inf
+    error = np.sqrt(variance) if count > 1 or len(replicates) > 1 else np.nan
+    mean, reach = values.mean(), stats.t.ppf(0.5 + level / 2, freedom) * error
+    # without an error, in every seed and every replicate the same: certain if it is a difference of 0
+    p = 2 * stats.t.sf(abs(mean) / error, freedom) if error != 0 else float(mean == 0)
+    numbers = (mean, mean - reach, mean + reach, p, seed_sd, patient_sd)
+    return {name: float(number) for name, number in zip(NUMBERS, numbers, strict=True)}
 
 
 def format_interval(row: Mapping[str, Any] | pd.Series, digits: int = 4, sign: str = "+", star: bool = False) -> str:
@@ -217,12 +210,13 @@ def paired_differences(
     if (twice := table.duplicated(["method", *keys])).any():
         row = table[twice].iloc[0]
         raise ValueError(f"values should have one row a pair. Found two of {row.method}: {row[keys].to_dict()}.")
+    samples = np.empty((len(table), 0)) if replicates is None else replicates
     if baseline is not None:
-        if baseline not in (methods := list(dict.fromkeys(table.method))):
-            raise ValueError(f"baseline should be one of {', '.join(methods)}. Found {baseline!r}.")
+        check_choice("baseline", baseline, list(dict.fromkeys(table.method)))
         other = table.loc[table.method == baseline, [*keys, "value", "place"]]
         table = table[table.method != baseline].merge(other, on=keys, suffixes=("", "_baseline"))
         table["difference"] = table.value - table.value_baseline
+        samples = samples[table.place.to_numpy()] - samples[table.place_baseline.to_numpy()]
     rows = []
     for group, members in table.groupby(["method", *by], sort=False):
         if average:
@@ -233,22 +227,13 @@ def paired_differences(
         else:
             differences = members.difference
         if len(differences):
-            sample = _NO_REPLICATES if replicates is None else _sample_means(members, replicates)
-            named = dict(zip(("method", *by), group, strict=True))
-            rows.append({**named, "pairs": len(differences), **mean_interval(differences.to_numpy(), sample)})
+            means = samples[members.index].mean(axis=0)
+            numbers = mean_interval(differences.to_numpy(), means[~np.isnan(means)])
+            rows.append({**dict(zip(("method", *by), group, strict=True)), "pairs": len(differences), **numbers})
     result = pd.DataFrame(rows, columns=["method", *by, "pairs", *NUMBERS])
     if baseline is None:
         return result.assign(p=np.nan, p_holm=np.nan)  # nobody asks whether a score is 0
     return adjust_p(result, by if family is None else family)
-
-
-def _sample_means(members: pd.DataFrame, replicates: Float[np.ndarray, "n r"]) -> Float[np.ndarray, " d"]:
-    """The mean difference in each resampling where it is defined; empty if a row has no replicates."""
-    samples = replicates[members.place.to_numpy()]
-    if "place_baseline" in members:
-        samples = samples - replicates[members.place_baseline.to_numpy()]
-    means = samples.mean(axis=0)
-    return np.asarray(means[~np.isnan(means)])
 
 
 def friedman(scores: Float[np.ndarray, "k m"], alpha: float = 0.05) -> tuple[Float[np.ndarray, " m"], float, float]:
@@ -316,8 +301,7 @@ def compare_methods(tables: RunTable, baselines: Sequence[str] = ("equal",)) -> 
 def _patient_scores(tables: RunTable, done: pd.DataFrame) -> tuple[pd.DataFrame, Float[np.ndarray, "n r"]]:
     """The values of `paired_differences`, GROUPS among the tasks, and their replicates."""
     by_cell = dict(list(tables.rows.groupby("cell")))
-    values: list[pd.DataFrame] = []
-    samples: list[np.ndarray] = []
+    tables_of_runs = []
     for trial in done.itertuples():
         rows = by_cell[trial.cell]
         test = rows[(rows.split == "test") & ~rows.task.isin([*GROUPS, "worst"])]
@@ -330,11 +314,11 @@ def _patient_scores(tables: RunTable, done: pd.DataFrame) -> tuple[pd.DataFrame,
             stacked = np.column_stack([scores.to_numpy(), sample.T.astype(float)])  # (K, 1 + R)
             members = [stacked[scores.index.get_indexer(tasks)] for tasks in (ranked, ranked[:half], ranked[half:])]
             # a replicate without a positive of some finding has no mean: it would be one over other findings
-            means = [m.mean(axis=0) if len(m) else np.full(stacked.shape[1], np.nan) for m in members]
-            stacked = np.vstack([stacked, *means])
+            means = [rows.mean(axis=0) if len(rows) else np.full(stacked.shape[1], np.nan) for rows in members]
+            table = pd.DataFrame(np.vstack([stacked, *means]))
             named = {"method": trial.method, "seed": trial.seed, "metric": metric}
-            values.append(pd.DataFrame({**named, "task": [*scores.index, *GROUPS], "value": stacked[:, 0]}))
-            samples.append(stacked[:, 1:])
-    longest = max(sample.shape[1] for sample in samples)
-    padded = [np.pad(s, ((0, 0), (0, longest - s.shape[1])), constant_values=np.nan) for s in samples]
-    return pd.concat(values, ignore_index=True), np.concatenate(padded)
+            tables_of_runs.append(table.assign(**named, task=[*scores.index, *GROUPS]))
+    table = pd.concat(tables_of_runs, ignore_index=True)  # NaN for the replicates that a run lacks
+    keys = ["method", "seed", "metric", "task"]
+    replicates = np.ascontiguousarray(table.drop(columns=[*keys, 0]).to_numpy(float))
+    return table[[*keys, 0]].rename(columns={0: "value"}), replicates
