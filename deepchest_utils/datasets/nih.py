@@ -36,7 +36,6 @@ def read_nih(root: str | Path | None) -> Table:
     is_number = patients.str.fullmatch("[0-9]{1,18}")  # 1.5 and 1.6 are not both patient 1
     if not is_number.all():
         raise DataError(f"{source}: column 'Patient ID' says {patients[is_number.idxmin()]!r}, not a whole number.")
-
     files: dict[str, Path] = {}
     for path in sorted(root.glob("images*/**/*.png")):
         if path.name in files:
@@ -66,8 +65,8 @@ def read_nih(root: str | Path | None) -> Table:
         path_inside(root, str(path.relative_to(root)), source)
         if not path.is_file():
             raise DataError(f"{path}: a link that leads to no file.")
-    numbers = patients.astype(np.int64).to_numpy()
-    return Table("nih", source, paths, ids, labels[rows], numbers[rows], FINDINGS, official)
+    numbers = patients.astype(np.int64).to_numpy()[rows]
+    return Table("nih", source, paths, ids, labels[rows], numbers, FINDINGS, official)
 
 
 def _read_columns(source: Path) -> pd.DataFrame:

@@ -49,8 +49,7 @@ class Phantom:
         images = np.zeros((len(indices), size, size), np.uint8)
         for chunk in chunks:
             scene, rngs = self._scene(indices[chunk], size)
-            grain = _normal(rngs, size)
-            film = attenuation(scene)
+            film, grain = attenuation(scene), _normal(rngs, size)
             for k, positive, added, _ in self._signs(scene, indices[chunk]):
                 film.index_add_(0, positive, added * float(self.visibility[k]))
             exposed: Tensor = 1 - torch.exp(-1.25 * film.clamp(min=0.0) * scene.p["gain"].exp())
