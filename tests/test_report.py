@@ -16,13 +16,11 @@ from deepchest_utils.__main__ import main
 from deepchest_utils.notebook.figures import draw_summary
 from deepchest_utils.results.report import (
     OWN_DATA,
-    collect_runs,
     describe_run,
     differing_settings,
     format_summary,
     name_groups,
     report,
-    summarise,
 )
 from deepchest_utils.results.store import COLUMNS, RunRecord
 from deepchest_utils.sweep import make_trials, run_sweep
@@ -117,7 +115,7 @@ def test_one_seed_has_no_interval(trained):
 
 
 def test_the_long_table_has_every_row_of_every_run(trained):
-    found = collect_runs(trained)
+    found = report(trained)
     folders = [path.parent for path in trained.rglob("test.csv")]
     assert sorted(found.runs.run) == sorted(map(str, folders))
     assert list(found.rows.columns) == ["run", "group", *COLUMNS]  # nothing but data, method and seed differs
@@ -445,8 +443,8 @@ def test_the_picture_shows_the_summary(trained):
 
 
 def test_summary_of_a_table_that_was_put_together_elsewhere(trained):
-    """What `summarise` needs is in `Reruns`: a notebook may drop runs before."""
-    found = collect_runs(trained)
+    """What the summary needs is in the collection: a notebook may drop runs before."""
+    found = report(trained)
     keep = found.runs[found.runs.seed < 5]
-    table = summarise(type(found)(keep, found.rows[found.rows.run.isin(keep.run)], []))
+    table = type(found)(keep, found.rows[found.rows.run.isin(keep.run)], []).summary
     assert table.seeds.tolist() == [2, 2]

@@ -21,7 +21,6 @@ _SAME = ["method", "seed", "data", "key"]  # columns that are the same in a run 
 OWN_DATA = "each seed its own data"
 BASELINE = "equal"
 METRICS = {"auroc": "AUROC", "average_precision": "AP"}
-ENDS = ("low", "high", "p", "p_holm")
 SUMMARY_COLUMNS = [
     "group", "method", "seeds", "findings",
     *(metric + end for metric in METRICS for end in ("", "_low", "_high")),
@@ -47,26 +46,51 @@ class RunCollection:
 
     @cached_property
     def summary(self) -> pd.DataFrame:
-        """See `summarise`; `notebook.figures.draw_summary` makes a picture of it."""
-        return summarise(self)
+        """A row a group and method, in the order of every table.
+
+        Columns: group, method, seeds (how many), findings (how many have an AUROC, in the run with the fewest); auroc and
+        average_precision (macro, test, mean over seeds) with _low and _high (95%, Student's over seeds; NaN for one);
+        difference (macro AUROC minus that of `equal`, paired by seed and data) with _low, _high, _p and _p_holm (over the
+        group), and pairs (how many); worst (the finding with the lowest mean AUROC) and worst_auroc. Intervals are for other
+        seeds, and say nothing of other patients unless each seed has data of its own.
+        """
+        test = self.rows[self.rows.split == "test"].drop(columns=["group", "method", "seed"])
+        test = test.merge(self.runs[["run", "group", "method", "seed", "data"]], on="run")
+        line, macro = ["group", "method"], test[test.task == "macro"]
+        by, pair = ["group", "metric"], ["seed", "data"]
+        tables = [paired_differences(macro[macro.metric.isin(METRICS)], None, by, pair)]
+        if BASELINE in set(macro.method):
+            differences = paired_differences(macro[macro.metric == "auroc"], BASELINE, by, pair)
+            tables.append(differences.assign(metric="difference"))
+        numbers = ["mean", "low", "high", "p", "p_holm", "pairs"]
+        summary = pd.concat(tables).pivot(index=line, columns="metric", values=numbers)
+        summary.columns = pd.Index([f"{metric}_{number}".removesuffix("_mean") for number, metric in summary.columns])
+        summary = summary.rename(columns={"auroc_pairs": "seeds", "difference_pairs": "pairs"})
+        summary["findings"] = macro[macro.metric == "auroc_tasks"].groupby(line).value.min()
+        findings = test[(test.metric == "auroc") & ~test.task.isin(["macro", "worst"])]
+        auroc = findings.groupby([*line, "task"]).value.mean().unstack()
+        summary["worst"] = auroc.dropna(how="all").idxmin(axis=1)
+        summary["worst_auroc"] = auroc.min(axis=1)
+        order = [
+            (group, method)
+            for group, rows in self.runs.groupby("group", sort=False)
+            for method in method_order(rows.method.unique())
+        ]
+        summary = summary.loc[order].reset_index().reindex(columns=SUMMARY_COLUMNS).fillna({"pairs": 0, "worst": ""})
+        return summary.astype({"seeds": int, "findings": int, "pairs": int})
 
 
 def report(folder: str | Path = "runs", out: str | Path | None = None) -> RunCollection:
-    """`collect_runs` below a folder; `out` is a new .csv for the long table."""
-    if out is not None and (Path(out).suffix != ".csv" or Path(out).with_name(f"{Path(out).stem}_cells.csv").exists()):
-        raise ValueError(f"out should be the name of a .csv, and not that of a sweep. Found {str(out)!r}.")
-    runs = collect_runs(folder)
-    if out is not None:
-        write_table(out, runs.rows)
-    return runs
-
-
-def collect_runs(folder: str | Path) -> RunCollection:
     """All tested runs below a folder, see `store.collect`, in groups that may share a mean. A repeated run counts once.
 
     A group has the same data and settings, method and seed apart. Phantoms that were drawn with the seed of the run, as in
-    notebook 03, are a group too: independent draws, one a seed. Raises ValueError if there is no tested run.
+    notebook 03, are a group too: independent draws, one a seed. `out` is a new .csv for the long table.
+
+    Raises:
+        ValueError: There is no tested run, or `out` is the name of something else.
     """
+    if out is not None and (Path(out).suffix != ".csv" or Path(out).with_name(f"{Path(out).stem}_cells.csv").exists()):
+        raise ValueError(f"out should be the name of a .csv, and not that of a sweep. Found {str(out)!r}.")
     if not Path(folder).is_dir():
         raise ValueError(f"folder should hold runs. Found no folder {str(folder)!r}.")
     records, remarks = collect(folder)
@@ -92,8 +116,10 @@ def collect_runs(folder: str | Path) -> RunCollection:
         tables[run.run].assign(run=run.run, group=run.group, method=run.method, **differing.loc[run.Index])
         for run in runs.itertuples()
     ]
-    columns = ["run", "group", *differing.columns, *COLUMNS]
-    return RunCollection(runs.drop(columns="key"), pd.concat(parts, ignore_index=True)[columns], remarks)
+    rows = pd.concat(parts, ignore_index=True)[["run", "group", *differing.columns, *COLUMNS]]
+    if out is not None:
+        write_table(out, rows)
+    return RunCollection(runs.drop(columns="key"), rows, remarks)
 
 
 def _listed(texts: Iterable[str], separator: str = ", ") -> str:
@@ -134,15 +160,14 @@ def name_groups(runs: pd.DataFrame, differing: pd.DataFrame) -> list[str]:
     are in which split, not in who they are: a mean over them would look surer than it is.
     """
     # drawn anew: the only seed on its data, which have its number, and not the only run of that kind
-    phantom = pd.Series([settings["dataset"] == "phantom" for settings in runs.settings], runs.index)
-    drawn_anew = (
-        phantom & (runs.seed == runs.data_seed) & (runs.groupby(["key", "data"]).seed.transform("nunique") == 1)
+    phantom, same_data = (
+        runs.settings.map(lambda settings: settings["dataset"] == "phantom"),
+        runs.groupby(["key", "data"]),
     )
+    drawn_anew = phantom & (runs.seed == runs.data_seed) & (same_data.seed.transform("nunique") == 1)
     drawn_anew &= runs.seed.where(drawn_anew).groupby(runs.key).transform("nunique") > 1
-    data_seed = runs.groupby(["key", "data"]).data_seed.transform("min")  # of official splits it says nothing
-    same_seed_other_data = (
-        runs[~drawn_anew].groupby(["key", data_seed]).data.transform("nunique").reindex(runs.index) > 1
-    )
+    data_seed = same_data.data_seed.transform("min")  # of official splits it says nothing
+    num_data = runs[~drawn_anew].groupby(["key", data_seed]).data.transform("nunique").reindex(runs.index)
     several_seeds = drawn_anew.any() or data_seed.nunique() > 1
     names = []
     for i, run in runs.iterrows():
@@ -151,52 +176,12 @@ def name_groups(runs: pd.DataFrame, differing: pd.DataFrame) -> list[str]:
         parts += [f"{name} {value}" for name, value in settings.items()]
         if drawn_anew[i]:
             parts.append(OWN_DATA)
-        elif same_seed_other_data[i]:
+        elif num_data[i] > 1:
             parts.append(f"data seed {data_seed[i]} ({run.data if ' ' in run.data else run.data[:6]})")
         elif several_seeds:
             parts.append(f"data seed {data_seed[i]}")
         names.append(", ".join(parts))
     return names
-
-
-def summarise(collection: RunCollection) -> pd.DataFrame:
-    """A row a group and method, in the order of every table.
-
-    Columns: group, method, seeds (how many), findings (how many have an AUROC, in the run with the fewest); auroc and
-    average_precision (macro, test, mean over seeds) with _low and _high (95%, Student's over seeds; NaN for one);
-    difference (macro AUROC minus that of `equal`, paired by seed and data) with _low, _high, _p and _p_holm (over the
-    group), and pairs (how many); worst (the finding with the lowest mean AUROC) and worst_auroc. Intervals are for other
-    seeds, and say nothing of other patients unless each seed has data of its own.
-    """
-    test = collection.rows[collection.rows.split == "test"].drop(columns=["group", "method", "seed"])
-    test = test.merge(collection.runs[["run", "group", "method", "seed", "data"]], on="run")
-    line, macro = ["group", "method"], test[test.task == "macro"]
-    by, pair = ["group", "metric"], ["seed", "data"]
-    means = paired_differences(macro[macro.metric.isin(METRICS)], None, by, pair)
-    summary = pd.DataFrame({
-        "seeds": means[means.metric == "auroc"].set_index(line).pairs,
-        "findings": macro[macro.metric == "auroc_tasks"].groupby(line).value.min().astype(int),
-    })  # fmt: skip
-    columns = {metric: rows.set_index(line) for metric, rows in means.groupby("metric")}
-    summary["pairs"] = 0
-    if BASELINE in set(macro.method):
-        differences = paired_differences(macro[macro.metric == "auroc"], BASELINE, by, pair).set_index(line)
-        columns["difference"] = differences
-        summary["pairs"] = differences.pairs.reindex(summary.index, fill_value=0)
-    for name, rows in columns.items():
-        summary[name] = rows["mean"]
-        summary = summary.assign(**{f"{name}_{end}": rows[end] for end in ENDS})
-    findings = test[(test.metric == "auroc") & ~test.task.isin(["macro", "worst"])]
-    auroc = findings.groupby([*line, "task"]).value.mean().unstack()
-    summary["worst"] = auroc.dropna(how="all").idxmin(axis=1)
-    summary["worst_auroc"] = auroc.min(axis=1)
-    order = [
-        (group, method)
-        for group, rows in collection.runs.groupby("group", sort=False)
-        for method in method_order(rows.method.unique())
-    ]
-    summary = summary.loc[order].reset_index().reindex(columns=SUMMARY_COLUMNS)
-    return summary.assign(worst=summary.worst.fillna(""))
 
 
 def format_summary(summary: pd.DataFrame) -> str:
