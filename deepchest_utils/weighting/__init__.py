@@ -41,8 +41,7 @@ def check_names(name: str) -> None:
     """Raise ValueError, with the names there are, unless `name` is one of METHODS or several joined by "+"."""
     for term in name.split("+"):
         if term not in METHODS:
-            names = ", ".join(METHODS)
-            hint = did_you_mean(term, METHODS)
+            names, hint = ", ".join(METHODS), did_you_mean(term, METHODS)
             raise ValueError(f"method should be one of {names}, or two of them as A+B. Found {name!r}.{hint}")
 
 
@@ -51,7 +50,6 @@ def make_method(name: str, num_tasks: int, inner_options: dict[str, Any] | None 
 
     Args:
         name: One of METHODS, or "A+B", a loss weighting A over any method B: A's weights multiply B's losses.
-        num_tasks: Number of tasks, K.
         inner_options: Options of B.
         options: Options of the method, or of A.
 

@@ -1,5 +1,4 @@
-"""The protocol between the training loop and a method: `begin` before the first step, `backward` in each step,
-`end_epoch` after each epoch, all state in `state_dict()`."""
+"""The protocol between the training loop and a method: `begin`, a `backward` a step, `end_epoch`, `state_dict()`."""
 
 import math
 from dataclasses import dataclass, field
@@ -18,9 +17,8 @@ class EpochReport:
 
     Args:
         prevalence: (K,) share of positives among the known training labels.
-        train: Scores on the training set by name, each (K,), NaN where undefined: "loss" (nats, lower is better),
-            "accuracy", "auroc" and "balanced_accuracy" (higher is better).
-        val: The same scores on the validation set.
+        train: Scores on the training set by name, and `val` on the validation set, each (K,), NaN where undefined:
+            "loss" (nats, lower is better), "accuracy", "auroc" and "balanced_accuracy" (higher is better).
     """
 
     epoch: int
@@ -158,8 +156,7 @@ def has_label(losses: Float[Tensor, " k"]) -> Bool[Tensor, " k"]:
 
     Assumes losses that are never negative, and exactly 0 for a task without a label, as those of `masked_bce` are. A
     loss that has underflowed to 0 counts as absent too: in float32, that of a rare finding whose logit has been driven
-    below -17 in a batch without it, as GLS does.
-    """
+    below -17 in a batch without it, as GLS does."""
     return losses.detach() > 0
 
 

@@ -22,8 +22,7 @@ class Hedge(LossWeighting):
 
     Regret (their theorem 2, for gains in [0, 1]) over T epochs, whatever the losses do; a floor adds floor * T at most:
         max_k sum_t r_k(t) - sum_t sum_k (w_k(t) / K) r_k(t) <= log(K) / eta + eta T / 8.
-    It bounds the relative loss of the task furthest behind, and says nothing of the mean over tasks.
-    """
+    It bounds the relative loss of the task furthest behind, and says nothing of the mean over tasks."""
 
     def __init__(self, num_tasks: int, eta: float = 0.5, floor: float = 0.25):
         super().__init__(num_tasks)

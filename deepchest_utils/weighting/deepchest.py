@@ -11,7 +11,6 @@ from deepchest_utils.weighting.base import EpochReport, LossWeighting, check_opt
 from deepchest_utils.weighting.static import PUBLISHED_INITIAL_WEIGHTS, as_weights
 
 SIGNALS = ("accuracy", "loss_trend", "relative_loss", "auroc", "balanced_accuracy")  # what a training tells
-ALL_SIGNALS = (*SIGNALS, "prevalence")
 
 
 class DeepChest(LossWeighting):
@@ -30,8 +29,7 @@ class DeepChest(LossWeighting):
             "relative_loss": -L_k(t) / H_k, H_k the loss of the best constant predictor (entropy of the prevalence).
             "prevalence": one minus the training prevalence, the accuracy of always saying "absent", without a network.
         step_up: At least 1, as is `step_down`.
-        cap: Upper bound of the raw weights, greater than 0.
-        floor: Lower bound of the raw weights, 0 <= floor <= cap.
+        cap: Upper bound of the raw weights, greater than 0; `floor` is the lower one, 0 <= floor <= cap.
         normalize: Scale the weights in force to mean 1; the raw ones go on by the rule.
         initial: (K,) raw weights in [floor, cap], or the name of those published for the 14 findings ("resnet",
             "cnnmodel1"); by default ones, cut to the bounds.
@@ -53,7 +51,7 @@ class DeepChest(LossWeighting):
         scores_from: str = "train",
     ):
         super().__init__(num_tasks)
-        check_choice("signal", signal, ALL_SIGNALS)
+        check_choice("signal", signal, (*SIGNALS, "prevalence"))
         check_choice("scores_from", scores_from, ("train", "val"))
         check_options("be at least 1", step_up=step_up, step_down=step_down)
         if not 0 <= floor <= cap or not 0 < cap < float("inf"):

@@ -99,8 +99,7 @@ class STCH(Scalarization):
         K mu log sum_k exp(log(L_k / nadir_k) / mu),
     with nadir_k the mean training loss in the warm-up's last epoch. The task that lies worst against its nadir gets
     most. Tasks without a label in the batch are left out. The smaller mu > 0, the closer to the maximum; the warm-up
-    takes one epoch or more.
-    """
+    takes one epoch or more."""
 
     def __init__(self, num_tasks: int, mu: float = 1.0, warmup: int = 4):
         super().__init__(num_tasks)
@@ -155,8 +154,7 @@ class FAMO(Scalarization):
     Lowers all losses at one rate without a task's gradient. The loss of a step is c sum_k z_k log L_k with
     z = softmax(xi) and c = 1 / sum_k (z_k / L_k). After it, xi takes an Adam step along how much less each task's
     log-loss has fallen on the same batch. A task without a label in it is left out, but for its decay. The rate lr and
-    the decay gamma of xi are not negative; the defaults are the paper's.
-    """
+    the decay gamma of xi are not negative; the defaults are the paper's."""
 
     needs_losses_after_step = True
 
@@ -197,8 +195,7 @@ class GradNorm(Method):
     down the gradient of sum_k |G_k - mean(G) r_k^alpha|, the target held constant, and is scaled to sum K. A task
     without a label in the batch takes no part. A step costs K backward passes more, down to W alone.
     alpha, how much more a task that lags behind may pull, and lr, the rate of the Adam of w, are not negative. The
-    defaults are the paper's, that of alpha for its larger experiment.
-    """
+    defaults are the paper's, that of alpha for its larger experiment."""
 
     def __init__(self, num_tasks: int, alpha: float = 1.5, lr: float = 0.025):
         super().__init__(num_tasks)

@@ -8,8 +8,7 @@ from typing import Any, cast
 def parse_method(spec: str) -> tuple[str, dict[str, Any]]:
     """The name and the options, for `make_method`, of a word like `deepchest(normalize=True)+pcgrad(level="features")`.
 
-    Raises ValueError for anything but names joined by "+", each with options that are literals.
-    """
+    Raises ValueError for anything but names joined by "+", each with options that are literals."""
     try:
         terms = [_parse_term(tree) for tree in _split_sum(ast.parse(spec, mode="eval").body)]
     except (SyntaxError, TypeError, ValueError):  # TypeError: a literal like {[]: 1}

@@ -14,23 +14,19 @@ from deepchest_utils.weighting.base import LossWeighting
 def initial_weights(accuracies: Sequence[float] | Tensor) -> Float[Tensor, " k"]:
     """w_k = 1 + (1 - a_k) / 2, (K,) float64, the formula that fits the published values (DeepChest, arXiv 2505.23595).
 
-    a_k is the accuracy of a network trained on task k alone. ValueError unless each lies in [0, 1].
-    """
+    a_k is the accuracy of a network trained on task k alone. ValueError unless each lies in [0, 1]."""
     a = torch.as_tensor(accuracies, dtype=torch.float64)
     if not ((a >= 0) & (a <= 1)).all():
         raise ValueError(f"accuracies should be between 0 and 1. Found {a.tolist()}.")
     return 1 + (1 - a) / 2
 
 
-# fmt: off
 PUBLISHED_INITIAL_WEIGHTS = {  # in the order of FINDINGS; from the configuration files that the authors published
     "cnnmodel1": (1.0506, 1.01035, 1.05525, 1.0878, 1.02655, 1.0272, 1.00615,
                   1.02285, 1.0208, 1.009, 1.011, 1.0071, 1.01455, 1.00055),
     "resnet": (1.0102, 1.00535, 1.013, 1.08655, 1.025, 1.0277, 1.0059,
                1.0219, 1.0104, 1.009, 1.006, 1.00715, 1.0142, 1.00055),
-}
-# fmt: on
-MIN_PREVALENCE = 5e-4  # no prevalence counts as lower, or one finding would have all the weight
+}  # fmt: skip
 PREVALENCE_RULES: dict[str, Callable[[Tensor], Tensor]] = {
     "inverse_prevalence": lambda p: 1 / p,
     "inverse_entropy": lambda p: 1 / prevalence_entropy(p),
@@ -39,8 +35,8 @@ PREVALENCE_RULES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def clamped_prevalence(prevalence: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
-    """(K,) in [MIN_PREVALENCE, 1 - MIN_PREVALENCE]; NaN, a finding without a known label, counts as one half."""
-    return prevalence.nan_to_num(0.5).clamp(MIN_PREVALENCE, 1 - MIN_PREVALENCE)
+    """(K,) in [5e-4, 1 - 5e-4], or a rare finding would have all the weight; NaN, without a label, counts as 1/2."""
+    return prevalence.nan_to_num(0.5).clamp(5e-4, 1 - 5e-4)
 
 
 def as_weights(name: str, values: Sequence[float] | Tensor, num_tasks: int) -> Float[Tensor, " k"]:

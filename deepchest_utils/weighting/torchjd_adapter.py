@@ -14,27 +14,23 @@ from deepchest_utils.distributed import all_gather, all_reduce_sum, only_on_rank
 from deepchest_utils.weighting.autograd_graph import trainable_leaves
 from deepchest_utils.weighting.base import Method, check_options, has_label
 
-SUPPORTED = "0.18"  # the minor version of TorchJD whose private state GradVac and Nash-MTL read and write
-
 
 class GradientBalancing(Method):
     """An aggregator of TorchJD combines the tasks' gradients on what they share; each head gets its own gradient.
 
     `weights` are the aggregator's, averaged over the epoch's steps; ones where it has none (GradDrop, ConFIG). A task
-    without a label in the batch has no gradient and is left out.
+    without a label in the batch has no gradient and is left out. Raises ValueError for an unknown level, an option out
+    of bounds, a missing solver, or an unsupported TorchJD.
 
     Args:
         level: Whose gradients are combined. "parameters": the trunk's parameters, as in the papers; each task takes a
             backward pass through the trunk, for a Jacobian with a row a task. "features": the trunk's output; each task
             takes a backward pass through the heads, and one goes through the trunk, at about the cost of equal
             weighting. Conflict is judged where trunk and heads meet; features with a row a task never conflict.
-
-    Raises:
-        ValueError: For an unknown level, an option out of bounds, a missing solver, or an unsupported TorchJD.
     """
 
     aggregator: str  # its name in `torchjd.aggregation`
-    private: tuple[str, ...] = ()  # attributes of TorchJD's weighting that its documentation does not promise
+    private: tuple[str, ...] = ()  # attributes of its weighting that TorchJD does not promise; those of version 0.18
 
     def __init__(self, num_tasks: int, level: str = "parameters", **options: Any):
         super().__init__(num_tasks)
@@ -43,8 +39,7 @@ class GradientBalancing(Method):
         try:  # imported here, not with the package: a solver like cvxpy takes a second
             aggregator = getattr(import_module("torchjd.aggregation"), self.aggregator)(**options)
         except ImportError as error:
-            no_torchjd = (error.name or "").startswith("torchjd")
-            what, extra = ("TorchJD", "train") if no_torchjd else ("a solver", "solvers")
+            what, extra = ("TorchJD", "train") if "torchjd" in (error.name or "") else ("a solver", "solvers")
             raise ValueError(
                 f"{self.aggregator} needs {what}, which is not installed ({error}). Install the extra `{extra}`: "
                 f"pip install 'deepchest-utils[{extra}]', in a checkout: pip install -e '.[{extra}]'."
@@ -54,7 +49,7 @@ class GradientBalancing(Method):
         self._aggregator: list[Any] = [aggregator]
         if missing := [name for name in self.private if not hasattr(self._weighting, name)]:
             raise ValueError(
-                f"torchjd should be of version {SUPPORTED}: {self.aggregator} works with its private attribute "
+                f"torchjd should be of version 0.18: {self.aggregator} works with its private attribute "
                 f"{missing[0]!r}. Found version {version('torchjd')}, which has none."
             )
 
@@ -247,7 +242,6 @@ def _adapter(aggregator: str, paper: str, rule: str, name: str = "") -> type[Gra
     return Adapter
 
 
-# fmt: off
 ADAPTERS = {  # method: aggregator, paper, rule
     "mgda": _adapter("MGDA", "Multiple-gradient descent (Sener and Koltun 2018, arXiv 1810.04650), algorithm 2",
         "The shortest vector in the gradients' convex hull. With level='features' it is the paper's MGDA-UB."),
@@ -272,6 +266,5 @@ ADAPTERS = {  # method: aggregator, paper, rule
         "The mean of all gradients, each projected onto the directions without conflict. Needs the extra `solvers`."),
     "rgw": _adapter("Random", "Random gradient weighting (Lin et al. 2022, arXiv 2111.10603)",
         "The mean with weights softmax(z), z standard normal: the litmus test for gradient balancing.", name="RGW"),
-}
-# fmt: on
+}  # fmt: skip
 globals().update({adapter.__name__: adapter for adapter in ADAPTERS.values()})  # where pickle looks a class up
