@@ -17,9 +17,6 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
-# rank 0 may have a data set to decode while the others wait; torchrun ends a job of which a process died
-TIMEOUT = timedelta(hours=6)
-
 
 def world_size() -> int:
     """The number of processes that train together."""
@@ -40,7 +37,8 @@ def process_group(device: str) -> Iterator[None]:
     cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     if cuda:  # NCCL uses the current device
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT)
+    # rank 0 may have a data set to decode while the others wait; torchrun ends a job of which a process died
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(hours=6))
     try:
         yield
     finally:

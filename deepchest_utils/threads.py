@@ -6,7 +6,7 @@ is off its core at any moment, the others burn theirs, and a step takes several 
 
 import os
 import time
-from dataclasses import dataclass
+from types import SimpleNamespace
 
 import torch
 
@@ -21,16 +21,6 @@ INTERVAL = 0.2  # seconds between two looks; the system counts processor time in
 DECISIVE = 1.0  # seconds after which one look is enough
 
 
-@dataclass
-class _Look:
-    """A look at the machine: when, the counter of free core seconds, the threads that would fit, and those that were set."""
-
-    time: float
-    counter: float
-    fitting: int
-    threads: int
-
-
 def adapt_threads() -> int:
     """Set torch's number of threads, of the calling thread, to the number of free cores: from 1 to its default.
 
@@ -41,15 +31,14 @@ def adapt_threads() -> int:
     Returns:
         The number of threads now.
     """
-    global _last
     threads, now = torch.get_num_threads(), time.monotonic()
     if _is_fixed(threads) or now < _last.time + INTERVAL:
         return threads
     counter, seconds = _free_core_seconds(), now - _last.time
     fitting = min(max(round((counter - _last.counter) / seconds), 1), _DEFAULT)
     # the median: the number changes if two looks in a row agree that it should, so that it does not waver
-    _, median, _ = sorted((threads, fitting, _last.fitting if seconds < DECISIVE else fitting))
-    _last = _Look(now, counter, fitting, median)
+    median: int = sorted((threads, fitting, _last.fitting if seconds < DECISIVE else fitting))[1]
+    _last.time, _last.counter, _last.fitting, _last.threads = now, counter, fitting, median
     if median != threads:
         torch.set_num_threads(median)
     return median
@@ -71,4 +60,5 @@ def _free_core_seconds() -> float:
 
 
 _DEFAULT = torch.get_num_threads()
-_last = _Look(time.monotonic(), _free_core_seconds(), _DEFAULT, _DEFAULT)
+# the last look: when, the counter, the threads that would fit, and those that were set
+_last = SimpleNamespace(time=time.monotonic(), counter=_free_core_seconds(), fitting=_DEFAULT, threads=_DEFAULT)

@@ -46,7 +46,8 @@ def machine(request, monkeypatch) -> Machine:
     monkeypatch.setattr(threads, "time", SimpleNamespace(monotonic=lambda: made.time))
     monkeypatch.setattr(threads, "_free_core_seconds", made.free_core_seconds)
     monkeypatch.setattr(threads, "_DEFAULT", made.cores)
-    monkeypatch.setattr(threads, "_last", threads._Look(made.time, made.counter, made.cores, made.cores))
+    first = {"time": made.time, "counter": made.counter, "fitting": made.cores, "threads": made.cores}
+    monkeypatch.setattr(threads, "_last", SimpleNamespace(**first))
     return made
 
 
@@ -148,7 +149,7 @@ def test_real_machine_is_read_and_torch_is_set():
         "for _ in range(3):\n"
         "    time.sleep(INTERVAL); number = adapt_threads()\n"
         "    assert 1 <= number == torch.get_num_threads() <= default\n"
-        "assert before < _free_core_seconds() < before + 60 * os.cpu_count()\n"
+        "assert before - 1 < _free_core_seconds() < before + 60 * os.cpu_count()\n"
     )
     environment = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)

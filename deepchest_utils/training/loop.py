@@ -118,15 +118,15 @@ class Loop:
         self.optimizer = setup.make_optimizer(config, self.net.parameters(), self.method.parameters())
         self.schedule = setup.make_schedule(config, self.optimizer, self.steps * config.epochs)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.amp == "fp16")
-        self.history: list[dict[str, Any]] = []
-        self.epoch, self.best_epoch, self.best_score = 0, 0, -np.inf
-        self.best_model: dict[str, Tensor] | None = None
+        self.epoch, self.history = 0, list[dict[str, Any]]()
+        self.best: dict[str, Any] = {"epoch": 0, "score": -np.inf, "model": None}
 
     def run_epoch(self) -> None:
         """Train on every batch, validate, log, let the method learn from the scores, and keep the best network so far."""
         epoch, start = self.epoch + 1, time.perf_counter()
         labels, logits, losses, threads = self.train_epoch(epoch)
         trained = time.perf_counter()
+        resources = {"train": {"seconds": trained - start, "threads": threads}}
         if len(bad := np.argwhere(~np.isfinite(losses))):
             step, task = bad[0]
             raise FloatingPointError(
@@ -136,17 +136,17 @@ class Loop:
         scores = {"train": score_tasks(labels, logits, self.thresholds)}
         val_logits = setup.predict(self.net, self.data.val, self.device, self.memory_format)
         scores["val"] = score_tasks(self.data.val.labels, val_logits, self.thresholds)
-        seconds = {"train": trained - start, "val": time.perf_counter() - trained}
-        self._log(epoch, scores, seconds, threads)
+        resources["val"] = {"seconds": time.perf_counter() - trained}
+        self._log(epoch, scores, resources)
         report = {split: {m: torch.from_numpy(v) for m, v in values.items()} for split, values in scores.items()}
         self.method.end_epoch(EpochReport(epoch, self.prevalence, **report))
         self.epoch = epoch
         score, count = macro(scores["val"]["auroc"])
         if count == 0:  # no finding has both classes: the loss decides
             score = -macro(scores["val"]["loss"])[0]
-        if self.best_model is None or score > self.best_score:
-            self.best_epoch, self.best_score = epoch, score
-            self.best_model = {k: v.detach().cpu().clone() for k, v in self.net.state_dict().items()}
+        if self.best["model"] is None or score > self.best["score"]:
+            model = {name: value.detach().cpu().clone() for name, value in self.net.state_dict().items()}
+            self.best = {"epoch": epoch, "score": float(score), "model": model}
 
     def train_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
         """One step for each batch of a new random order. Nothing is read back from the device before the last.
@@ -204,11 +204,9 @@ class Loop:
                 cast(Tensor, parameter.grad).mul_(scale)
         self.scaler.step(self.optimizer)  # optimizer.step(), unless a gradient of fp16 has overflowed
         self.scaler.update()
-        if self.scaler.is_enabled() and self.schedule.last_epoch == 0:
-            # until fp16 has found its scale, steps are skipped, but scheduled: torch takes that for a mistake
-            with warnings.catch_warnings(action="ignore"):
-                self.schedule.step()
-        else:
+        # until fp16 has found its scale, steps are skipped, but scheduled: torch takes that for a mistake
+        silent = self.scaler.is_enabled() and self.schedule.last_epoch == 0
+        with warnings.catch_warnings(action="ignore") if silent else nullcontext():
             self.schedule.step()
 
     def state_dict(self) -> dict[str, Any]:
@@ -216,15 +214,9 @@ class Loop:
         rng = {name: generator.get_state() for name, generator in self.generators.items()}
         if self.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.device)
-        return {
-            **{name: getattr(self, name).state_dict() for name in _STATEFUL},
-            "rng": rng,
-            "identity": self.identity,
-            "findings": list(self.data.findings),
-            "epoch": self.epoch,
-            "history": self.history,
-            "best": {"epoch": self.best_epoch, "score": float(self.best_score), "model": self.best_model},
-        }
+        state = {name: getattr(self, name).state_dict() for name in _STATEFUL}
+        plain = {"epoch": self.epoch, "history": self.history, "best": self.best}
+        return {**state, **plain, "rng": rng, "identity": self.identity, "findings": list(self.data.findings)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state of `state_dict`.
@@ -235,26 +227,26 @@ class Loop:
         try:
             for name in _STATEFUL:
                 getattr(self, name).load_state_dict(state[name])
-            rng, best = state["rng"], state["best"]
             for name, generator in self.generators.items():
-                generator.set_state(rng[name])
-            if self.device.type == "cuda" and "cuda" in rng:
-                torch.cuda.set_rng_state(rng["cuda"], self.device)
+                generator.set_state(state["rng"][name])
+            if self.device.type == "cuda" and "cuda" in state["rng"]:
+                torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
+            self.best = {name: state["best"][name] for name in self.best}
             self.epoch, self.history = state["epoch"], state["history"]
-            self.best_epoch, self.best_score, self.best_model = best["epoch"], best["score"], best["model"]
         except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
             raise FileError(
                 f"the checkpoint in {self.config.run_dir} does not fit the run ({one_line(error)}). Choose another run_dir."
             ) from error
 
     def _log(
-        self, epoch: int, scores: dict[str, dict[str, np.ndarray]], seconds: dict[str, float], threads: float
+        self, epoch: int, scores: dict[str, dict[str, np.ndarray]], resources: dict[str, dict[str, float]]
     ) -> None:
+        """Add rows to the history. Both are split -> metric -> value: of scores a value a task, of resources one a run."""
         base = {"method": self.config.method, "seed": self.config.seed, "epoch": epoch}
         for split, values in scores.items():
             self.history += store.task_rows({**base, "split": split}, values, self.data.findings)
-            self.history += [{**base, "split": split, "task": "run", "metric": "seconds", "value": seconds[split]}]
-        self.history += [{**base, "split": "train", "task": "run", "metric": "threads", "value": threads}]
+            of_run = {**base, "split": split, "task": "run"}
+            self.history += [{**of_run, "metric": m, "value": value} for m, value in resources[split].items()]
         weights = {"weight": self.method.weights.cpu().numpy(), "raw_weight": self.method.raw_weights.cpu().numpy()}
         self.history += store.task_rows({**base, "split": "train"}, weights, self.data.findings, summarise=False)
 
@@ -262,12 +254,12 @@ class Loop:
 def _test(loop: Loop) -> Run:
     """Test once, with the network of the best epoch and thresholds from validation; write the tables."""
     config, data = loop.config, loop.data
-    loop.net.load_state_dict(cast("dict[str, Tensor]", loop.best_model))  # at least one epoch is over
+    loop.net.load_state_dict(loop.best["model"])
     splits = {"val": data.val, "test": data.test}
     logits = {name: setup.predict(loop.net, split, loop.device, loop.memory_format) for name, split in splits.items()}
     val_probabilities = torch.from_numpy(logits["val"]).double().sigmoid().numpy()
     thresholds = choose_thresholds(data.val.labels, val_probabilities)
-    base = {"method": config.method, "seed": config.seed, "epoch": loop.best_epoch, "split": "test"}
+    base = {"method": config.method, "seed": config.seed, "epoch": loop.best["epoch"], "split": "test"}
     test_rows = store.task_rows(base, score_tasks(data.test.labels, logits["test"], thresholds), data.findings)
     chosen = {f"{name}_threshold": values for name, values in thresholds.items()}
     test_rows += store.task_rows(base, chosen, data.findings, summarise=False)
@@ -276,7 +268,7 @@ def _test(loop: Loop) -> Run:
         calibration = fit_calibration(data.val.labels, logits["val"]).tolist()
         by_finding = dict(zip(data.findings, calibration, strict=True))
         store.write_run(config.run_dir, config, data.fingerprint(), history, test, by_finding)
-    return Run(config, history, test, loop.best_epoch, loop.net, loop.method, logits)
+    return Run(config, history, test, loop.best["epoch"], loop.net, loop.method, logits)
 
 
 def train_once(config: TrainConfig, data: Splits | None = None) -> Run:
