@@ -47,6 +47,16 @@ def tally(request) -> Callable[[str, int], None]:
     return lambda what, number=1: counts.update({what: number})
 
 
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):  # of a worker of xdist: what it counted goes to the session
+        session.config.workeroutput["tally"] = dict(session.config.stash.get(TALLY, {}))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    node.config.stash.setdefault(TALLY, Counter()).update(getattr(node, "workeroutput", {}).get("tally", {}))
+
+
 def pytest_terminal_summary(terminalreporter, config):
     if counts := config.stash.get(TALLY, None):
         terminalreporter.write_line(", ".join(f"{number} {what}" for what, number in counts.items()))
