@@ -276,7 +276,7 @@ from deepchest_utils.sweep import make_trials, run_sweep
 from deepchest_utils.training import TrainConfig
 sizes = {"num_train": 96, "num_val": 48, "num_test": 48}
 base = TrainConfig(image_size=32, epochs=2, batch_size=16, device="cpu", data_options=sizes)
-run_sweep(make_trials(base, {"method": ["equal", "deepchest"], "seed": [0, 1, 2]}), sys.argv[1] + "/out.csv", 2, folder=sys.argv[1] + "/runs")
+run_sweep(make_trials(base, {"method": ["equal", "deepchest"], "seed": [0, 1, 2]}), sys.argv[1] + "/out.csv", jobs=2)
 """
 
 
