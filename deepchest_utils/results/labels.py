@@ -10,22 +10,15 @@ BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY, BLACK = (
 )  # fmt: skip
 WINE = "#882255"  # from Tol's muted colours; dark enough to differ from the eight above
 SIGNAL_STYLE = {  # signal of DeepChest's update -> (label, colour)
-    "accuracy": ("accuracy", VERMILION),
-    "loss_trend": ("loss trend", PURPLE),
-    "relative_loss": ("L/H", BLUE),
-    "auroc": ("AUROC", GREEN),
-    "balanced_accuracy": ("balanced accuracy", ORANGE),
-}
+    "accuracy": ("accuracy", VERMILION), "loss_trend": ("loss trend", PURPLE), "relative_loss": ("L/H", BLUE),
+    "auroc": ("AUROC", GREEN), "balanced_accuracy": ("balanced accuracy", ORANGE),
+}  # fmt: skip
 FAMILY_STYLE = {  # family -> (label, colour), for figures with more methods than there are colours
-    "fixed": ("fixed weights", GREY),
-    "deepchest": ("DeepChest's rule", VERMILION),
-    "control": ("prevalence oracle", BLACK),
-    "candidate": ("candidates of notebook 07", WINE),
-    "loss": ("loss weighting", BLUE),
-    "gradient": ("gradient balancing", GREEN),
-    "composed": ("DeepChest over another", PURPLE),
-    "architecture": ("other architectures", ORANGE),
-}
+    "fixed": ("fixed weights", GREY), "deepchest": ("DeepChest's rule", VERMILION),
+    "control": ("prevalence oracle", BLACK), "candidate": ("candidates of notebook 07", WINE),
+    "loss": ("loss weighting", BLUE), "gradient": ("gradient balancing", GREEN),
+    "composed": ("DeepChest over another", PURPLE), "architecture": ("other architectures", ORANGE),
+}  # fmt: skip
 _LABELS = {  # family -> method -> label
     "fixed": {
         "equal": "Equal", "static": "Static", "inverse_prevalence": "Inverse prevalence", "inverse_entropy": "1/H",
@@ -49,10 +42,7 @@ _LABELS = {  # family -> method -> label
 }  # fmt: skip
 METHOD_LABELS = {name: label for labels in _LABELS.values() for name, label in labels.items()}
 _FAMILIES = {name: family for family, labels in _LABELS.items() for name in labels}
-_METHOD_COLORS = {  # for figures that draw a few methods as lines
-    "static": SKY,
-    **{f"deepchest_{signal}": color for signal, (_, color) in SIGNAL_STYLE.items() if signal != "accuracy"},
-}
+_METHOD_COLORS = {f"deepchest_{signal}": color for signal, (_, color) in SIGNAL_STYLE.items()} | {"static": SKY}
 
 
 def pretty(finding: str) -> str:
@@ -92,16 +82,16 @@ def family_color(spec: str) -> str:
 
 
 def method_color(spec: str) -> str:
-    """The method's own colour if it has one, else that of its family."""
+    """The method's own colour, for figures that draw a few methods as lines, else that of its family."""
     return _METHOD_COLORS.get(spec.partition("(")[0], family_color(spec))
 
 
 def method_order(specs: Iterable[str]) -> list[str]:
     """The methods in the order of every table: family by family, then compositions, then other architectures."""
-    position = {name: i for i, name in enumerate(METHOD_LABELS)}
+    positions = {name: position for position, name in enumerate(METHOD_LABELS)}
 
     def key(spec: str) -> tuple[bool, int, list[int], str]:
         names = parse_method(spec.partition("@")[0])[0].split("+")
-        return "@" in spec, len(names), [position.get(name, len(position)) for name in names], spec
+        return "@" in spec, len(names), [positions.get(name, len(positions)) for name in names], spec
 
     return sorted(specs, key=key)

@@ -1,7 +1,6 @@
 """Metrics of each finding, and the calibration of its probabilities (Platt scaling).
 
-Labels are (N, K), NaN where unknown. Unknown labels count for no metric, and an undefined metric is NaN. `Ranking` sorts
-a finding once, so that a bootstrap only has to re-weight the images. With weights of one it equals scikit-learn.
+Labels are (N, K), NaN where unknown. Unknown labels count for no metric, and an undefined metric is NaN.
 """
 
 import json
@@ -18,22 +17,21 @@ CALIBRATION = "calibration.json"  # in the folder of a run: finding -> [slope, o
 CALIBRATION_BINS = 15
 THRESHOLD_METRICS = ("f1", "balanced_accuracy")
 METRICS = {  # name -> (label of an axis, whether higher is better)
-    "auroc": ("AUROC", True),
-    "average_precision": ("average precision", True),
-    "brier": ("Brier score", False),
-    "calibration_error": ("calibration error", False),
-    "loss": ("cross-entropy (nats)", False),
-    "accuracy": ("accuracy at 0.5", True),
-    "balanced_accuracy": ("balanced accuracy", True),
-    "f1": ("F1", True),
-}
+    "auroc": ("AUROC", True), "average_precision": ("average precision", True),
+    "brier": ("Brier score", False), "calibration_error": ("calibration error", False),
+    "loss": ("cross-entropy (nats)", False), "accuracy": ("accuracy at 0.5", True),
+    "balanced_accuracy": ("balanced accuracy", True), "f1": ("F1", True),
+}  # fmt: skip
+Weights = Float[np.ndarray, "r n"]  # R sets of weights of the N images
+PerLabel = Float[np.ndarray, "n k"]
+PerTask = Float[np.ndarray, " k"]
 
 
 class Ranking:
-    """The known labels of one finding in falling order of score (logit or probability); equal scores are one step.
+    """The known labels of one finding in falling order of score, sorted once; a bootstrap only re-weights the images.
 
-    The methods take R sets of non-negative image weights, (R, N), over all N images; the default is one set of ones. They
-    return (R,), NaN where a set has no positive or no negative.
+    The methods take R sets of non-negative weights of all N images; the default, one set of ones, equals scikit-learn.
+    They return NaN where a set has no positive or no negative.
     """
 
     def __init__(self, labels: Float[np.ndarray, " n"], scores: Float[np.ndarray, " n"]):
@@ -41,46 +39,38 @@ class Ranking:
         self.order = labelled[np.argsort(-scores[labelled], kind="stable")]
         self.positive = labels[self.order] == 1
         sorted_scores = scores[self.order]
-        is_last = np.append(sorted_scores[1:] != sorted_scores[:-1], True)[: len(self.order)]
-        self.ends = np.flatnonzero(is_last)
+        self.ends = np.flatnonzero(np.append(sorted_scores[1:] != sorted_scores[:-1], True)[: len(self.order)])
         self.scores = sorted_scores[self.ends]
 
-    def counts(
-        self, weights: Float[np.ndarray, "r n"] | None = None
-    ) -> tuple[Float[np.ndarray, "r g"], Float[np.ndarray, "r g"]]:
-        """True and false positives, (R, G) each, at each of the G distinct scores taken as the threshold."""
+    def counts(self, weights: Weights | None = None) -> tuple[Float[np.ndarray, "r g"], Float[np.ndarray, "r g"]]:
+        """True and false positives at a threshold above every score, 0 each, and at each distinct score."""
         sorted_weights = np.ones((1, len(self.order))) if weights is None else weights[:, self.order]
         true = np.cumsum(sorted_weights * self.positive, axis=1)[:, self.ends]
         false = np.cumsum(sorted_weights * ~self.positive, axis=1)[:, self.ends]
-        return true, false
+        return np.insert(true, 0, 0, axis=1), np.insert(false, 0, 0, axis=1)
 
-    def auroc(self, weights: Float[np.ndarray, "r n"] | None = None) -> Float[np.ndarray, " r"]:
-        """Area under the ROC curve, in [0, 1]: the share of (positive, negative) pairs in the right order, ties one half."""
+    def auroc(self, weights: Weights | None = None) -> Float[np.ndarray, " r"]:
+        """Area under the ROC curve, in [0, 1]: the share of (positive, negative) pairs in order, ties one half."""
         true, false = self.counts(weights)
-        if true.shape[1] == 0:
-            return np.full(len(true), np.nan)
-        step = np.diff(false, axis=1, prepend=0)
-        before = true - np.diff(true, axis=1, prepend=0)
-        return _divide((step * (before + true)).sum(1) / 2, true[:, -1] * false[:, -1])
+        in_order = np.diff(false) * (true[:, :-1] + true[:, 1:]) / 2
+        return _divide(in_order.sum(1), true[:, -1] * false[:, -1])
 
-    def average_precision(self, weights: Float[np.ndarray, "r n"] | None = None) -> Float[np.ndarray, " r"]:
+    def average_precision(self, weights: Weights | None = None) -> Float[np.ndarray, " r"]:
         """Mean precision over the positives, in (0, 1]."""
         true, false = self.counts(weights)
-        if true.shape[1] == 0:
-            return np.full(len(true), np.nan)
-        precision = np.nan_to_num(_divide(true, true + false))
+        precision = np.nan_to_num(_divide(true, true + false))[:, 1:]
         positives = np.where(false[:, -1] > 0, true[:, -1], 0)
-        return _divide((np.diff(true, axis=1, prepend=0) * precision).sum(1), positives)
+        return _divide((np.diff(true) * precision).sum(1), positives)
 
     def best_thresholds(self) -> dict[str, float]:
         """The thresholds that maximise F1 and balanced accuracy; a score at or above the threshold is positive."""
-        true, false = (c[0] for c in self.counts())
-        if len(true) == 0 or true[-1] == 0 or false[-1] == 0:
+        true, false = (count[0, 1:] for count in self.counts())
+        if not true.any() or not false.any():
             return dict.fromkeys(THRESHOLD_METRICS, np.nan)
         above, below = self.scores[:-1], self.scores[1:]
         middle = (above + below) / 2
-        middle = np.where(middle > below, middle, above)  # neighbouring floats have no number between them
-        middle = np.append(middle, self.scores[-1])
+        # neighbouring floats have no number between them
+        middle = np.append(np.where(middle > below, middle, above), self.scores[-1])
         f1 = 2 * true / (true + false + true[-1])
         balanced = (true / true[-1] + 1 - false / false[-1]) / 2
         return {"f1": float(middle[f1.argmax()]), "balanced_accuracy": float(middle[balanced.argmax()])}
@@ -93,35 +83,22 @@ def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    probabilities: np.ndarray = 1 / (1 + np.exp(-logits.clip(-700, 700)))
-    return probabilities
+    return np.asarray(1 / (1 + np.exp(-logits.clip(-700, 700))))
 
 
-def rank_tasks(labels: Float[np.ndarray, "n k"], scores: Float[np.ndarray, "n k"]) -> list[Ranking]:
+def rank_tasks(labels: PerLabel, scores: PerLabel) -> list[Ranking]:
     """The ranking of each of the K tasks."""
     return [Ranking(t, s) for t, s in zip(labels.T, scores.T, strict=True)]
 
 
-def choose_thresholds(
-    labels: Float[np.ndarray, "n k"], probabilities: Float[np.ndarray, "n k"]
-) -> dict[str, Float[np.ndarray, " k"]]:
-    """The best thresholds, (K,), for F1 and for balanced accuracy on these images; give it the validation split."""
+def choose_thresholds(labels: PerLabel, probabilities: PerLabel) -> dict[str, PerTask]:
+    """The best thresholds for F1 and for balanced accuracy on these images; give it the validation split."""
     best = [ranking.best_thresholds() for ranking in rank_tasks(labels, probabilities)]
     return {name: np.array([thresholds[name] for thresholds in best]) for name in THRESHOLD_METRICS}
 
 
-def score_tasks(
-    labels: Float[np.ndarray, "n k"],
-    logits: Float[np.ndarray, "n k"],
-    thresholds: dict[str, Float[np.ndarray, " k"]] | None = None,
-) -> dict[str, Float[np.ndarray, " k"]]:
-    """Every metric of METRICS for each of the K tasks.
-
-    Args:
-        labels: (N, K), 1, 0 or NaN.
-        logits: (N, K), before the sigmoid.
-        thresholds: Of the probability, from `choose_thresholds`; "f1" and "balanced_accuracy" need them.
-    """
+def score_tasks(labels: PerLabel, logits: PerLabel, thresholds: dict[str, PerTask] | None = None) -> dict[str, PerTask]:
+    """Every metric of METRICS for each of the K tasks; "f1" and "balanced_accuracy" need `choose_thresholds`."""
     logits = logits.astype(np.float64)
     p = _sigmoid(logits)
     has_label = ~np.isnan(labels)
@@ -136,11 +113,11 @@ def score_tasks(
         "loss": _divide(((np.logaddexp(0, logits) - y * logits) * has_label).sum(0), count),
         "accuracy": _divide((((p >= 0.5) == (y == 1)) * has_label).sum(0), count),
     }
-    positives, negatives = ((y == 1) & has_label).sum(0), ((y == 0) & has_label).sum(0)
+    is_positive, is_negative = labels == 1, labels == 0
+    positives, negatives = is_positive.sum(0), is_negative.sum(0)
     for name, threshold in (thresholds or {}).items():
         called = p >= threshold
-        true = (called & (y == 1) & has_label).sum(0)
-        false = (called & (y == 0) & has_label).sum(0)
+        true, false = (called & is_positive).sum(0), (called & is_negative).sum(0)
         if name == "f1":
             value = _divide(2 * true, true + false + positives)
         else:
@@ -157,17 +134,16 @@ def calibration_error(labels: Float[np.ndarray, " n"], probabilities: Float[np.n
         return np.nan
     y, p = labels[has_label], probabilities[has_label]
     bins = np.minimum((p * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-    gap = np.bincount(bins, weights=y - p, minlength=CALIBRATION_BINS)
-    return float(np.abs(gap).sum() / len(y))
+    return float(np.abs(np.bincount(bins, weights=y - p, minlength=CALIBRATION_BINS)).sum() / len(y))
 
 
-def macro(values: Float[np.ndarray, " k"]) -> tuple[float, int]:
+def macro(values: PerTask) -> tuple[float, int]:
     """Mean over the tasks where the metric is defined, and the number of these; (NaN, 0) where there is none."""
     defined = values[~np.isnan(values)]
     return (float(defined.mean()), len(defined)) if len(defined) else (float("nan"), 0)
 
 
-def fit_calibration(labels: Float[np.ndarray, "n k"], logits: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "k 2"]:
+def fit_calibration(labels: PerLabel, logits: PerLabel) -> Float[np.ndarray, "k 2"]:
     """Platt scaling: slope and offset of sigmoid(slope * logit + offset) with the least cross-entropy, for each task.
 
     Platt's targets, (P + 1) / (P + 2) and 1 / (N + 2), keep the slope finite where the logits separate the classes. The
@@ -191,8 +167,8 @@ def fit_calibration(labels: Float[np.ndarray, "n k"], logits: Float[np.ndarray, 
     return out
 
 
-def calibrate(logits: Float[np.ndarray, "n k"], calibration: Float[np.ndarray, "k 2"]) -> Float[np.ndarray, "n k"]:
-    """Probabilities, (N, K), from logits and the slope and offset of each task."""
+def calibrate(logits: PerLabel, calibration: Float[np.ndarray, "k 2"]) -> PerLabel:
+    """Probabilities from logits and the slope and offset of each task."""
     return _sigmoid(logits * calibration[:, 0] + calibration[:, 1])
 
 
