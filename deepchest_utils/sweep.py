@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from deepchest_utils.config import TrainConfig, did_you_mean
+from deepchest_utils.config import TrainConfig, check_choice, did_you_mean
 from deepchest_utils.datasets import Splits, load_dataset
 from deepchest_utils.files import exclusive_lock
 from deepchest_utils.results import store
@@ -32,7 +32,6 @@ from deepchest_utils.training import Run, train
 from deepchest_utils.weighting import check_names
 from deepchest_utils.weighting.spec import parse_method
 
-BACKENDS = ("joblib", "dask")
 PATIENTS_SEED = 20_250_523  # of the bootstrap: every trial draws the same patients, so that trials can be compared
 REPLICATES = 100
 ONE_AT_A_TIME = threading.Lock()  # in a process: threads, as a Dask worker may have, share PyTorch's random state
@@ -103,16 +102,14 @@ def make_trials(
     Raises:
         ValueError: An unknown field, a value that TrainConfig refuses, or a method without a learning rate.
     """
-    allowed = {field.name for field in dataclasses.fields(TrainConfig)}
-    allowed -= {"method_options", "run_dir"}  # the method's own text has its options, and the sweep its folders
+    # the method's own text has its options, and the sweep its folders
+    allowed = {field.name for field in dataclasses.fields(TrainConfig)} - {"method_options", "run_dir"}
     for name in sorted(set(lists) - allowed):
         names, hint = ", ".join(sorted(allowed)), did_you_mean(name, allowed)
         raise ValueError(f"{name!r} is no setting of a run. There are {names}.{hint}")
     if "method" in lists and base.method_options:
-        raise ValueError(
-            f"method_options belong to one method, and the sweep has its own. Found {base.method_options}: "
-            "write them into the method's text, as in deepchest(floor=0.25)."
-        )
+        advice = f"Found {base.method_options}: write them into the method's text, as in deepchest(floor=0.25)."
+        raise ValueError(f"method_options belong to one method, and the sweep has its own. {advice}")
     fields = sorted(lists, key=lambda name: name != "seed")
     trials = {}
     for values in itertools.product(*(lists[name] for name in fields)):
@@ -147,37 +144,37 @@ def data_of(c: TrainConfig) -> Splits:
 def run_trial(trial: Trial, threads: int, folder: str | None = None) -> TrialResult:
     """Train and test with so many threads; an error becomes a failed result. Without a folder no files are kept."""
     with ONE_AT_A_TIME, tempfile.TemporaryDirectory() as scratch:
-        return _run_trial(trial, threads, Path(folder or scratch))
+        torch.set_num_threads(threads)
+        start, data, path = time.time(), None, Path(folder or scratch)
+        try:
+            data = data_of(trial.config)
+            _train(trial, path, data)
+            result = _read_trial(trial, path, data)
+        except Exception as error:
+            result = trial.failed(f"{type(error).__name__}: {error}")
+            result.record.update(store.environment_report() | ({"data": data.fingerprint()} if data else {}))
+        result.record["seconds"] = round(time.time() - start, 1)
+        return result
 
 
-def _run_trial(trial: Trial, threads: int, folder: Path) -> TrialResult:
-    torch.set_num_threads(threads)
-    start, data = time.time(), None
-    try:
-        data = data_of(trial.config)
-        if not _is_complete(trial, folder, data):
-            (folder / store.FAILURE).unlink(missing_ok=True)
-            run = train(dataclasses.replace(trial.config, run_dir=str(folder)), data)
-            if trial.tune:
-                for name in (store.TEST, CALIBRATION):
-                    (folder / name).unlink()
-            else:
-                store.write_arrays(folder / store.REPLICATES, {"replicates": _replicates(run, data)})
-            trial.analyse(run, data, folder)
-            for name in (store.DAMAGED, store.PREVIOUS, store.CHECKPOINT):  # the last says that the run is complete
-                (folder / name).unlink(missing_ok=True)
-        result = _read_trial(trial, folder, data)
-    except Exception as error:
-        result = trial.failed(f"{type(error).__name__}: {error}")
-        result.record.update(store.environment_report() | ({"data": data.fingerprint()} if data else {}))
-    result.record["seconds"] = round(time.time() - start, 1)
-    return result
-
-
-def _is_complete(trial: Trial, folder: Path, data: Splits) -> bool:
-    """Whether an earlier sweep finished the run and was stopped before its row was in the table."""
+def _train(trial: Trial, folder: Path, data: Splits) -> None:
+    """Leave a finished run in the folder; there may be one, of a sweep that was stopped before its row was in the table."""
     complete = all((folder / name).exists() for name in trial.files) and not (folder / store.CHECKPOINT).exists()
-    return complete and store.read_run(folder).environment["data"] == data.fingerprint()
+    if complete and store.read_run(folder).environment["data"] == data.fingerprint():
+        return
+    (folder / store.FAILURE).unlink(missing_ok=True)
+    run = train(dataclasses.replace(trial.config, run_dir=str(folder)), data)
+    if trial.tune:
+        for name in (store.TEST, CALIBRATION):
+            (folder / name).unlink()
+    else:
+        test, rng = data.test, np.random.default_rng(PATIENTS_SEED)
+        scored = (test.labels, [run.logits["test"]], test.patients, rng)
+        values = [bootstrap_metric(*scored, metric, REPLICATES) for metric in BOOTSTRAP_METRICS]
+        store.write_arrays(folder / store.REPLICATES, {"replicates": np.concatenate(values).astype(np.float32)})
+    trial.analyse(run, data, folder)
+    for name in (store.DAMAGED, store.PREVIOUS, store.CHECKPOINT):  # the last says that the run is complete
+        (folder / name).unlink(missing_ok=True)
 
 
 def _read_trial(trial: Trial, folder: Path, data: Splits) -> TrialResult:
@@ -201,23 +198,16 @@ def _read_trial(trial: Trial, folder: Path, data: Splits) -> TrialResult:
     return TrialResult(trial, record, pd.concat(parts, ignore_index=True).assign(method=trial.method), replicates)
 
 
-def _replicates(run: Run, data: Splits) -> np.ndarray:
-    """(M, R, K) float32: the test scores in R resamplings of the patients."""
-    rng, test = np.random.default_rng(PATIENTS_SEED), data.test
-    scored = (test.labels, [run.logits["test"]], test.patients, rng)
-    values = [bootstrap_metric(*scored, metric, REPLICATES) for metric in BOOTSTRAP_METRICS]
-    return np.concatenate(values).astype(np.float32)
-
-
 def check_data(tables: RunTable, trials: Sequence[Trial]) -> None:
     """Raise ValueError if a finished trial ran on other data than it would now: its id does not say where data lie."""
     done = tables.cells[tables.cells.status == "done"].set_index("cell")
     for trial in sorted(trials, key=lambda trial: json.dumps(trial.config.data_options, sort_keys=True)):
         if trial.id in done.index and done.data[trial.id] != data_of(trial.config).fingerprint():
-            raise ValueError(
-                f"{tables.out} has {trial.method} seed {trial.config.seed} on other data than "
-                f"{trial.config.dataset} in {trial.config.data_root} now. Choose another out."
+            run, now = (
+                f"{trial.method} seed {trial.config.seed}",
+                f"{trial.config.dataset} in {trial.config.data_root} now",
             )
+            raise ValueError(f"{tables.out} has {run} on other data than {now}. Choose another out.")
 
 
 def run_sweep(
@@ -239,9 +229,7 @@ def run_sweep(
     Raises:
         ValueError: An argument is wrong, a finished trial is of other data, or another sweep is at work on the table.
     """
-    if backend not in BACKENDS:
-        hint = did_you_mean(backend, BACKENDS)
-        raise ValueError(f"backend should be one of {', '.join(BACKENDS)}. Found {backend!r}.{hint}")
+    check_choice("backend", backend, ("joblib", "dask"))
     if (backend == "dask") != (scheduler is not None):
         raise ValueError(f"scheduler goes with backend dask, and dask with it. Found {backend!r}, {scheduler!r}.")
     cores = os.cpu_count() or 1

@@ -151,6 +151,7 @@ def test_without_dask_there_is_one_clear_error(tmp_path, monkeypatch):
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:{}", "nonsense"])
 def test_scheduler_that_does_not_answer_is_one_clear_error(tmp_path, address):
     import dask
+    import distributed  # noqa: F401  before the block, which would take its defaults along when it ends
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -263,14 +263,14 @@ def test_threads_of_one_process_take_turns(monkeypatch):
     """They share PyTorch's random state, which each run sets."""
     inside, most = [], []
 
-    def slow(trial, threads, folder):
-        inside.append(trial)
+    def slow(config):
+        inside.append(config)
         most.append(len(inside))
         time.sleep(0.05)
-        inside.remove(trial)
-        return trial.failed("")
+        inside.remove(config)
+        raise FileNotFoundError
 
-    monkeypatch.setattr(sweep, "_run_trial", slow)
+    monkeypatch.setattr(sweep, "data_of", slow)
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda seed: sweep.run_trial(Trial("equal", replace(BASE, seed=seed)), 1), range(4)))
     assert most == [1, 1, 1, 1]
