@@ -29,8 +29,8 @@ def score_maps(
 
     - pointing: 1 if the maximum lies within `tolerance` (1 is the side) of the mask, else 0; the share of the maxima if
       there are several (Zhang et al. 2016, arXiv 1608.00507).
-    - energy: the share of the map's sum inside the mask (Wang et al. 2020, arXiv 1910.01279); for a blank map, the share
-      of the image inside the mask.
+    - energy: the share of the map's sum inside the mask (Wang et al. 2020, arXiv 1910.01279); for a blank map, the
+      share of the image inside the mask.
     - iou: intersection over union of the mask and the map above a threshold, mean over THRESHOLDS.
     - pixel_ap: average precision of the pixels.
 
@@ -101,7 +101,7 @@ def random_maps(count: int, size: int, rng: np.random.Generator) -> Float[np.nda
 
 
 def mean_region_baseline(truth: Regions) -> Float[np.ndarray, "m h w"]:
-    """For each pair, the mean region of its finding in other patients, blank if none: what needs no image to be known."""
+    """For each pair, the mean region of its finding in other patients, blank if none: a guess without the image."""
     out = np.zeros(truth.masks.shape, np.float32)
     for task in np.unique(truth.tasks):
         pairs = np.flatnonzero(truth.tasks == task)

@@ -40,7 +40,7 @@ HEAT = mpl.colors.LinearSegmentedColormap.from_list(
 
 
 def use_style() -> None:
-    """Set up matplotlib and pandas; in a kernel, show figures of few colours and look for free cores before each cell."""
+    """Set up matplotlib and pandas; in a kernel, show figures in few colours and adapt torch's threads to each cell."""
     from IPython import get_ipython
 
     pd.set_option("display.width", 140)
@@ -96,10 +96,7 @@ def show_radiograph(ax: Axes, image: Radiograph, mask: Mask | None = None, title
 def show_heat_map(
     ax: Axes, image: Radiograph, heat: Float[np.ndarray, "c d"], mask: Mask | None = None, title: str = ""
 ) -> None:
-    """A heat map over its radiograph, its maximum marked, with the outline of the true region; sizes may differ.
-
-    A blank map is marked as having no positive evidence, since it would look like a mistake.
-    """
+    """A heat map over its radiograph, with its maximum and the outline of the true region; the sizes may differ."""
     show_radiograph(ax, image, title=title)
     height, width = image.shape
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)
@@ -108,17 +105,14 @@ def show_heat_map(
         row, column = np.unravel_index(heat.argmax(), heat.shape)
         peak = (column + 0.5) * width / heat.shape[1] - 0.5, (row + 0.5) * height / heat.shape[0] - 0.5
         ax.plot(*peak, "+", color="white", markersize=7, markeredgewidth=1.4)
-    else:
+    else:  # a blank map would look like a mistake
         ax.text(0.5, 0.04, "no positive evidence", color="white", fontsize=8, ha="center", transform=ax.transAxes)
     if mask is not None and mask.any() and not mask.all():
         ax.contour(mask, [0.5], colors=SKY, linewidths=1.4, extent=extent[:2] + extent[:1:-1])
 
 
 def draw_maps(trained: Trained, path: Path, out: Path, findings: Sequence[str], cam: str = "layercam") -> None:
-    """Draw the image file `path` at 1024 px, and the heat map of each finding over it, into the file `out`.
-
-    Raises ValueError if `out` is no .png, .svg or .pdf, or the network is not a MultiTaskNet.
-    """
+    """Draw the image file `path` and the heat map of each finding over it into `out`, a .png, .svg or .pdf."""
     if out.suffix not in (".png", ".svg", ".pdf"):
         raise ValueError(f"out should end in .png, .svg or .pdf. Found {out.name!r}.")
     tasks = [trained.findings.index(name) for name in findings]

@@ -109,23 +109,20 @@ def run_notebooks(
             options["progress_bar"] = {"desc": path.stem, "leave": False} if sys.stderr.isatty() else False
             try:
                 copy = papermill.execute_notebook(str(path), str(target), parameters, cwd=os.getcwd(), **options)
-            except (papermill.PapermillExecutionError, RuntimeError) as error:  # the latter of a kernel that died
-                failures.append(f"{path.stem} failed in {_failure(error)}\n  see {target}")
-                say(failures[-1])
+            except papermill.PapermillExecutionError as error:  # it counts cells as Jupyter does
+                reason = f"cell [{error.exec_count}]: {error.ename}: {' '.join(str(error.evalue).split())}"
+            except RuntimeError as error:
+                reason = f"its kernel ({error}): too little memory?"
+            else:
+                copy.metadata[KEY] = key
+                nbformat.write(copy, target)
+                say(f"{path.stem} done in {time.perf_counter() - start:.0f} s: {target}", results(target), sep="\n")
                 continue
-            copy.metadata[KEY] = key
-            nbformat.write(copy, target)
-            say(f"{path.stem} done in {time.perf_counter() - start:.0f} s: {target}", results(target), sep="\n")
+            failures.append(f"{path.stem} failed in {reason}\n  see {target}")
+            say(failures[-1])
     if len(paths) > 1 and failures:  # once more, below the output of the others
         say(*failures, sep="\n")
     return len(failures)
-
-
-def _failure(error: Any) -> str:  # papermill has no types
-    """The cell's number as Jupyter counts, and papermill's name and message of its error; no cell if the kernel died."""
-    if not hasattr(error, "exec_count"):
-        return f"its kernel ({error}): too little memory?"
-    return f"cell [{error.exec_count}]: {error.ename}: {' '.join(str(error.evalue).split())}"
 
 
 def _key(path: Path, parameters: Mapping[str, object]) -> str:
@@ -167,8 +164,7 @@ def _kernel_options(figures: Path | None) -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory(prefix="deepchest-") as folder:
         try:
             # below this level a kernel that is interrupted prints a traceback; a busy machine starts one slowly
-            level = ["--log-level=CRITICAL"]
-            yield {"kernel_manager_class": Manager, "extra_arguments": level, "start_timeout": 300}
+            yield {"kernel_manager_class": Manager, "extra_arguments": ["--log-level=CRITICAL"], "start_timeout": 300}
         finally:
             os.environ.clear()
             os.environ.update(before)
