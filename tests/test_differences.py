@@ -5,8 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from deepchest_utils.notebook.controls import difference_panels, explore_differences
 from deepchest_utils.results.labels import method_label
+from deepchest_utils.studies.comparison import difference_panels, explore_differences
 
 PCGRAD = 'pcgrad(level="features")'
 METHODS = ("equal", "deepchest", "uncertainty", PCGRAD)

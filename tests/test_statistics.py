@@ -16,15 +16,14 @@ from deepchest_utils.results.statistics import (
     adjust_p,
     bootstrap_metric,
     compare_runs,
-    delta_m,
     format_interval,
-    friedman,
     holm,
     interval,
     mean_interval,
     paired_differences,
     patient_weights,
 )
+from deepchest_utils.studies.comparison import delta_m, friedman
 
 NAN = np.nan
 NONE = np.empty(0)  # no replicates

@@ -2,18 +2,9 @@
 
 from deepchest_utils.explain.cam import CAM_METHODS, HeatMaps, default_layers, heat_maps
 from deepchest_utils.explain.regions import Regions, load_regions
-from deepchest_utils.explain.scores import (
-    SCORES,
-    centre_prior,
-    localize,
-    mean_region_baseline,
-    mean_scores,
-    random_maps,
-    score_baseline_maps,
-    score_maps,
-)
+from deepchest_utils.explain.scores import SCORES, localize, mean_scores, score_maps
 
 __all__ = [
-    "CAM_METHODS", "SCORES", "HeatMaps", "Regions", "centre_prior", "default_layers", "heat_maps", "load_regions",
-    "localize", "mean_region_baseline", "mean_scores", "random_maps", "score_baseline_maps", "score_maps",
+    "CAM_METHODS", "SCORES", "HeatMaps", "Regions", "default_layers", "heat_maps", "load_regions",
+    "localize", "mean_scores", "score_maps",
 ]  # fmt: skip

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Bool, Float
 from scipy.ndimage import distance_transform_edt
 from torch import nn
@@ -73,43 +72,12 @@ def localize(
             heat = heat_maps(net, data.images[truth.rows[batch]], [int(task)], method, layers, batch_size)
             scores = score_maps(heat.maps[:, 0], truth.masks[batch])
             tables.append(pd.DataFrame({"evidence": heat.evidence[:, 0], **scores}, index=batch))
-    return _names(data, truth).join(pd.concat(tables))
+    return name_pairs(data, truth).join(pd.concat(tables))
 
 
-def score_baseline_maps(maps: Float[np.ndarray, "m h w"], data: ChestXrays, truth: Regions) -> pd.DataFrame:
-    """The table of `localize` for maps that no network made, one for each pair of `truth`."""
-    return _names(data, truth).assign(evidence=True, **score_maps(maps, truth.masks))
-
-
-def _names(data: ChestXrays, truth: Regions) -> pd.DataFrame:
+def name_pairs(data: ChestXrays, truth: Regions) -> pd.DataFrame:
     findings = np.array(data.findings)[truth.tasks]
     return pd.DataFrame({"image": data.ids[truth.rows], "finding": findings, "patient": truth.patients})
-
-
-def centre_prior(size: int) -> Float[np.ndarray, "{size} {size}"]:
-    """A Gaussian in the middle of the image, its standard deviation a quarter of the side."""
-    x = (np.arange(size) + 0.5) / size - 0.5
-    bell = np.exp(-0.5 * (x / 0.25) ** 2).astype(np.float32)
-    return np.outer(bell, bell)
-
-
-def random_maps(count: int, size: int, rng: np.random.Generator) -> Float[np.ndarray, "{count} {size} {size}"]:
-    """Uniform noise of 8 x 8 cells, interpolated to be as smooth as a network's maps."""
-    noise = torch.from_numpy(rng.random((count, 1, 8, 8), dtype=np.float32))
-    scaled = torch.nn.functional.interpolate(noise, (size, size), mode="bilinear", align_corners=False)
-    return scaled[:, 0].numpy()
-
-
-def mean_region_baseline(truth: Regions) -> Float[np.ndarray, "m h w"]:
-    """For each pair, the mean region of its finding in other patients, blank if none: a guess without the image."""
-    out = np.zeros(truth.masks.shape, np.float32)
-    for task in np.unique(truth.tasks):
-        pairs = np.flatnonzero(truth.tasks == task)
-        total = truth.masks[pairs].sum(0, dtype=np.float32)
-        for patient in np.unique(truth.patients[pairs]):
-            of_patient = pairs[truth.patients[pairs] == patient]
-            out[of_patient] = (total - truth.masks[of_patient].sum(0)) / max(len(pairs) - len(of_patient), 1)
-    return out
 
 
 def mean_scores(

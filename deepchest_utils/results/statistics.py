@@ -236,34 +236,6 @@ def paired_differences(
     return adjust_p(result, by if family is None else family)
 
 
-def friedman(scores: Float[np.ndarray, "k m"], alpha: float = 0.05) -> tuple[Float[np.ndarray, " m"], float, float]:
-    """Are M methods alike over K tasks? Friedman's test with Nemenyi's (Demsar 2006).
-
-    Args:
-        scores: (K, M) without NaN, of at least two tasks and three methods; higher is better.
-
-    Returns:
-        Average ranks (1 is best, ties share), p that all are alike, and the critical difference: ranks further apart than
-        that differ at `alpha`.
-    """
-    tasks, methods = scores.shape
-    if methods < 3 or tasks < 2 or np.isnan(scores).any():
-        raise ValueError(f"scores should be at least 2 tasks by 3 methods without NaN. Found {scores.shape}.")
-    ranks = stats.rankdata(-scores, axis=1).mean(0)
-    # scipy divides 0 by 0 where every task is a tie of all methods: nothing speaks against their being alike
-    p = stats.friedmanchisquare(*scores.T).pvalue if np.ptp(scores, axis=1).any() else 1.0
-    critical = stats.studentized_range.ppf(1 - alpha, methods, np.inf) / np.sqrt(2)
-    return ranks, float(p), float(critical * np.sqrt(methods * (methods + 1) / (6 * tasks)))
-
-
-def delta_m(values: Float[np.ndarray, " k"], single: Float[np.ndarray, " k"], higher: bool = True) -> float:
-    """Delta-m: the mean over tasks of the relative gain over single-task networks, in per cent (Maninis et al. 2019,
-    arXiv 1904.08918); tasks undefined in either are left out, NaN if none is left."""
-    gain = (values - single) / single
-    gain = (gain if higher else -gain)[~np.isnan(gain)]
-    return float(100 * gain.mean()) if len(gain) else np.nan
-
-
 ITSELF = "itself"
 GROUPS = ("macro", "common", "rare")  # means over all findings, and over the more and the less common half
 

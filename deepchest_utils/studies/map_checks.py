@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from deepchest_utils.datasets import Splits
+from deepchest_utils.datasets import ChestXrays, Splits
+from deepchest_utils.explain.regions import Regions
+from deepchest_utils.explain.scores import name_pairs, score_maps
 from deepchest_utils.models.augment import to_input
 from deepchest_utils.models.trunks import MultiTaskNet
 
@@ -99,3 +102,34 @@ def _pixel_ranks(maps: Float[np.ndarray, "n h w"]) -> Float[np.ndarray, "n h w"]
     ranks = np.empty(flat.shape, np.float32)
     np.put_along_axis(ranks, order, np.arange(flat.shape[1], dtype=np.float32) / flat.shape[1], axis=1)
     return ranks.reshape(maps.shape)
+
+
+def score_baseline_maps(maps: Float[np.ndarray, "m h w"], data: ChestXrays, truth: Regions) -> pd.DataFrame:
+    """The table of `localize` for maps that no network made, one for each pair of `truth`."""
+    return name_pairs(data, truth).assign(evidence=True, **score_maps(maps, truth.masks))
+
+
+def centre_prior(size: int) -> Float[np.ndarray, "{size} {size}"]:
+    """A Gaussian in the middle of the image, its standard deviation a quarter of the side."""
+    x = (np.arange(size) + 0.5) / size - 0.5
+    bell = np.exp(-0.5 * (x / 0.25) ** 2).astype(np.float32)
+    return np.outer(bell, bell)
+
+
+def random_maps(count: int, size: int, rng: np.random.Generator) -> Float[np.ndarray, "{count} {size} {size}"]:
+    """Uniform noise of 8 x 8 cells, interpolated to be as smooth as a network's maps."""
+    noise = torch.from_numpy(rng.random((count, 1, 8, 8), dtype=np.float32))
+    scaled = torch.nn.functional.interpolate(noise, (size, size), mode="bilinear", align_corners=False)
+    return scaled[:, 0].numpy()
+
+
+def mean_region_baseline(truth: Regions) -> Float[np.ndarray, "m h w"]:
+    """For each pair, the mean region of its finding in other patients, blank if none: a guess without the image."""
+    out = np.zeros(truth.masks.shape, np.float32)
+    for task in np.unique(truth.tasks):
+        pairs = np.flatnonzero(truth.tasks == task)
+        total = truth.masks[pairs].sum(0, dtype=np.float32)
+        for patient in np.unique(truth.patients[pairs]):
+            of_patient = pairs[truth.patients[pairs] == patient]
+            out[of_patient] = (total - truth.masks[of_patient].sum(0)) / max(len(pairs) - len(of_patient), 1)
+    return out

@@ -1,0 +1,104 @@
+"""What notebook 04 alone needs: average ranks, gains over single-task networks, and its explorer of differences."""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from scipy import stats
+
+from deepchest_utils.notebook.controls import explore
+from deepchest_utils.notebook.figures import method_forest
+from deepchest_utils.results.labels import method_label, method_order, pretty
+from deepchest_utils.results.metrics import METRICS
+from deepchest_utils.results.statistics import BOOTSTRAP_METRICS, ITSELF
+
+METRIC_NAMES = {METRICS[name][0]: name for name in BOOTSTRAP_METRICS}
+MEANS = {"mean of all findings": "macro", "mean of the common half": "common", "mean of the rare half": "rare"}
+
+
+def friedman(scores: Float[np.ndarray, "k m"], alpha: float = 0.05) -> tuple[Float[np.ndarray, " m"], float, float]:
+    """Are M methods alike over K tasks? Friedman's test with Nemenyi's (Demsar 2006).
+
+    Args:
+        scores: (K, M) without NaN, of at least two tasks and three methods; higher is better.
+
+    Returns:
+        Average ranks (1 is best, ties share), p that all are alike, and the critical difference: ranks further apart than
+        that differ at `alpha`.
+    """
+    tasks, methods = scores.shape
+    if methods < 3 or tasks < 2 or np.isnan(scores).any():
+        raise ValueError(f"scores should be at least 2 tasks by 3 methods without NaN. Found {scores.shape}.")
+    ranks = stats.rankdata(-scores, axis=1).mean(0)
+    # scipy divides 0 by 0 where every task is a tie of all methods: nothing speaks against their being alike
+    p = stats.friedmanchisquare(*scores.T).pvalue if np.ptp(scores, axis=1).any() else 1.0
+    critical = stats.studentized_range.ppf(1 - alpha, methods, np.inf) / np.sqrt(2)
+    return ranks, float(p), float(critical * np.sqrt(methods * (methods + 1) / (6 * tasks)))
+
+
+def delta_m(values: Float[np.ndarray, " k"], single: Float[np.ndarray, " k"], higher: bool = True) -> float:
+    """Delta-m: the mean over tasks of the relative gain over single-task networks, in per cent (Maninis et al. 2019,
+    arXiv 1904.08918); tasks undefined in either are left out, NaN if none is left."""
+    gain = (values - single) / single
+    gain = (gain if higher else -gain)[~np.isnan(gain)]
+    return float(100 * gain.mean()) if len(gain) else np.nan
+
+
+def difference_panels(
+    summary: pd.DataFrame, metric: str, against: str, tasks: Sequence[str], methods: Sequence[str]
+) -> Figure:
+    """Differences to the baseline `against`, a panel for each task and a row for each method, on one scale.
+
+    A full dot has p_holm below 0.05 in the summary of `compare_methods`. That is the correction over all its methods
+    (and findings), so a smaller choice fills no more dots. A method without a difference keeps an empty row.
+    """
+    rows = summary[(summary.metric == metric) & (summary.baseline == against)]
+    seeds = rows.groupby("method").seeds.max().reindex(list(methods))
+    few_seeds = {method: f" ({n:.0f} seeds)" for method, n in seeds.items() if n < rows.seeds.max()}
+    labels = [method_label(method) + few_seeds.get(method, "") for method in methods]
+    across = min(len(tasks), 3)
+    down = -(-len(tasks) // across)
+    size = 10, 0.5 + down * (0.6 + 0.22 * len(methods))
+    fig, axes = plt.subplots(down, across, figsize=size, sharex=True, sharey=True, squeeze=False)
+    titles = {name: text.capitalize() for text, name in MEANS.items()}
+    for ax, task in zip(axes.flat, tasks, strict=False):
+        method_forest(ax, rows[rows.task == task].set_index("method"), methods, "", titles.get(task, pretty(task)))
+        ax.set_yticklabels(labels)
+    plt.setp(axes.flat[len(tasks) :], visible=False)
+    for ax in axes.flat[len(tasks) - across : len(tasks)]:
+        ax.tick_params(labelbottom=True)  # the lowest panel of each column, even where the figure goes on below
+    # the scale is that of the methods with all seeds: an interval of two seeds is ten times as wide, and is cut off
+    drawn = rows[rows.task.isin(tasks) & rows.method.isin(methods)]
+    all_seeds = drawn.seeds == drawn.seeds.max()
+    low = min(drawn.low.where(all_seeds, drawn["mean"]).min(), 0.0)
+    high = max(drawn.high.where(all_seeds, drawn["mean"]).max(), 0.0)
+    if np.isfinite(high - low) and low < high:
+        axes[0, 0].set_xlim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+    name = METRICS[metric][0] if metric in METRICS else metric
+    fig.supxlabel(f"{name} minus that of {method_label(against)}, 95% interval", fontsize=10)
+    return fig
+
+
+def explore_differences(
+    summary: pd.DataFrame, findings: Sequence[str], chosen: Sequence[str], methods: Sequence[str] = ()
+) -> Figure | None:
+    """`difference_panels` of the summary of `compare_methods`, with controls for metric, baseline, tasks and methods.
+
+    The tasks are the means and the `findings`; those in `chosen` are chosen by default. So are AUROC, the first
+    baseline and `methods` (all methods if the summary has none of these).
+    """
+    baselines = {method_label(name): name for name in summary.baseline.unique() if name != ITSELF}
+    names = {method_label(name): name for name in method_order(summary.method.unique())}
+    tasks = MEANS | {pretty(finding): finding for finding in findings}
+    default = set(methods) & set(names.values()) or set(names.values())
+
+    def draw(metric: str, baseline: str, findings: list[str], methods: list[str]) -> Figure:
+        columns, lines = [tasks[text] for text in findings], [names[text] for text in methods]
+        return difference_panels(summary, METRIC_NAMES[metric], baselines[baseline], columns, lines)
+
+    is_chosen = {text: task in chosen for text, task in tasks.items()}
+    is_default = {text: name in default for text, name in names.items()}
+    return explore(draw, metric=[*METRIC_NAMES], baseline=[*baselines], findings=is_chosen, methods=is_default)
