@@ -1,9 +1,5 @@
 """One store of runs: a folder a run, and tables of many.
 
-A folder holds config.json and environment.json (what the run depends on), history.csv and seconds.csv (each epoch),
-test.csv and calibration.json (once, at the end), and until then checkpoint.pt. A sweep adds replicates.npz (the test
-scores in resamplings of the patients) or failure.json (the error), a localisation study localization.csv.
-
 Tables are long: a value a row. A task is a finding, "macro" (the mean over the findings where the metric is defined, and
 "<metric>_tasks" their number), "worst" (the lowest AUROC), or "run" for what belongs to no task.
 """
@@ -36,10 +32,12 @@ from deepchest_utils.paths import PROJECT
 from deepchest_utils.results.metrics import CALIBRATION, macro
 
 COLUMNS = ["method", "seed", "epoch", "split", "task", "metric", "value"]
-CONFIG, ENVIRONMENT = "config.json", "environment.json"
-HISTORY, SECONDS, TEST = "history.csv", "seconds.csv", "test.csv"
-REPLICATES, FAILURE, LOCALIZATION = "replicates.npz", "failure.json", "localization.csv"
-CHECKPOINT, PREVIOUS, DAMAGED = "checkpoint.pt", "checkpoint.previous.pt", "checkpoint.damaged.pt"
+CONFIG, ENVIRONMENT = "config.json", "environment.json"  # what the run depends on
+HISTORY, SECONDS = "history.csv", "seconds.csv"  # of each epoch
+TEST = "test.csv"  # once, at the end, beside CALIBRATION
+CHECKPOINT, PREVIOUS, DAMAGED = "checkpoint.pt", "checkpoint.previous.pt", "checkpoint.damaged.pt"  # until then
+REPLICATES, FAILURE = "replicates.npz", "failure.json"  # of a sweep: the test scores in resamplings, or the error
+LOCALIZATION = "localization.csv"  # of a localisation study
 DIGITS = "%.7g"  # in a RunTable: those of a float32, and the same text whenever a run is repeated
 _CELLS = "_cells.csv"
 _TYPES = {"cell": str, "data": str, "commit": str, "value": float}  # a hash may look like a number: 0123, or 12e3
@@ -101,14 +99,10 @@ def _processor() -> str:
 
 
 def read_results(path: str | Path, columns: list[str], what: str, missing_ok: bool = True) -> pd.DataFrame:
-    """Read a CSV of results; an empty table of these columns if there is none and `missing_ok`.
-
-    Args:
-        columns: Columns that it must have.
-        what: What wrote it, for the message: "sweep", say.
+    """Read a CSV of results that has these columns; an empty table if there is no file and `missing_ok`.
 
     Raises:
-        FileError: It is no readable CSV, breaks off, or lacks a column.
+        FileError: It is no readable CSV, breaks off, or lacks a column: it is no table of `what`, a "sweep", say.
     """
     if missing_ok and not Path(path).exists():
         return pd.DataFrame(columns=columns)
@@ -134,28 +128,22 @@ def write_json(path: str | Path, value: object) -> None:
 
 
 def write_run(
-    folder: str | Path,
-    config: TrainConfig,
-    data: str,
-    history: pd.DataFrame,
-    test: pd.DataFrame,
-    calibration: Mapping[str, list[float]],
+    folder: str, config: TrainConfig, data: str, history: pd.DataFrame, test: pd.DataFrame, calibration: dict[str, Any]
 ) -> None:
     """Write all of a finished run but its checkpoint. Where it is repeated, all but seconds.csv has the same bytes.
 
     Args:
         data: Fingerprint of the data.
         history: Long table of training and validation; its rows of task "run" go to seconds.csv.
-        test: Long table of the test split.
         calibration: Finding -> [slope, offset].
     """
-    folder, of_run = Path(folder), history.task == "run"
-    write_json(folder / CONFIG, dataclasses.asdict(config))
-    write_json(folder / ENVIRONMENT, {"data": data, **environment_report()})
-    write_table(folder / HISTORY, history[~of_run])
-    write_table(folder / SECONDS, history[of_run])
-    write_table(folder / TEST, test)
-    write_json(folder / CALIBRATION, calibration)
+    path, of_run = Path(folder), history.task == "run"
+    write_json(path / CONFIG, dataclasses.asdict(config))
+    write_json(path / ENVIRONMENT, {"data": data, **environment_report()})
+    write_table(path / HISTORY, history[~of_run])
+    write_table(path / SECONDS, history[of_run])
+    write_table(path / TEST, test)
+    write_json(path / CALIBRATION, calibration)
 
 
 @dataclass(frozen=True)
@@ -191,23 +179,19 @@ def collect(folder: str | Path) -> tuple[list[RunRecord], list[str]]:
         The runs, and a remark for each other run: "unfinished: ...", "untested: ...", "failed: ..." or "damaged: ...".
     """
     items: list[RunRecord | str] = []
-    for path, read in _sources(Path(folder)):
-        try:
-            items += [*read(path)]
-        except Exception as error:  # a damaged file raises one of several types
-            items.append(f"damaged: {path}: {one_line(error)}")
+    for name, folders, files in os.walk(folder):
+        folders[:] = sorted(child for child in folders if not child.startswith("."))
+        path, started = Path(name), files == ["lock"] and not folders
+        sources = [(path / file, _read_exported) for file in sorted(files) if file.endswith(_CELLS)]
+        if started or {CHECKPOINT, PREVIOUS, FAILURE} & {*files} or len({CONFIG, HISTORY, TEST, "lock"} & {*files}) > 1:
+            sources.insert(0, (path, _read_folder))
+        for source, read in sources:
+            try:
+                items += [*read(source)]
+            except Exception as error:  # a damaged file raises one of several types
+                items.append(f"damaged: {source}: {one_line(error)}")
     remarks = [item for item in items if isinstance(item, str)]
     return [item for item in items if isinstance(item, RunRecord)], remarks
-
-
-def _sources(root: Path) -> Iterator[tuple[Path, Any]]:
-    """Folders of runs, finished or not, and tables of trials, in the order of their names, with what reads them."""
-    for name, folders, files in os.walk(root):
-        folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
-        path, started = Path(name), files == ["lock"] and not folders
-        if started or {CHECKPOINT, PREVIOUS, FAILURE} & {*files} or len({CONFIG, HISTORY, TEST, "lock"} & {*files}) > 1:
-            yield path, _read_folder
-        yield from ((path / file, _read_exported) for file in sorted(files) if file.endswith(_CELLS))
 
 
 def _read_folder(path: Path) -> Iterator[RunRecord | str]:
@@ -253,18 +237,12 @@ def _read_exported(path: Path) -> Iterator[RunRecord | str]:
 
 
 VERSION = 4  # 4: after an epoch, never in the middle of one
-_CONTENT: dict[str, type] = {
-    "identity": dict, "findings": list, "epoch": int, "history": list, "best": dict, "rng": dict, "net": dict,
-    "method": dict, "optimizer": dict, "schedule": dict, "scaler": dict,
-}  # fmt: skip
+_DICTIONARIES = ("identity", "best", "rng", "net", "method", "optimizer", "schedule", "scaler")
+_CONTENT = {"findings": list, "epoch": int, "history": list, **dict.fromkeys(_DICTIONARIES, dict)}
 
 
 def save_checkpoint(run_dir: str | Path, state: dict[str, Any]) -> None:
-    """Write `run_dir/checkpoint.pt`; the one before becomes `checkpoint.previous.pt`.
-
-    Args:
-        state: Tensors, numbers, strings, and dicts and lists of them.
-    """
+    """Write tensors, numbers, strings, dicts and lists as `run_dir/checkpoint.pt`; the one before becomes PREVIOUS."""
     path = Path(run_dir) / CHECKPOINT
     buffer = io.BytesIO()  # writing to the file itself, PyTorch would hide what went wrong
     torch.save({"version": VERSION, **state}, buffer)
@@ -281,11 +259,8 @@ def _newest_checkpoint(folder: str | Path) -> Path | None:
 def load_checkpoint(run_dir: str | Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     """The newest readable state in `run_dir`, on the CPU, or None. A damaged file is renamed, and the one before used.
 
-    Args:
-        identity: What the state must agree with: configuration and data.
-
     Raises:
-        FileError: No checkpoint is readable, or it belongs to another configuration or other data.
+        FileError: No checkpoint is readable, or it is not of `identity`, the configuration and data of the run.
     """
     path = _newest_checkpoint(run_dir)
     if path is None:
