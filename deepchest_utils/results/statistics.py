@@ -37,13 +37,8 @@ def bootstrap_metric(
     """The metric of M networks in R resamplings of the patients, the same for each network: differences are paired.
 
     Args:
-        labels: (N, K), 1, 0 or NaN.
-        scores: M arrays (N, K) of logits or probabilities.
-        patients: (N,) whose each image is.
-        metric: One of BOOTSTRAP_METRICS.
-
-    Returns:
-        (M, R, K), NaN where a replicate has no positive or no negative.
+        labels: 1, 0 or NaN.
+        metric: One of BOOTSTRAP_METRICS; NaN where a replicate has no positive or no negative.
     """
     check_choice("metric", metric, BOOTSTRAP_METRICS)
     rankings = [rank_tasks(labels, array) for array in scores]
@@ -82,14 +77,9 @@ def compare_runs(
 ) -> pd.DataFrame:
     """Two networks on the same test images. The intervals hold for these two, and say nothing of another seed.
 
-    Args:
-        labels, patients, metric: See `bootstrap_metric`.
-        baseline, other: (N, K) scores of the two.
-        tasks: Names of the K tasks.
-
     Returns:
-        A row a task, and "macro": positives, and for each of baseline, other and difference (other - baseline, paired) the
-        value on all images with _low and _high, the 95% interval over patients.
+        A row a task, and "macro": positives, and for each of baseline, other and difference (other - baseline, paired)
+        the value on all images with _low and _high, the 95% interval over patients.
     """
     rankings = [rank_tasks(labels, scores) for scores in (baseline, other)]
     point = np.array([[getattr(ranking, metric)() for ranking in tasks_of_one] for tasks_of_one in rankings])
@@ -113,35 +103,32 @@ def mean_interval(
     """The mean over training seeds of a score or a paired difference, with an interval for other seeds and patients.
 
     The squared standard error is var(values) / S + var(replicates), and the interval Student's with the degrees of
-    freedom of Welch and Satterthwaite, S - 1 without replicates. With S = 1 it holds for that one network. Both variances
-    contain what a seed makes of single patients, so the interval is rather too wide than too narrow.
+    freedom of Welch and Satterthwaite, S - 1 without replicates. With S = 1 it holds for that one network. Both
+    variances contain what a seed makes of single patients, so the interval is rather too wide than too narrow.
 
     Args:
-        values: (S,), one a seed, all on the same test patients.
-        replicates: (R,), the mean of `values` in each resampling of the patients; empty leaves patients out.
-        level: Of the interval, in (0, 1).
+        values: One a seed, all on the same test patients.
+        replicates: The mean of `values` in each resampling of the patients; empty leaves patients out.
 
     Returns:
-        mean, low, high, p (two-sided, that the mean is 0), seed_sd (of one value), patient_sd (of the mean). A NaN among
-        values or replicates makes the interval NaN.
+        mean, low, high, p (two-sided, that the mean is 0), seed_sd (of one value), patient_sd (of the mean). A NaN
+        among values or replicates makes the interval NaN.
     """
     if not 0 < level < 1:
         raise ValueError(f"level should be between 0 and 1. Found {level}.")
     count = len(values)
     if count == 0:
         raise ValueError("values should hold at least one seed. Found none.")
-    variances = [sample.var(ddof=1) if len(sample) > 1 else np.nan for sample in (values, replicates)]
-    seed_sd, patient_sd = np.sqrt(variances)
-    seed_variance = seed_sd**2 / count if count > 1 else 0.0
-    patient_variance = variances[1] if len(replicates) > 1 else 0.0
-    variance = seed_variance + patient_variance
-    freedom = variance**2 / (seed_variance**2 / (count - 1)) if seed_variance > 0 else np.inf
-    error = np.sqrt(variance) if count > 1 or len(replicates) > 1 else np.nan
+    seed_sd = values.std(ddof=1) if count > 1 else np.nan
+    patient_variance = replicates.var(ddof=1) if len(replicates) > 1 else np.nan
+    terms = (seed_sd**2 / count if count > 1 else 0.0, patient_variance if len(replicates) > 1 else 0.0)
+    error = np.sqrt(sum(terms)) if count > 1 or len(replicates) > 1 else np.nan
+    freedom = sum(terms) ** 2 / (terms[0] ** 2 / (count - 1)) if terms[0] > 0 else np.inf
     mean, reach = values.mean(), stats.t.ppf(0.5 + level / 2, freedom) * error
     # without an error, in every seed and every replicate the same: certain if it is a difference of 0
     p = 2 * stats.t.sf(abs(mean) / error, freedom) if error != 0 else float(mean == 0)
-    numbers = (mean, mean - reach, mean + reach, p, seed_sd, patient_sd)
-    return {name: float(number) for name, number in zip(NUMBERS, numbers, strict=True)}
+    numbers = (mean, mean - reach, mean + reach, p, seed_sd, np.sqrt(patient_variance))
+    return dict(zip(NUMBERS, map(float, numbers), strict=True))
 
 
 def format_interval(row: Mapping[str, Any] | pd.Series, digits: int = 4, sign: str = "+", star: bool = False) -> str:
@@ -157,7 +144,7 @@ def format_interval(row: Mapping[str, Any] | pd.Series, digits: int = 4, sign: s
 
 
 def holm(p: Float[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
-    """Holm's correction (1979) of the p-values of a family of M tests. NaN is no test. For tables there is `adjust_p`."""
+    """Holm's correction (1979) of the p-values of a family of M tests. NaN is no test. For a table: `adjust_p`."""
     out, tested = np.full(len(p), np.nan), np.flatnonzero(~np.isnan(p))
     order = tested[np.argsort(p[tested])]
     raised = p[order] * np.arange(len(order), 0, -1)
@@ -167,10 +154,7 @@ def holm(p: Float[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
 
 def adjust_p(table: pd.DataFrame, family: Sequence[str] = ()) -> pd.DataFrame:
     """The table with its column p corrected by `holm` as p_holm, anew: for the rows that a figure or sentence is about.
-
-    Args:
-        family: Columns. Rows that are alike in all of them are one family; without columns all rows are one.
-    """
+    Rows that are alike in all columns of `family` are one family; without columns all rows are one."""
     families = table.groupby([*family] if family else np.zeros(len(table)))
     return table.assign(p_holm=families.p.transform(lambda p: holm(p.to_numpy(float))))
 
@@ -186,20 +170,20 @@ def paired_differences(
 ) -> pd.DataFrame:
     """Each method minus a baseline, paired, with interval and p-value: every such difference of this project.
 
-    To compare fewer methods or tasks, pass fewer rows; to compare tables, pass one below the other, their methods named
-    apart.
+    To compare fewer methods or tasks, pass fewer rows; to compare tables, pass one below the other, their methods
+    named apart.
 
     Args:
-        values: Long table of N rows: method, value and the columns below, as the rows of a `RunTable` with split "test".
-            A pair counts if both methods have a row. A value that is NaN makes the mean NaN.
+        values: Long table of N rows: method, value and the columns below, as the test rows of a `RunTable`. A pair
+            counts if both methods have a row. A value that is NaN makes the mean NaN.
         baseline: A method of the table. None gives the means of the values themselves, without p.
         by: Columns that say what is compared: the result has a row for each method and combination.
         pair: Columns that name the pairs, over which mean and interval are taken.
-        average: Columns over which a pair is a mean, such as data sets or findings. What has no value at all is left out;
-            then a pair that lacks one of them is.
+        average: Columns over which a pair is a mean, such as data sets or findings. What has no value at all is left
+            out; then a pair that lacks one of them is.
         family: Columns within whose groups p is corrected, see `adjust_p`; default `by`: over the methods.
-        replicates: (N, R), each value in R resamplings of the patients, the same in all rows; NaN where undefined. An
-            interval leaves patients out if one of its rows is all NaN.
+        replicates: Each value in R resamplings of the patients, the same in all rows; NaN where undefined. An interval
+            leaves patients out if one of its rows is all NaN.
 
     Returns:
         Columns method, `by`, pairs (how many), those of `mean_interval` and p_holm; methods in order of appearance.
@@ -244,9 +228,9 @@ def compare_methods(tables: RunTable, baselines: Sequence[str] = ("equal",)) -> 
     """The summary of a sweep: `paired_differences` to each baseline over seeds and patients.
 
     Returns:
-        Columns method, baseline ("itself" for the scores, without p), metric, seeds (how many), task, NUMBERS and p_holm.
-        Tasks are the findings and GROUPS, means over the findings where the metric is defined. p_holm corrects each of
-        GROUPS over the methods, and the findings over methods and findings.
+        Columns method, baseline ("itself" for the scores, without p), metric, seeds (how many), task, NUMBERS and
+        p_holm. Tasks are the findings and GROUPS, means over the findings where the metric is defined. p_holm corrects
+        each of GROUPS over the methods, and the findings over methods and findings.
 
     Raises:
         ValueError: A baseline has no finished run, or a method ran twice with one seed (with two learning rates, say).
