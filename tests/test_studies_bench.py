@@ -14,7 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from deepchest_utils import TrainConfig
 from deepchest_utils.__main__ import main
 from deepchest_utils.datasets.cache import decode
-from deepchest_utils.studies.bench import PLAIN_STEP, BenchmarkSetup, full_bench, parts, ratios, run, time_interleaved
+from deepchest_utils.studies.bench import PLAIN_STEP, BenchmarkSetup, full_bench, parts, ratios, time_interleaved
 from deepchest_utils.studies.bench.inputs import write_pngs
 from deepchest_utils.studies.bench.parts import CONDITIONS, bench_beside, bench_recipes, bench_starts, phantom_splits
 from deepchest_utils.studies.bench.recipes import RECIPES
@@ -204,9 +204,9 @@ def test_whole_benchmark_goes_on_where_it_stopped(tmp_path, monkeypatch):
 
         return measure
 
-    monkeypatch.setattr(run, "phantom_splits", lambda config, **sizes: None)
+    monkeypatch.setattr(parts, "phantom_splits", lambda config, **sizes: None)
     for name in ("steps", "memory", "loop", "beside", "inputs", "settings", "recipes", "flat", "starts"):
-        monkeypatch.setattr(run, f"bench_{name}", part(name))
+        monkeypatch.setattr(parts, f"bench_{name}", part(name))
     out = tmp_path / "bench.csv"
     with pytest.raises(KeyboardInterrupt):
         full_bench(out)
@@ -223,7 +223,7 @@ def test_named_parts_alone_are_measured(tmp_path, monkeypatch, capsys):
     def measure(setup, methods, **arguments):
         return pd.DataFrame({"part": "step", "method": list(methods), "ratio": 1.0})
 
-    monkeypatch.setattr(run, "bench_steps", measure)
+    monkeypatch.setattr(parts, "bench_steps", measure)
     out = tmp_path / "bench.csv"
     assert main(["bench", "--part", "close candidates", "--out", str(out)]) == 0
     table = pd.read_csv(out)
@@ -240,9 +240,9 @@ def test_named_parts_alone_are_measured(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_quick_benchmark_prints_ratios(capsys, monkeypatch):
-    monkeypatch.setattr(run, "BenchmarkSetup", lambda device: SMALL)
-    monkeypatch.setattr(run, "QUICK", ("equal", "deepchest"))
-    monkeypatch.setattr(run, "TrainConfig", lambda device: TrainConfig(image_size=32, device="cpu"))
+    monkeypatch.setattr(parts, "BenchmarkSetup", lambda device: SMALL)
+    monkeypatch.setattr(parts, "QUICK", ("equal", "deepchest"))
+    monkeypatch.setattr(parts, "TrainConfig", lambda device: TrainConfig(image_size=32, device="cpu"))
     assert main(["bench", "--quick"]) == 0
     printed = capsys.readouterr().out
     for word in ("step", "memory", "loop", "input", "ratio", "deepchest", "whole loop", "memory map"):

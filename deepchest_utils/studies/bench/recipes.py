@@ -1,6 +1,7 @@
-"""Three ways to train the same network on the same data. The `epoch()` of each trains for one epoch and returns the macro
-AUROC on validation."""
+"""Three ways to train the same network on the same data. Each returns a function that trains for one epoch and returns the
+macro AUROC on validation."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +28,16 @@ def _macro_auroc(data: ChestXrays, logits: Tensor) -> float:
     return macro(score_tasks(data.labels, logits.numpy(), {})["auroc"])[0]
 
 
-class ThisProject:
+def this_project(config: TrainConfig, data: Splits, folder: Path) -> Callable[[], float]:
     """`train`'s own loop."""
+    loop, macro_auroc = Loop(config, data), {"split": "val", "task": "macro", "metric": "auroc"}
 
-    def __init__(self, config: TrainConfig, data: Splits, folder: Path):
-        self.loop = Loop(config, data)
+    def epoch() -> float:
+        loop.run_epoch()
+        rows = (row for row in reversed(loop.history) if macro_auroc.items() <= row.items())
+        return float(next(rows)["value"])
 
-    def epoch(self) -> float:
-        self.loop.run_epoch()
-        macro_auroc = {"split": "val", "task": "macro", "metric": "auroc"}
-        rows = (row for row in reversed(self.loop.history) if macro_auroc.items() <= row.items())
-        auroc: float = next(rows)["value"]
-        return auroc
+    return epoch
 
 
 class Files(Dataset[tuple[Tensor, Tensor]]):
@@ -61,75 +60,72 @@ class Files(Dataset[tuple[Tensor, Tensor]]):
             return self.transform(image.convert("L")), self.labels[index]
 
 
-class PublishedStyle:
+def published_style(config: TrainConfig, data: Splits, folder: Path) -> Callable[[], float]:
     """After the authors' published recipe: files decoded one by one, augmentation by Pillow, a two-way softmax head for each
     finding, losses and accuracies read back with `.item()` for each finding and batch, RMSprop. DeepChest's rule sets the
     weights."""
+    tasks = len(data.findings)
+    trunk, width = build_trunk(config.backbone, config.image_size)
+    heads = nn.ModuleList(nn.Linear(width, 2) for _ in range(tasks))
+    optimizer = torch.optim.RMSprop([*trunk.parameters(), *heads.parameters()], lr=1e-3)
+    train_loader = DataLoader(Files(folder / "train", data.train, True), config.batch_size, shuffle=True)
+    val_loader = DataLoader(Files(folder / "val", data.val, False), config.batch_size)
+    rule = DeepChest(tasks)
 
-    def __init__(self, config: TrainConfig, data: Splits, folder: Path):
-        self.val, tasks = data.val, len(data.findings)
-        self.trunk, width = build_trunk(config.backbone, config.image_size)
-        self.heads = nn.ModuleList(nn.Linear(width, 2) for _ in range(tasks))
-        self.optimizer = torch.optim.RMSprop([*self.trunk.parameters(), *self.heads.parameters()], lr=1e-3)
-        self.train_loader = DataLoader(Files(folder / "train", data.train, True), config.batch_size, shuffle=True)
-        self.val_loader = DataLoader(Files(folder / "val", data.val, False), config.batch_size)
-        self.rule = DeepChest(tasks)
-
-    def epoch(self) -> float:
-        self.trunk.train()
-        tasks = len(self.heads)
+    def epoch() -> float:
+        trunk.train()
         correct, num_images, running_loss = [0] * tasks, 0, [0.0] * tasks
-        for x, y in self.train_loader:
-            features = self.trunk(x)
+        for x, y in train_loader:
+            features = trunk(x)
             total: Any = 0.0  # from the first head on a tensor
-            for k, head in enumerate(self.heads):
+            for k, head in enumerate(heads):
                 logits = head(features)
                 loss = cross_entropy(logits, y[:, k].long())
-                total = total + self.rule.weights[k].item() * loss
+                total = total + rule.weights[k].item() * loss
                 running_loss[k] += loss.item()
                 correct[k] += (logits.argmax(1) == y[:, k]).sum().item()
             num_images += len(x)
-            self.optimizer.zero_grad()
+            optimizer.zero_grad()
             total.backward()
-            self.optimizer.step()
-        self.rule.update([c / num_images for c in correct])
-        self.trunk.eval()
+            optimizer.step()
+        rule.update([c / num_images for c in correct])
+        trunk.eval()
         with torch.no_grad():
-            features = torch.cat([self.trunk(x) for x, _ in self.val_loader])
-            two_way = torch.stack([head(features) for head in self.heads], 1)
-        return _macro_auroc(self.val, two_way[..., 1] - two_way[..., 0])
+            features = torch.cat([trunk(x) for x, _ in val_loader])
+            two_way = torch.stack([head(features) for head in heads], 1)
+        return _macro_auroc(data.val, two_way[..., 1] - two_way[..., 0])
+
+    return epoch
 
 
-class TorchJDStyle:
+def torchjd_style(config: TrainConfig, data: Splits, folder: Path) -> Callable[[], float]:
     """After TorchJD's multi-task example: a list of losses, `mtl_backward`, UPGrad on the trunk's parameters, Adam; a
     TensorDataset, no augmentation."""
+    net = MultiTaskNet(config.backbone, len(data.findings), config.image_size)
+    optimizer, aggregator = torch.optim.Adam(net.parameters(), lr=config.lr), UPGrad()
+    train_x, val_x = (to_input(torch.from_numpy(np.array(split.images))) for split in (data.train, data.val))
+    train_data = TensorDataset(train_x, torch.from_numpy(data.train.labels))
+    train_loader = DataLoader(train_data, config.batch_size, shuffle=True)
 
-    def __init__(self, config: TrainConfig, data: Splits, folder: Path):
-        self.val = data.val
-        self.net = MultiTaskNet(config.backbone, len(data.findings), config.image_size)
-        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=config.lr)
-        self.aggregator = UPGrad()
-        x, self.val_x = (to_input(torch.from_numpy(np.array(split.images))) for split in (data.train, data.val))
-        train = TensorDataset(x, torch.from_numpy(data.train.labels))
-        self.train_loader = DataLoader(train, config.batch_size, shuffle=True)
-
-    def epoch(self) -> float:
-        self.net.train()
-        for x, y in self.train_loader:
-            features = self.net.features(x)
-            logits = self.net.head(features)
+    def epoch() -> float:
+        net.train()
+        for x, y in train_loader:
+            features = net.features(x)
+            logits = net.head(features)
             losses = [binary_cross_entropy_with_logits(logits[:, k], y[:, k]) for k in range(y.shape[1])]
-            self.optimizer.zero_grad()
+            optimizer.zero_grad()
             mtl_backward(losses, features=features, retain_graph=True)
-            jac_to_grad(self.net.trunk.parameters(), self.aggregator)
-            self.optimizer.step()
-        self.net.eval()
+            jac_to_grad(net.trunk.parameters(), aggregator)
+            optimizer.step()
+        net.eval()
         with torch.no_grad():
-            return _macro_auroc(self.val, torch.cat([self.net(x) for x in self.val_x.split(256)]))
+            return _macro_auroc(data.val, torch.cat([net(x) for x in val_x.split(256)]))
+
+    return epoch
 
 
-RECIPES: dict[str, type[ThisProject | PublishedStyle | TorchJDStyle]] = {
-    "this project": ThisProject,
-    "published recipe's style": PublishedStyle,
-    "TorchJD's example's style": TorchJDStyle,
+RECIPES = {
+    "this project": this_project,
+    "published recipe's style": published_style,
+    "TorchJD's example's style": torchjd_style,
 }

@@ -5,6 +5,7 @@ import multiprocessing
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,13 +23,11 @@ from deepchest_utils.weighting import make_method
 from deepchest_utils.weighting.spec import parse_method
 
 PLAIN_STEP = "bare"
-_STATUS, _CLEAR_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
 class BenchmarkSetup:
-    """What is trained, and how. Images are noise and a tenth of the labels is positive: a step's cost does not depend on
-    them."""
+    """What is trained, and how: on noise, with a tenth of the labels positive. A step's cost does not depend on them."""
 
     backbone: str = "resnet18_thin"
     num_tasks: int = 14
@@ -52,11 +51,7 @@ def plain_step(
 
 
 class Step:
-    """One training step a call, each time on the same network and batch.
-
-    Args:
-        method: PLAIN_STEP, or a method as sweeps name it.
-    """
+    """One training step a call, on the same network and batch; method: PLAIN_STEP, or a method as sweeps name it."""
 
     def __init__(self, setup: BenchmarkSetup, method: str = PLAIN_STEP):
         self.device, self.amp = resolve_device(setup.device), setup.amp
@@ -98,36 +93,26 @@ class Step:
 
 
 def passes_through_trunk(setup: BenchmarkSetup, method: str) -> int:
-    """Backward passes through the trunk in one step: how often gradients reach its first layer."""
-    passes = 0
-
-    def count_pass(gradient: Tensor) -> None:
-        nonlocal passes
-        passes += 1
-
-    def watch(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        # the first layer is the one whose input needs no gradient
-        if isinstance(module, nn.Conv2d) and output.requires_grad and not inputs[0].requires_grad:
-            output.register_hook(count_pass)
-
+    """Backward passes through the trunk in one step: how often gradients reach its first convolution."""
+    gradients: list[Tensor] = []
     step = Step(setup, method)
-    handle = nn.modules.module.register_module_forward_hook(watch)
-    try:
-        step()
-    finally:
-        handle.remove()
-    return passes
+
+    def watch(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if output.requires_grad:
+            output.register_hook(gradients.append)
+
+    next(m for m in step.trunk.modules() if isinstance(m, nn.Conv2d)).register_forward_hook(watch)
+    step()
+    return len(gradients)
 
 
 def loop_epoch(config: TrainConfig, data: Splits) -> Callable[[], object]:
     """A function that trains for one epoch with `train`'s loop, without the evaluation after it."""
-    loop = Loop(config, data)
-    return lambda: loop.train_epoch(1)
+    return partial(Loop(config, data).train_epoch, 1)
 
 
 def plain_epoch(config: TrainConfig, data: Splits) -> Callable[[], None]:
-    """A function that takes as many plain steps as `loop_epoch`, on batches that lie in memory, ready for the network.
-    Nothing is fetched, augmented, kept or logged."""
+    """A function that takes as many plain steps as `loop_epoch`, on batches that lie in memory, ready for the network."""
     loop = Loop(config, data)
     order = training_order(len(data.train), config.batch_size, torch.Generator().manual_seed(0)).numpy()
     images = list(inputs(data.train.images, order, loop.device, loop.memory_format))
@@ -142,15 +127,9 @@ def plain_epoch(config: TrainConfig, data: Splits) -> Callable[[], None]:
 
 
 def peak_memory(setup: BenchmarkSetup, method: str) -> float:
-    """Peak memory of two training steps in a process of its own; the second has the optimiser's moments.
-
-    Returns:
-        MiB above what the process held before the network was made: weights, gradients, moments, activations, and what
-        the method holds. On the CPU it is the resident memory that the kernel counts, on a GPU what torch allocated.
-
-    Raises:
-        OSError: on the CPU, where the system is not Linux.
-    """
+    """Peak memory of two training steps in a process of its own, in MiB above what it held before the network was made:
+    weights, gradients, moments, activations, and what the method holds. On a GPU it is what torch allocated, on the CPU the
+    resident memory that Linux counts (OSError on another system)."""
     context = multiprocessing.get_context("spawn")  # a fork would start with the parent's memory
     with context.Pool(1) as pool:
         return pool.apply(_measure_peak, (setup, method))
@@ -162,18 +141,16 @@ def _measure_peak(setup: BenchmarkSetup, method: str) -> float:
     warmup = BenchmarkSetup(num_tasks=2, image_size=32, batch_size=2, device=setup.device)
     Step(warmup, method)()  # imports modules and loads kernels
     gc.collect()
-    before = 0.0
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     else:
-        _CLEAR_PEAK.write_text("5")  # the kernel forgets the peak so far
-        before = _resident_mib("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # the kernel forgets the peak so far
+    before = 0.0 if on_gpu else _resident_mib("VmRSS")
     step = Step(setup, method)
-    for _ in range(2):
+    for _ in range(2):  # the second has the optimiser's moments
         step()
     return torch.cuda.max_memory_allocated() / 2**20 if on_gpu else _resident_mib("VmHWM") - before
 
 
 def _resident_mib(field: str) -> float:
-    match = cast("re.Match[str]", re.search(rf"{field}:\s+(\d+) kB", _STATUS.read_text()))
-    return int(match[1]) / 1024
+    return int(re.findall(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[0]) / 1024
