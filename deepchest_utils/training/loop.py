@@ -88,8 +88,9 @@ def train(config: TrainConfig, data: Splits | None = None) -> Run:
                     saved = loop.epoch
                 return _test(loop)
             except KeyboardInterrupt as stop:
-                goes_on = f"stopped after {saved} epochs; the same command goes on from {folder}"
-                raise type(stop)(*([goes_on] if folder else [])) from stop
+                if folder is None:
+                    raise
+                raise type(stop)(f"stopped after {saved} epochs; the same command goes on from {folder}") from stop
 
 
 class Loop:
