@@ -25,11 +25,8 @@ def one_line(error: BaseException) -> str:
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Replace a file at once: at any moment `path` is the old file or the new one, never half of it.
 
-    Args:
-        path: The file. Its folder is made if there is none.
-
     Yields:
-        A path in the same folder to write to. When the block ends, it is flushed to disk and renamed to `path`.
+        A path in the same folder, which is made, to write to. After the block it is flushed to disk and renamed.
 
     Raises:
         FileError: The disk is full, or the folder cannot be written to. The old file stays.
@@ -68,10 +65,8 @@ def exclusive_lock(path: str | Path, what: str, wait: bool = False) -> Iterator[
     """Hold a lock file while the block runs. The system releases it when the process ends, however it ends.
 
     Args:
-        path: The lock file, beside what it guards: `<run_dir>/lock`, or `x.lock` for the table `x.csv`. It stays
-            when the lock is released.
+        path: The lock file, beside what it guards: `<run_dir>/lock`, or `x.lock` for the table `x.csv`. It stays.
         what: What is at work, for the message: "run" or "sweep".
-        wait: Wait for a process that holds the lock.
 
     Raises:
         FileError: Another process holds the lock, or the file cannot be written.

@@ -1,4 +1,4 @@
-"""Many runs, each in a folder of its own, in parallel on this machine or on a Dask cluster, and one table of them all."""
+"""Many runs, each in a folder of its own, in parallel on this machine or a Dask cluster, and one table of them all."""
 
 import dataclasses
 import hashlib
@@ -97,7 +97,6 @@ def make_trials(
             `deepchest(floor=0.25)` or `equal@single_task`.
         lr: A learning rate for each method, from `best_lr`, in place of the lists'. Another architecture takes the
             method's unless it has its own.
-        tune, history: See `Trial`.
 
     Raises:
         ValueError: An unknown field, a value that TrainConfig refuses, or a method without a learning rate.
@@ -158,7 +157,7 @@ def run_trial(trial: Trial, threads: int, folder: str | None = None) -> TrialRes
 
 
 def _train(trial: Trial, folder: Path, data: Splits) -> None:
-    """Leave a finished run in the folder; there may be one, of a sweep that was stopped before its row was in the table."""
+    """Leave a finished run in the folder. A sweep that was stopped before its row was in the table may have left one."""
     complete = all((folder / name).exists() for name in trial.files) and not (folder / store.CHECKPOINT).exists()
     if complete and store.read_run(folder).environment["data"] == data.fingerprint():
         return
@@ -178,7 +177,7 @@ def _train(trial: Trial, folder: Path, data: Splits) -> None:
 
 
 def _read_trial(trial: Trial, folder: Path, data: Splits) -> TrialResult:
-    """Of the run in the folder: test table, prevalence, and of the history the weights that moved and validation AUROC."""
+    """Test table, prevalence, and, of the history, the weights that moved and validation AUROC."""
     run = store.read_run(folder)
     record = {"cell": trial.id, "method": trial.method, "seed": trial.config.seed, "status": "done", "error": ""}
     record |= {"data": "", "settings": json.dumps(trial.settings, sort_keys=True), "seconds": 0.0} | run.environment
@@ -222,7 +221,7 @@ def run_sweep(
 
     Args:
         trials: Of `make_trials`.
-        out: The long table, a .csv. The folders of the runs lie in a folder of its name beside it, except those of Dask.
+        out: The long table, a .csv. The folders of the runs lie in a folder of its name, except those of Dask.
         jobs: Processes at a time, default one a core; each has an even share of the cores.
         backend: "joblib", or "dask" with the address of its scheduler.
 
@@ -246,15 +245,13 @@ def run_sweep(
         waiting = [trial for trial in trials if trial.id not in finished or not (trial.tune or trial.id in tested)]
         joblib = with_joblib(waiting, jobs, threads, tables.folder)
         results = joblib if scheduler is None else with_dask(waiting, scheduler, threads)
-        done = len(trials) - len(waiting)
-        with tqdm(total=len(trials), initial=done, desc="sweep", unit="run", disable=None) as bar:
-            for result in results:
-                if result.record["status"] == "failed":
-                    store.write_json(tables.folder / result.trial.id / store.FAILURE, result.record)
-                tables.add(result.record, result.rows, result.replicates)
-                name = f"{result.trial.method} seed {result.trial.config.seed}"
-                bar.set_postfix_str(f"{name}: {result.record['status']}")
-                bar.update()
+        bar = tqdm(results, "sweep", len(trials), initial=len(trials) - len(waiting), unit="run", disable=None)
+        for result in bar:
+            if result.record["status"] == "failed":
+                store.write_json(tables.folder / result.trial.id / store.FAILURE, result.record)
+            tables.add(result.record, result.rows, result.replicates)
+            name = f"{result.trial.method} seed {result.trial.config.seed}"
+            bar.set_postfix_str(f"{name}: {result.record['status']}")
     return tables
 
 

@@ -363,7 +363,7 @@ def by_hand(table, method, baseline="equal", **chosen):
     for name, value in chosen.items():
         table = table[table[name] == value]
     wide = table.pivot(index=["seed", "data"], columns="method", values="value")
-    return mean_interval((wide[method] - wide[baseline]).groupby("seed").mean().to_numpy())
+    return mean_interval((wide[method] - wide[baseline]).groupby("seed").mean().to_numpy(), NONE)
 
 
 def test_differences_are_paired_and_corrected_over_the_methods():

@@ -48,11 +48,11 @@ class RunCollection:
     def summary(self) -> pd.DataFrame:
         """A row a group and method, in the order of every table.
 
-        Columns: group, method, seeds (how many), findings (how many have an AUROC, in the run with the fewest); auroc and
-        average_precision (macro, test, mean over seeds) with _low and _high (95%, Student's over seeds; NaN for one);
-        difference (macro AUROC minus that of `equal`, paired by seed and data) with _low, _high, _p and _p_holm (over the
-        group), and pairs (how many); worst (the finding with the lowest mean AUROC) and worst_auroc. Intervals are for other
-        seeds, and say nothing of other patients unless each seed has data of its own.
+        Columns: group, method, seeds (how many), findings (how many have an AUROC, in the run with the fewest); auroc
+        and average_precision (macro, test, mean over seeds) with _low and _high (95%, Student's over seeds; NaN for
+        one); difference (macro AUROC minus that of `equal`, paired by seed and data) with _low, _high, _p and _p_holm
+        (over the group), and pairs (how many); worst (the finding with the lowest mean AUROC) and worst_auroc.
+        Intervals are for other seeds, and say nothing of other patients unless each seed has data of its own.
         """
         test = self.rows[self.rows.split == "test"].drop(columns=["group", "method", "seed"])
         test = test.merge(self.runs[["run", "group", "method", "seed", "data"]], on="run")
@@ -83,8 +83,8 @@ class RunCollection:
 def report(folder: str | Path = "runs", out: str | Path | None = None) -> RunCollection:
     """All tested runs below a folder, see `store.collect`, in groups that may share a mean. A repeated run counts once.
 
-    A group has the same data and settings, method and seed apart. Phantoms that were drawn with the seed of the run, as in
-    notebook 03, are a group too: independent draws, one a seed. `out` is a new .csv for the long table.
+    A group has the same data and settings, method and seed apart. Phantoms that were drawn with the seed of the run, as
+    in notebook 03, are a group too: independent draws, one a seed. `out` is a new .csv for the long table.
 
     Raises:
         ValueError: There is no tested run, or `out` is the name of something else.
@@ -108,18 +108,17 @@ def report(folder: str | Path = "runs", out: str | Path | None = None) -> RunCol
     if runs.commit.nunique() > 1:
         commits = runs.commit.dropna().unique()
         remarks.append(f"note: the runs are of {len(commits)} commits of the code: {_listed(commits)}")
-    runs = runs[~repeated].reset_index(drop=True)
+    runs = runs[~repeated]
     differing = differing_settings(runs)
-    runs["group"] = name_groups(runs, differing)
-    tables = {record.run: record.rows for record in records}
+    runs = runs.assign(group=name_groups(runs, differing))
     parts = [
-        tables[run.run].assign(run=run.run, group=run.group, method=run.method, **differing.loc[run.Index])
+        records[run.Index].rows.assign(run=run.run, group=run.group, method=run.method, **differing.loc[run.Index])
         for run in runs.itertuples()
     ]
     rows = pd.concat(parts, ignore_index=True)[["run", "group", *differing.columns, *COLUMNS]]
     if out is not None:
         write_table(out, rows)
-    return RunCollection(runs.drop(columns="key"), rows, remarks)
+    return RunCollection(runs.drop(columns="key").reset_index(drop=True), rows, remarks)
 
 
 def _listed(texts: Iterable[str], separator: str = ", ") -> str:

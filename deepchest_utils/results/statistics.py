@@ -14,7 +14,6 @@ from deepchest_utils.results.store import RunTable
 
 BOOTSTRAP_METRICS = ("auroc", "average_precision")
 NUMBERS = ["mean", "low", "high", "p", "seed_sd", "patient_sd"]  # of `mean_interval`
-_NO_REPLICATES = np.empty(0)
 
 
 def patient_weights(
@@ -98,7 +97,7 @@ def compare_runs(
 
 
 def mean_interval(
-    values: Float[np.ndarray, " s"], replicates: Float[np.ndarray, " r"] = _NO_REPLICATES, level: float = 0.95
+    values: Float[np.ndarray, " s"], replicates: Float[np.ndarray, " r"], level: float = 0.95
 ) -> dict[str, float]:
     """The mean over training seeds of a score or a paired difference, with an interval for other seeds and patients.
 

@@ -1,7 +1,7 @@
 """One store of runs: a folder a run, and tables of many.
 
-Tables are long: a value a row. A task is a finding, "macro" (the mean over the findings where the metric is defined, and
-"<metric>_tasks" their number), "worst" (the lowest AUROC), or "run" for what belongs to no task.
+Tables are long: a value a row. A task is a finding, "macro" (the mean over the findings where the metric is defined,
+and "<metric>_tasks" their number), "worst" (the lowest AUROC), or "run" for what belongs to no task.
 """
 
 import dataclasses
@@ -157,7 +157,7 @@ class RunRecord:
 
 
 def read_run(folder: str | Path) -> RunRecord:
-    """Read the folder of a finished run; without test.csv its history alone. Damaged files raise one of several types."""
+    """Read the folder of a finished run, without test.csv its history alone. A damaged file raises one of many types."""
     folder = Path(folder)
     config = TrainConfig(**json.loads((folder / CONFIG).read_text()))
     environment = json.loads((folder / ENVIRONMENT).read_text())
@@ -206,9 +206,9 @@ def _read_folder(path: Path) -> Iterator[RunRecord | str]:
             yield f"failed: {path}: {failure['method']} seed {failure['seed']}: {failure['error']}"
     elif checkpoint is not None:
         state = read_checkpoint(checkpoint)
-        config = state["identity"]
-        epochs = f"{state['epoch']} of {config.get('epochs')} epochs"
-        yield f"unfinished: {path}: {config.get('method')} seed {config.get('seed')}, {epochs}; its command goes on from there"
+        method, seed, epochs = (state["identity"].get(name) for name in ("method", "seed", "epochs"))
+        progress = f"{state['epoch']} of {epochs} epochs; its command goes on from there"
+        yield f"unfinished: {path}: {method} seed {seed}, {progress}"
     elif not (path / HISTORY).exists():
         yield f"unfinished: {path}: neither test.csv nor a checkpoint"
     elif not in_table:
@@ -227,10 +227,8 @@ def _read_exported(path: Path) -> Iterator[RunRecord | str]:
         yield f"failed: {out}: {trial.method} seed {trial.seed}: {trial.error}"
     for trial in trials[(trials.status == "done") & tested].itertuples():
         if not (out.with_suffix("") / trial.cell / TEST).exists():
-            config, environment = (
-                TrainConfig(**json.loads(trial.settings)),
-                {"data": trial.data, "commit": trial.commit},
-            )
+            config = TrainConfig(**json.loads(trial.settings))
+            environment = {"data": trial.data, "commit": trial.commit}
             yield RunRecord(f"{out}:{trial.cell}", config, environment, tables[trial.cell][COLUMNS])
     if untested := sum((trials.status == "done") & ~tested):
         yield f"untested: {out}: validation scores alone of {untested} runs"
@@ -307,8 +305,8 @@ class RunTable:
     Attributes:
         rows: The long table `<out>`, with columns "cell" and COLUMNS.
         cells: `<out>_cells.csv`, a row a run: settings, status, error, seconds, environment.
-        replicates: `<out>_replicates.npz`, an array (M, R, K) a finished run: the M BOOTSTRAP_METRICS in R resamplings of
-            the test patients, the same in every run.
+        replicates: `<out>_replicates.npz`, an array (M, R, K) a finished run: the M BOOTSTRAP_METRICS in R resamplings
+            of the test patients, the same in every run.
         folder: `<out>/`, which has the folders of the runs.
     """
 
