@@ -51,17 +51,9 @@ ONE_PASS = ("equal", "deepchest", "uncertainty", "famo", "gradnorm", *AT_FEATURE
 ON_PARAMETERS = ("pcgrad", "upgrad")
 ALL_METHODS = tuple(m for m in METHOD_LABELS if method_family(m) in ("loss", "gradient") or m in ("equal", "deepchest"))
 ALL_ON_PARAMETERS = tuple(m for m in ALL_METHODS if issubclass(cast(type, METHODS[m]), GradientBalancing))
-ALL_ONE_PASS = (
-    *(m for m in ALL_METHODS if m not in ALL_ON_PARAMETERS),
-    *(f'{m}(level="features")' for m in ALL_ON_PARAMETERS),
-)
+ALL_ONE_PASS = tuple(f'{m}(level="features")' if m in ALL_ON_PARAMETERS else m for m in ALL_METHODS)
 CONDITIONS = ("fixed threads, idle", "adapted threads, idle", "fixed threads, beside", "adapted threads, beside")
 _BUSY = "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"  # ends with this process
-STARTS = {
-    "import torch": ("-c", "import torch"),
-    "from deepchest_utils import DeepChest": ("-c", "from deepchest_utils import DeepChest"),
-    "python -m deepchest_utils --help": ("-m", "deepchest_utils", "--help"),
-}
 SETTINGS: dict[str, dict[str, Any]] = {
     "fp32": {"channels_last": False},
     "fp32, channels last": {},
@@ -145,13 +137,14 @@ def bench_beside(
 def bench_starts(rounds: int, rng: np.random.Generator) -> pd.DataFrame:
     """A new Python until it has imported the method, or printed the help, against importing torch alone."""
     start = partial(subprocess.run, check=True, stdout=subprocess.DEVNULL)
-    steps = {name: partial(start, [sys.executable, *arguments]) for name, arguments in STARTS.items()}
+    code = ("import torch", "from deepchest_utils import DeepChest")
+    steps = {statement: partial(start, [sys.executable, "-c", statement]) for statement in code}
+    steps["python -m deepchest_utils --help"] = partial(start, [sys.executable, "-m", "deepchest_utils", "--help"])
     return measure("start", steps, rounds, rng)
 
 
 def bench_settings(setup: BenchmarkSetup, rounds: int, rng: np.random.Generator, budget: float = inf) -> pd.DataFrame:
-    """The plain step in other number formats and memory layouts, and compiled. Column `first_step` has the seconds of the
-    first one, which waits for the compiler."""
+    """The plain step in other number formats and layouts, and compiled; `first_step`, in seconds, waits for the compiler."""
     steps = {name: Step(replace(setup, **options)) for name, options in SETTINGS.items()}
     # without the cache, where a second benchmark would find what the first has compiled
     with cast(Any, torch.compiler.config).patch(force_disable_caches=True):
@@ -161,8 +154,7 @@ def bench_settings(setup: BenchmarkSetup, rounds: int, rng: np.random.Generator,
 
 
 def bench_recipes(config: TrainConfig, data: Splits) -> pd.DataFrame:
-    """Three ways to train take turns: a row an epoch with the macro AUROC on validation after it, and the seconds of
-    training and validating until then."""
+    """Three ways to train take turns: macro AUROC on validation after each epoch, and seconds until then with validation."""
     from deepchest_utils.studies.bench.recipes import RECIPES  # TorchJD's solvers take a second to import
 
     rows = []
@@ -202,13 +194,11 @@ def on_phantom(part: Callable[..., pd.DataFrame], config: TrainConfig, num_train
 
 def all_parts(device: str, rng: np.random.Generator) -> dict[str, Callable[[], pd.DataFrame]]:
     """Everything that notebook 06 reads, by the name that stands in the table's column `measured`."""
-    config = TrainConfig(device=device)
-    setups = {(b, k): BenchmarkSetup(b, k, device=device) for b, k in itertools.product(BACKBONES, TASKS)}
-    default = setups["resnet18_thin", 14]
+    config, default = TrainConfig(device=device), BenchmarkSetup(device=device)
     steps, loop = partial(bench_steps, rng=rng), partial(on_phantom, bench_loop, rng=rng)
     parts: dict[str, Callable[[], pd.DataFrame]] = {}
     for backbone, rounds, num_train in (("resnet18_thin", 800, 1024), ("resnet18", 250, 512)):
-        setup, of_backbone = setups[backbone, 14], replace(config, backbone=backbone)
+        setup, of_backbone = replace(default, backbone=backbone), replace(config, backbone=backbone)
         parts[f"close {backbone}"] = partial(steps, setup, NEAREST, rounds=rounds)
         parts[f"loop {backbone}"] = partial(loop, of_backbone, num_train=num_train, rounds=rounds // 10)
         parts[f"setting {backbone}"] = partial(bench_settings, setup, rounds=100, rng=rng, budget=45.0)
@@ -222,15 +212,15 @@ def all_parts(device: str, rng: np.random.Generator) -> dict[str, Callable[[], p
     parts["every"] = partial(steps, default, ALL_ONE_PASS, rounds=60, budget=60.0)
     parts["every, parameters"] = partial(steps, default, ALL_ON_PARAMETERS, rounds=15, budget=60.0)
     parts["every memory"] = partial(bench_memory, default, (*ALL_ONE_PASS, *ALL_ON_PARAMETERS))
-    for (backbone, num_tasks), setup in setups.items():
-        name = f"step {backbone} {num_tasks}"
+    for backbone, num_tasks in itertools.product(BACKBONES, TASKS):
+        name, setup = f"step {backbone} {num_tasks}", replace(default, backbone=backbone, num_tasks=num_tasks)
         parts[name] = partial(steps, setup, ONE_PASS, rounds=40, budget=15.0)
         parts[f"{name}, parameters"] = partial(steps, setup, ON_PARAMETERS, rounds=15, budget=15.0)
     for num_tasks in TASKS:
+        setup = replace(default, backbone="resnet18", num_tasks=num_tasks)
         methods = ("deepchest", *AT_FEATURES, *ON_PARAMETERS)
-        parts[f"memory resnet18 {num_tasks}"] = partial(bench_memory, setups["resnet18", num_tasks], methods)
-    with_method = replace(config, method="deepchest")
-    parts["recipe"] = partial(on_phantom, bench_recipes, with_method, num_train=4000)
+        parts[f"memory resnet18 {num_tasks}"] = partial(bench_memory, setup, methods)
+    parts["recipe"] = partial(on_phantom, bench_recipes, replace(config, method="deepchest"), num_train=4000)
     if resolve_device(device).type == "cuda":
         for backbone in ("resnet18", "densenet121"):
             large = replace(config, backbone=backbone, image_size=224, amp="bf16")
@@ -239,12 +229,7 @@ def all_parts(device: str, rng: np.random.Generator) -> dict[str, Callable[[], p
 
 
 def full_bench(out: str | Path, device: str = "auto", seed: int = 0, only: Sequence[str] | None = None) -> pd.DataFrame:
-    """Measure all parts, or only those named, into the table `out`, which grows with each part. A part that the table has
-    is not measured again.
-
-    Raises:
-        ValueError: for a part that there is not.
-    """
+    """Measure all parts, or only those named, into the table `out`, which grows with each. One that it has stays."""
     out, parts = Path(out), all_parts(device, np.random.default_rng(seed))
     if only is not None:
         if unknown := set(only) - set(parts):
