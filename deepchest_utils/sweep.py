@@ -157,7 +157,7 @@ def run_trial(trial: Trial, threads: int, folder: str | None = None) -> TrialRes
 
 
 def _train(trial: Trial, folder: Path, data: Splits) -> None:
-    """Leave a finished run in the folder. A sweep that was stopped before its row was in the table may have left one."""
+    """Leave a finished run in the folder. A sweep that was stopped before it wrote the row may have left one."""
     complete = all((folder / name).exists() for name in trial.files) and not (folder / store.CHECKPOINT).exists()
     if complete and store.read_run(folder).environment["data"] == data.fingerprint():
         return
