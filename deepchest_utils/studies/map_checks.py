@@ -14,21 +14,15 @@ from torchvision.transforms.v2.functional import gaussian_blur
 
 from deepchest_utils.datasets import ChestXrays, Splits
 from deepchest_utils.explain.regions import Regions
-from deepchest_utils.explain.scores import name_pairs, score_maps
 from deepchest_utils.models.augment import to_input
 from deepchest_utils.models.trunks import MultiTaskNet
+from deepchest_utils.studies.localization import name_pairs, score_maps
 
 
 def cascading_randomization(net: MultiTaskNet, rng: torch.Generator) -> Iterator[tuple[str, MultiTaskNet]]:
-    """Shuffle more and more of the network, from the head down.
-
-    Every weight tensor, and every statistic of batch normalisation, is permuted within itself. Its distribution stays;
-    what was learned is lost.
-
-    Yields:
-        The name of what was shuffled last ("head", then the modules of the trunk, last first) and the network so far. It is
-        one copy that changes from step to step; `net` stays as it is.
-    """
+    """Shuffle more and more of the network, from the head down: each tensor of weights or of batch normalisation's statistics
+    is permuted within itself. Its distribution stays; what was learned is lost. Yields the name of what was shuffled last
+    and the network so far, one copy that changes from step to step; `net` stays as it is."""
     shuffled = copy.deepcopy(net)
     done: set[int] = set()
     modules = [("head", shuffled.head), *reversed(_modules_with_weights(shuffled.trunk)), ("rest", shuffled.trunk)]
@@ -65,22 +59,16 @@ def perturbation_curves(
     insert: bool = False,
     batch_size: int = 256,
 ) -> Float[np.ndarray, "n s"]:
-    """The probability of each image's finding as its pixels go, in the order in which its map ranks them.
+    """The probability of each image's finding as its pixels go, those that its map ranks highest first.
 
     A pixel that is gone shows the image blurred beyond recognition: a hole might look like a sign itself.
 
     Args:
-        net: in eval mode.
         tasks: (N,), the finding asked about in each image.
-        maps: (N, H, W); pixels of the highest values go first.
-        shares: (S,), shares of the pixels that are gone, in [0, 1].
+        shares: of the pixels that are gone, in [0, 1].
         insert: the other way round, pixels come into the blurred image.
-
-    Returns:
-        (N, S) probabilities.
     """
-    device = next(net.parameters()).device
-    side = images.shape[-1]
+    device, side = next(net.parameters()).device, images.shape[-1]
     curves = np.empty((len(images), len(shares)))
     for start in range(0, len(images), batch_size):
         batch = slice(start, start + batch_size)
@@ -97,10 +85,8 @@ def perturbation_curves(
 
 def _pixel_ranks(maps: Float[np.ndarray, "n h w"]) -> Float[np.ndarray, "n h w"]:
     """The rank of each pixel in its map, from 0 for the highest to just below 1."""
-    flat = maps.reshape(len(maps), -1)
-    order = np.argsort(-flat, axis=1, kind="stable")
-    ranks = np.empty(flat.shape, np.float32)
-    np.put_along_axis(ranks, order, np.arange(flat.shape[1], dtype=np.float32) / flat.shape[1], axis=1)
+    order = (-maps.reshape(len(maps), -1)).argsort(axis=1, kind="stable")
+    ranks: np.ndarray = order.argsort(axis=1).astype(np.float32) / order.shape[1]
     return ranks.reshape(maps.shape)
 
 

@@ -39,11 +39,9 @@ class BenchmarkSetup:
     compiled: bool = False
 
 
-def plain_step(
-    net: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, amp: str, device: torch.device
-) -> None:
+def plain_step(net: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, amp: str) -> None:
     """The limit: network, mean loss, one backward pass, optimiser."""
-    with autocast(amp, device):
+    with autocast(amp, x.device):
         logits = net(x)
     optimizer.zero_grad(set_to_none=True)
     binary_cross_entropy_with_logits(logits.float(), y).backward()
@@ -54,7 +52,7 @@ class Step:
     """One training step a call, on the same network and batch; method: PLAIN_STEP, or a method as sweeps name it."""
 
     def __init__(self, setup: BenchmarkSetup, method: str = PLAIN_STEP):
-        self.device, self.amp = resolve_device(setup.device), setup.amp
+        device, self.amp = resolve_device(setup.device), setup.amp
         layout = torch.channels_last if setup.channels_last else torch.contiguous_format
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -63,25 +61,25 @@ class Step:
             y = (torch.rand(setup.batch_size, setup.num_tasks) < 0.1).float()
         y[0] = 1  # every task has both classes
         # torch's stub of `to` has no memory format beside a device
-        self.net: MultiTaskNet = cast(Any, net).to(self.device, memory_format=layout)
-        self.x = x.to(self.device, memory_format=layout)
-        self.y = y.to(self.device)
+        self.net: MultiTaskNet = cast(Any, net).to(device, memory_format=layout)
+        self.x, self.y = x.to(device, memory_format=layout), y.to(device)
         trunk = torch.compile(self.net.trunk) if setup.compiled else self.net.trunk
         self.trunk = cast(nn.Module, trunk)  # a compiled module is a module too
         self.trunk_and_head = nn.Sequential(self.trunk, self.net.head)
         self.rule = None
         if method != PLAIN_STEP:
             name, options = parse_method(method)
-            self.rule = make_method(name, setup.num_tasks, **options).to(self.device)
+            self.rule = make_method(name, setup.num_tasks, **options).to(device)
             self.rule.begin(y.mean(0))
-        rule_parameters = self.rule.parameters() if self.rule else ()
-        self.optimizer = make_optimizer(TrainConfig(), self.net.parameters(), rule_parameters)
+        self.optimizer = make_optimizer(
+            TrainConfig(), self.net.parameters(), self.rule.parameters() if self.rule else ()
+        )
 
     def __call__(self) -> None:
         if self.rule is None:
-            plain_step(self.trunk_and_head, self.optimizer, self.x, self.y, self.amp, self.device)
+            plain_step(self.trunk_and_head, self.optimizer, self.x, self.y, self.amp)
             return
-        with autocast(self.amp, self.device):
+        with autocast(self.amp, self.x.device):
             features = self.trunk(self.x)
             logits = self.net.head(features)
         self.optimizer.zero_grad(set_to_none=True)
@@ -121,7 +119,7 @@ def plain_epoch(config: TrainConfig, data: Splits) -> Callable[[], None]:
     def epoch() -> None:
         loop.net.train()
         for x, y in zip(images, labels, strict=True):
-            plain_step(loop.net, loop.optimizer, x, y, config.amp, loop.device)
+            plain_step(loop.net, loop.optimizer, x, y, config.amp)
 
     return epoch
 
