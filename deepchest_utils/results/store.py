@@ -157,7 +157,7 @@ class RunRecord:
 
 
 def read_run(folder: str | Path) -> RunRecord:
-    """Read the folder of a finished run, without test.csv its history alone. Damaged files raise any of several errors."""
+    """Read the folder of a finished run, without test.csv its history alone. A damaged file may raise any error."""
     folder = Path(folder)
     config = TrainConfig(**json.loads((folder / CONFIG).read_text()))
     environment = json.loads((folder / ENVIRONMENT).read_text())
