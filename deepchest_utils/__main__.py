@@ -134,8 +134,7 @@ class Localize(_Many):
     per_finding: int = 60  # images of each finding
 
     def run(self) -> None:
-        from deepchest_utils.explain.scores import SCORES
-        from deepchest_utils.studies.localization import localize_runs
+        from deepchest_utils.studies.localization import SCORES, localize_runs
 
         trials = self.trials()
         scores = localize_runs(trials, self.out, self.cam, self.per_finding)

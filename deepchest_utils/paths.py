@@ -38,15 +38,11 @@ def _has_injected_parameters() -> bool:
 
 
 def figure_folder(dataset: str, smoke: bool) -> Path:
-    """Folder of a notebook's figures.
+    """Folder of a notebook's figures. `DEEPCHEST_FIGURES` overrides it.
 
     `figures/` takes those of a full run on the phantom with the notebook's own parameters, `runs/figures/` all others: no
-    picture of a patient, no rerun and no smoke test lands among the committed ones. `DEEPCHEST_FIGURES` overrides both.
-    With parameters given by papermill, which may be started anywhere, it prints where files go.
-
-    Args:
-        dataset: Name of the data set.
-        smoke: Whether this is a smoke test.
+    picture of a patient, no rerun and no smoke test lands among the committed ones. With parameters given by papermill,
+    which may be started anywhere, it prints where files go.
     """
     rerun = _has_injected_parameters()
     if given := os.environ.get("DEEPCHEST_FIGURES"):

@@ -26,10 +26,7 @@ def adapt_threads() -> int:
 
     It costs microseconds and looks at the machine now and then: call it between two steps, batches or cells. It leaves
     alone a number that the user has set (OMP_NUM_THREADS, MKL_NUM_THREADS, torch.set_num_threads), and that of processes
-    of torchrun, whose arithmetic must agree. Without psutil it does nothing.
-
-    Returns:
-        The number of threads now.
+    of torchrun, whose arithmetic must agree. Without psutil it does nothing. Returns the number of threads now.
     """
     threads, now = torch.get_num_threads(), time.monotonic()
     if _is_fixed(threads) or now < _last.time + INTERVAL:

@@ -9,7 +9,7 @@ from sklearn.metrics import average_precision_score
 
 from deepchest_utils.datasets import ChestXrays
 from deepchest_utils.explain.regions import Regions
-from deepchest_utils.explain.scores import SCORES, localize, mean_scores, score_maps
+from deepchest_utils.studies.localization import SCORES, localize, mean_scores, score_maps
 from deepchest_utils.studies.map_checks import centre_prior, mean_region_baseline, random_maps, score_baseline_maps
 
 

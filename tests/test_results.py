@@ -119,8 +119,7 @@ def test_summary_is_made_of_the_tables(name, studies):
 
 @pytest.mark.parametrize("name", ["phantom", "nih_sample"])
 def test_localization_is_of_the_same_pairs_in_every_run(name):
-    from deepchest_utils.explain import SCORES
-    from deepchest_utils.studies.localization import read_localization
+    from deepchest_utils.studies.localization import SCORES, read_localization
 
     table = read_localization(RESULTS / f"localization_{name}.csv")
     runs = [part[["image", "finding", "patient"]].reset_index(drop=True) for _, part in table.groupby("cell")]

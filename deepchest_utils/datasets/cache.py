@@ -35,9 +35,7 @@ def cached_images(
     Args:
         key: `cache_key` of all that the images depend on.
         make: Yields blocks in any order. The file gets its name after the last one.
-
-    Raises:
-        FileError: The file cannot be written, or holds something else.
+    Raises FileError: the file cannot be written, or holds something else.
     """
     path = (default_cache_dir() if cache_dir is None else Path(cache_dir)) / f"{name}-{key}.npy"
     if not path.exists():

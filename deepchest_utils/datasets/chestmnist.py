@@ -45,9 +45,7 @@ def load_chestmnist(
     Args:
         root: Folder of `chestmnist.npz` (28 px) or `chestmnist_<size>.npz`; `paths.raw_dir()` by default.
         download: Fetch a missing file into `root`.
-
-    Raises:
-        DataError: Another size or split, or a file that is missing, damaged, or cannot be downloaded.
+    Raises DataError: another size or split, or a file that is missing, damaged, or cannot be downloaded.
     """
     if split not in (None, "official"):
         raise DataError(f'chestmnist has only its own split, split="official". Found {split!r}.')

@@ -1,10 +1,6 @@
-"""Where a network looks (`cam`), the true regions (`regions`), whether both agree (`scores`); one image (`predict`)."""
+"""Where a network looks (`cam`), the true regions (`regions`), and one image of the user's own (`predict`)."""
 
 from deepchest_utils.explain.cam import CAM_METHODS, HeatMaps, default_layers, heat_maps
 from deepchest_utils.explain.regions import Regions, load_regions
-from deepchest_utils.explain.scores import SCORES, localize, mean_scores, score_maps
 
-__all__ = [
-    "CAM_METHODS", "SCORES", "HeatMaps", "Regions", "default_layers", "heat_maps", "load_regions",
-    "localize", "mean_scores", "score_maps",
-]  # fmt: skip
+__all__ = ["CAM_METHODS", "HeatMaps", "Regions", "default_layers", "heat_maps", "load_regions"]

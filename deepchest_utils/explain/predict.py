@@ -32,9 +32,7 @@ class Trained:
 
 def load_trained(checkpoint: str | Path, device: str = "auto") -> Trained:
     """The network of a checkpoint, a file or the folder of its run, with the `calibration.json` beside it.
-
-    Raises:
-        FileError: If the file is no checkpoint, holds no finished epoch, or the calibration is for other findings.
+    Raises FileError: if the file is no checkpoint, holds no finished epoch, or the calibration is for other findings.
     """
     path = Path(checkpoint).expanduser()
     path = path / "checkpoint.pt" if path.is_dir() else path

@@ -36,9 +36,7 @@ def sample_augmentation(
         generator: On the CPU, so that every device gets the same draws.
         degrees, shift, zoom, contrast, brightness: Half-widths of uniform distributions. shift is a share of the
             image's side, contrast a factor of standardised values, brightness in standard deviations.
-
-    Returns:
-        A row an image: an affine map (2, 3) by rows, as in torch's `affine_grid`, then a gain and an offset.
+    Returns a row an image: an affine map (2, 3) by rows, as in torch's `affine_grid`, then a gain and an offset.
     """
     draws = torch.rand(n, 6, generator=generator) * 2 - 1
     angle = draws[:, 0] * (degrees * torch.pi / 180)

@@ -11,9 +11,8 @@ from deepchest_utils.distributed import all_reduce_sum, sum_over_ranks
 def masked_bce(logits: Float[Tensor, "b k"], labels: Float[Tensor, "b k"]) -> Float[Tensor, " k"]:
     """Mean binary cross-entropy of each task over its known labels, which are 1 or 0; NaN is unknown.
 
-    Returns:
-        (K,) in nats, at least 0, float32 also under autocast. A task without a known label in the batch has loss 0 and
-        gets no gradient. With several processes (`distributed`), the mean is over the batch of all.
+    (K,) in nats, at least 0, float32 also under autocast. A task without a known label in the batch has loss 0 and gets
+    no gradient. With several processes (`distributed`), the mean is over the batch of all.
     """
     is_known = ~labels.isnan()
     # the label is replaced before the loss: NaN * 0 would still be NaN, in the gradient too

@@ -17,9 +17,7 @@ def explore(draw: Callable[..., Figure], **controls: Control) -> Figure | None:
 
     As a control, (lowest, highest, step, default) makes a slider. A list of texts makes a choice of one, by default the
     first. A dict from texts to whether each is chosen by default makes a choice of several, as a list.
-
-    Returns:
-        The static figure. None where controls are shown, so that a headless run saves no state of widgets.
+    Returns the static figure. None where controls are shown, so that a headless run saves no state of widgets.
     """
     if "JPY_SESSION_NAME" not in os.environ:  # a Jupyter server sets it for a person; papermill and nbclient do not
         return draw(**{name: _default(control) for name, control in controls.items()})

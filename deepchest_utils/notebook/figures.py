@@ -235,19 +235,6 @@ def save_summary(summary: pd.DataFrame, path: str | Path) -> None:
     plt.close(fig)
 
 
-def annotated_heatmap(
-    ax: Axes, values: Float[np.ndarray, "r c"], labels: Sequence[str], text: Sequence[Sequence[str]], **options: Any
-) -> None:
-    """A square heat map through seaborn, with findings on both axes and a text in each cell."""
-    import seaborn as sns
-
-    names = [pretty(name) for name in labels]
-    options |= {"xticklabels": names, "yticklabels": names, "annot_kws": {"fontsize": 6.5}, "linewidths": 0.5}
-    sns.heatmap(values, ax=ax, annot=np.asarray(text), fmt="", square=True, **options)
-    ax.tick_params(axis="both", labelsize=8, length=0)
-    ax.grid(visible=False)
-
-
 def difference_heatmap(ax: Axes, values: pd.DataFrame, dots: pd.DataFrame, limit: float, labels: Sequence[str]) -> None:
     """Differences, orange above zero and blue below, in colours that end at `limit`, with a dot where `dots` is True.
 

@@ -85,9 +85,7 @@ def report(folder: str | Path = "runs", out: str | Path | None = None) -> RunCol
 
     A group has the same data and settings, method and seed apart. Phantoms that were drawn with the seed of the run, as
     in notebook 03, are a group too: independent draws, one a seed. `out` is a new .csv for the long table.
-
-    Raises:
-        ValueError: There is no tested run, or `out` is the name of something else.
+    Raises ValueError if there is no tested run, or if `out` is the name of something else.
     """
     if out is not None and (Path(out).suffix != ".csv" or Path(out).with_name(f"{Path(out).stem}_cells.csv").exists()):
         raise ValueError(f"out should be the name of a .csv, and not that of a sweep. Found {str(out)!r}.")

@@ -76,9 +76,8 @@ def compare_runs(
 ) -> pd.DataFrame:
     """Two networks on the same test images. The intervals hold for these two, and say nothing of another seed.
 
-    Returns:
-        A row a task, and "macro": positives, and for each of baseline, other and difference (other - baseline, paired)
-        the value on all images with _low and _high, the 95% interval over patients.
+    A row a task, and "macro": positives, and for each of baseline, other and difference (other - baseline, paired) the
+    value on all images with _low and _high, the 95% interval over patients.
     """
     rankings = [rank_tasks(labels, scores) for scores in (baseline, other)]
     point = np.array([[getattr(ranking, metric)() for ranking in tasks_of_one] for tasks_of_one in rankings])

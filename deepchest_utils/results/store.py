@@ -100,9 +100,7 @@ def _processor() -> str:
 
 def read_results(path: str | Path, columns: list[str], what: str, missing_ok: bool = True) -> pd.DataFrame:
     """Read a CSV of results that has these columns; an empty table if there is no file and `missing_ok`.
-
-    Raises:
-        FileError: It is no readable CSV, breaks off, or lacks a column: it is no table of `what`, a "sweep", say.
+    Raises FileError: it is no readable CSV, breaks off, or lacks a column: it is no table of `what`, a "sweep", say.
     """
     if missing_ok and not Path(path).exists():
         return pd.DataFrame(columns=columns)
@@ -174,9 +172,7 @@ def read_run(folder: str | Path) -> RunRecord:
 
 def collect(folder: str | Path) -> tuple[list[RunRecord], list[str]]:
     """Read every tested run below a folder, however deep: folders of runs, and trials of a `RunTable` that have none.
-
-    Returns:
-        The runs, and a remark for each other run: "unfinished: ...", "untested: ...", "failed: ..." or "damaged: ...".
+    Returns the runs, and a remark for each other run: "unfinished: ...", "untested: ...", "failed: ..." or "damaged: ...".
     """
     items: list[RunRecord | str] = []
     for name, folders, files in os.walk(folder):
@@ -256,9 +252,7 @@ def _newest_checkpoint(folder: str | Path) -> Path | None:
 
 def load_checkpoint(run_dir: str | Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     """The newest readable state in `run_dir`, on the CPU, or None. A damaged file is renamed, and the one before used.
-
-    Raises:
-        FileError: No checkpoint is readable, or it is not of `identity`, the configuration and data of the run.
+    Raises FileError: no checkpoint is readable, or it is not of `identity`, the configuration and data of the run.
     """
     path = _newest_checkpoint(run_dir)
     if path is None:

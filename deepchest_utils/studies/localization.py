@@ -1,4 +1,5 @@
-"""Does weighting change where the network looks? One network a method and seed, scored on the same images and findings."""
+"""Do heat maps point at the findings, and does weighting change where the network looks? Scores of maps against the
+true regions, then one network a method and seed, scored on the same images and findings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,30 +7,121 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Bool, Float
+from scipy.ndimage import distance_transform_edt
+from torch import nn
 
-from deepchest_utils.config import did_you_mean
-from deepchest_utils.datasets import Splits
-from deepchest_utils.explain.cam import CAM_METHODS, default_layers
-from deepchest_utils.explain.regions import load_regions
-from deepchest_utils.explain.scores import SCORES, localize, mean_scores
+from deepchest_utils.config import check_choice
+from deepchest_utils.datasets import ChestXrays, Splits
+from deepchest_utils.explain.cam import CAM_METHODS, default_layers, heat_maps
+from deepchest_utils.explain.regions import Regions, load_regions
 from deepchest_utils.files import write_file
-from deepchest_utils.results.statistics import paired_differences
+from deepchest_utils.results.metrics import Ranking
+from deepchest_utils.results.statistics import paired_differences, patient_weights
 from deepchest_utils.results.store import LOCALIZATION, RunTable, append_rows, read_results, write_table
 from deepchest_utils.sweep import Trial, run_sweep
 from deepchest_utils.training import Run
 
+SCORES = {
+    "pointing": "pointing game", "energy": "energy inside", "iou": "IoU over thresholds", "pixel_ap": "AP of pixels"
+}  # fmt: skip
+THRESHOLDS = np.linspace(0.1, 0.9, 9)  # of the IoU, relative to a map's maximum
+TOLERANCE = 1 / 16  # of the side: half a cell of an 8 x 8 map
+
+
+def score_maps(
+    maps: Float[np.ndarray, "n h w"], masks: Bool[np.ndarray, "m a b"], tolerance: float = TOLERANCE
+) -> dict[str, Float[np.ndarray, " n"]]:
+    """Each of SCORES, in [0, 1], for N maps that are not negative; NaN for an empty mask.
+
+    - pointing: 1 if the maximum lies within `tolerance` (1 is the side) of the mask, else 0; the share of the maxima if
+      there are several (Zhang et al. 2016, arXiv 1608.00507).
+    - energy: the share of the map's sum inside the mask (Wang et al. 2020, arXiv 1910.01279); for a blank map, the
+      share of the image inside the mask.
+    - iou: intersection over union of the mask and the map above a threshold, mean over THRESHOLDS.
+    - pixel_ap: average precision of the pixels.
+
+    Raises ValueError if maps and masks differ in shape.
+    """
+    if maps.shape != masks.shape:
+        raise ValueError(f"maps and masks should have one shape. Found {maps.shape} and {masks.shape}.")
+    out = {name: np.full(len(maps), np.nan) for name in SCORES}
+    for i, (values, mask) in enumerate(zip(maps, masks, strict=True)):
+        if not mask.any():
+            continue
+        top, total = values.max(), values.sum(dtype=float)
+        near = distance_transform_edt(~mask) <= tolerance * mask.shape[0]
+        out["pointing"][i] = near[values == top].mean()
+        out["energy"][i] = values[mask].sum(dtype=float) / total if total > 0 else mask.mean()
+        above = (values >= THRESHOLDS[:, None, None] * top) & (top > 0)
+        out["iou"][i] = ((above & mask).sum((1, 2)) / (above | mask).sum((1, 2))).mean()
+        pixels = Ranking(mask.ravel().astype(np.float32), values.ravel())
+        out["pixel_ap"][i] = 1.0 if mask.all() else pixels.average_precision()[0]
+    return out
+
+
+def localize(
+    net: nn.Module,
+    data: ChestXrays,
+    truth: Regions,
+    method: str = "layercam",
+    layers: Sequence[str] | None = None,
+    batch_size: int = 32,
+) -> pd.DataFrame:
+    """How well the heat maps of a network, made by `heat_maps`, point at the true regions in the split `data`.
+
+    Returns a row for each pair of `truth`, in its order: image, finding, patient, evidence and SCORES. Memory does not
+    grow with the number of images.
+    """
+    tables = []
+    for task in np.unique(truth.tasks):
+        pairs = np.flatnonzero(truth.tasks == task)
+        for batch in np.split(pairs, range(batch_size, len(pairs), batch_size)):
+            heat = heat_maps(net, data.images[truth.rows[batch]], [int(task)], method, layers, batch_size)
+            scores = score_maps(heat.maps[:, 0], truth.masks[batch])
+            tables.append(pd.DataFrame({"evidence": heat.evidence[:, 0], **scores}, index=batch))
+    return name_pairs(data, truth).join(pd.concat(tables))
+
+
+def name_pairs(data: ChestXrays, truth: Regions) -> pd.DataFrame:
+    findings = np.array(data.findings)[truth.tasks]
+    return pd.DataFrame({"image": data.ids[truth.rows], "finding": findings, "patient": truth.patients})
+
+
+def mean_scores(
+    tables: Sequence[pd.DataFrame], score: str, rng: np.random.Generator, replicates: int = 1000
+) -> tuple[pd.DataFrame, Float[np.ndarray, "t r f"]]:
+    """Mean of a score for each finding and over the findings ("macro"), with a bootstrap over patients.
+
+    Args:
+        tables: T tables of `localize` with the same pairs of F findings; ValueError if they differ.
+        score: A key of SCORES.
+
+    Returns:
+        The means, a row for each finding and for "macro", a column for each table; and their R replicates, paired
+        between the tables, (T, R, F + 1).
+    """
+    first = tables[0]
+    if not all(table[["image", "finding"]].equals(first[["image", "finding"]]) for table in tables):
+        raise ValueError("tables should be of the same images and findings, in the same order.")
+    findings, index = np.unique(first.finding, return_inverse=True)
+    is_finding = (index[:, None] == np.arange(len(findings))).astype(float)  # (pairs, findings)
+    weights = patient_weights(first.patient.to_numpy(np.int64), replicates, rng)
+    values = np.stack([table[score].to_numpy(float) for table in tables])
+    means, count = values @ is_finding / is_finding.sum(0), weights @ is_finding
+    with np.errstate(invalid="ignore"):  # a replicate may have no patient with the finding
+        samples = np.stack([(weights * v) @ is_finding / count for v in values])
+    samples = np.concatenate([samples, np.nanmean(samples, axis=2, keepdims=True)], axis=2)
+    means = np.column_stack([means, means.mean(1)])
+    return pd.DataFrame(means.T, index=pd.Index([*findings, "macro"], name="finding")), samples
+
 
 @dataclass(frozen=True)
 class LocalizationTrial(Trial):
-    """A trial whose maps are scored on the test split before the network is let go.
+    """A trial whose maps are scored on the test split before the network is let go."""
 
-    Attributes:
-        cam: Of CAM_METHODS, at `default_layers`.
-        per_finding: Images of each finding at most.
-    """
-
-    cam: str = "layercam"
-    per_finding: int = 60
+    cam: str = "layercam"  # of CAM_METHODS, at `default_layers`
+    per_finding: int = 60  # images of each finding at most
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -45,26 +137,13 @@ class LocalizationTrial(Trial):
 def localize_runs(
     trials: Sequence[Trial], out: str | Path, cam: str = "layercam", per_finding: int = 60, jobs: int | None = None
 ) -> pd.DataFrame:
-    """Train each trial and score its maps on the test split. A trial that is in the table is not run again.
+    """Train each trial, score its maps on the test split, and return `read_localization` of the trials.
 
-    Args:
-        trials: Of `make_trials`.
-        out: A .csv with a row a trial, image and finding. `<out>_cells.csv` has a row a trial with its settings and
-            environment, and the sweep that trains is `<out>_runs.csv`, with the folders of the runs.
-        cam: See `LocalizationTrial`.
-        per_finding: See `LocalizationTrial`.
-        jobs: Runs at a time, see `run_sweep`.
-
-    Returns:
-        `read_localization` of the trials.
-
-    Raises:
-        ValueError: An argument is not as it should be, the table has a trial's scores of another map, or a trial failed;
-            the table has all others then.
+    `out` is a .csv with a row a trial, image and finding; a trial that is in it is not run again. `<out>_cells.csv` has
+    settings and environment of each trial. The sweep that trains is `<out>_runs.csv`, with the folders of the runs.
+    Raises ValueError if a trial failed (the table has all others then), or if the table has scores of another map.
     """
-    if cam not in CAM_METHODS:
-        hint = did_you_mean(cam, CAM_METHODS)
-        raise ValueError(f"cam should be one of {', '.join(CAM_METHODS)}. Found {cam!r}.{hint}")
+    check_choice("cam", cam, CAM_METHODS)
     out, ids = Path(out), [trial.id for trial in trials]
     _, records = _read(out)
     if other := set(records[records.cell.isin(ids)].get("cam", ())) - {cam}:
@@ -118,11 +197,7 @@ def _cells_path(out: Path) -> Path:
 
 
 def read_localization(out: str | Path) -> pd.DataFrame:
-    """The scores of `localize_runs`, with each trial's method and seed.
-
-    Raises:
-        ValueError: There is no such table.
-    """
+    """The scores of `localize_runs`, with each trial's method and seed."""
     out = Path(out)
     if not out.exists():
         raise ValueError(f"{out}: no such table.")
@@ -131,22 +206,12 @@ def read_localization(out: str | Path) -> pd.DataFrame:
 
 
 def compare_localization(table: pd.DataFrame, baseline: str, score: str, rng: np.random.Generator) -> pd.DataFrame:
-    """`paired_differences` of a mean score, paired by seed and image, over seeds and patients.
+    """`paired_differences` of a mean score of `read_localization`, paired by seed and image, over seeds and patients.
 
-    Args:
-        table: Of `read_localization`.
-        baseline: A method that has every seed of the others.
-        score: Of SCORES.
-        rng: Of the bootstrap over patients.
-
-    Returns:
-        A row a method and finding ("macro": their mean). p_holm corrects over all methods and findings.
-
-    Raises:
-        ValueError: The score, the baseline or a seed of it is not there.
+    A row a method and finding ("macro": their mean); p_holm corrects over all methods and findings. The baseline must
+    have every seed of the others.
     """
-    if score not in SCORES:
-        raise ValueError(f"score should be one of {', '.join(SCORES)}. Found {score!r}.{did_you_mean(score, SCORES)}")
+    check_choice("score", score, SCORES)
     methods = list(dict.fromkeys(table.method))
     if baseline not in methods or len(methods) < 2:
         raise ValueError(f"baseline should be one of two methods or more, {', '.join(methods)}. Found {baseline!r}.")

@@ -86,7 +86,7 @@ def perturbation_curves(
 def _pixel_ranks(maps: Float[np.ndarray, "n h w"]) -> Float[np.ndarray, "n h w"]:
     """The rank of each pixel in its map, from 0 for the highest to just below 1."""
     order = (-maps.reshape(len(maps), -1)).argsort(axis=1, kind="stable")
-    ranks: np.ndarray = order.argsort(axis=1).astype(np.float32) / order.shape[1]
+    ranks: np.ndarray = (order.argsort(axis=1) / order.shape[1]).astype(np.float32)
     return ranks.reshape(maps.shape)
 
 

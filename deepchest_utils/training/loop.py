@@ -151,9 +151,7 @@ class Loop:
 
     def train_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
         """One step for each batch of a new random order. Nothing is read back from the device before the last.
-
-        Returns:
-            Labels and logits (N, K) of the images that were seen, losses (steps, K), and the mean number of threads.
+        Returns labels and logits (N, K) of the images that were seen, losses (steps, K), and the mean number of threads.
         """
         images, threads = self.data.train.images, 0
         order = setup.training_order(len(images), self.config.batch_size, self.generators["order"])  # (steps, B)
@@ -220,11 +218,7 @@ class Loop:
         return {**state, **plain, "rng": rng, "identity": self.identity, "findings": list(self.data.findings)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state of `state_dict`.
-
-        Raises:
-            FileError: The state does not fit the network, the method or the optimiser.
-        """
+        """Go on from a state of `state_dict`; FileError if it does not fit the run."""
         try:
             for name in _STATEFUL:
                 getattr(self, name).load_state_dict(state[name])

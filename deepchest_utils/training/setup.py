@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -31,11 +31,7 @@ BLOCK = 2**20  # pixels prepared at a time: 256 images of 64 px
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device of this process. "auto" is cuda if there is one, and each of several processes has its own GPU.
-
-    Raises:
-        ValueError: The device is unknown, or not there.
-    """
+    """The device of this process. "auto" is cuda if there is one, and each of several processes has its own GPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and world_size() > 1:
@@ -59,8 +55,7 @@ def make_optimizer(
     groups = [{"params": list(network), "weight_decay": config.weight_decay}]
     if method_parameters := list(method):
         groups.append({"params": method_parameters, "weight_decay": 0.0})
-    optimizer: torch.optim.Optimizer = _OPTIMIZERS[config.optimizer](groups, lr=config.lr)
-    return optimizer
+    return cast(torch.optim.Optimizer, _OPTIMIZERS[config.optimizer](groups, lr=config.lr))
 
 
 def make_schedule(config: TrainConfig, optimizer: torch.optim.Optimizer, total_steps: int) -> LRScheduler:
@@ -76,11 +71,7 @@ def autocast(amp: str, device: torch.device) -> AbstractContextManager[object]:
 
 
 def epoch_shape(n: int, batch_size: int) -> tuple[int, int]:
-    """(steps, images a step) of an epoch over n images: whole batches only, at least one.
-
-    Raises:
-        ValueError: A batch of one image, or one that the processes cannot share evenly.
-    """
+    """(steps, images a step) of an epoch over n images: whole batches only, at least one."""
     size = min(batch_size, n)
     if size < 2:
         raise ValueError(

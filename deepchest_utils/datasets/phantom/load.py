@@ -71,9 +71,7 @@ def load_phantom(
         label_noise: Share of the images of train and val that get the labels of another of them.
         unknown: Share of all labels made NaN.
         controlled: A population whose findings differ in nothing but these values of `FACTORS`.
-
-    Raises:
-        DataError: A share outside [0, 1], a size outside 28 to 256 px, an unknown split, factor or finding.
+    Raises DataError: A share outside [0, 1], a size outside 28 to 256 px, an unknown split, factor or finding.
     """
     for name, share in (("label_noise", label_noise), ("unknown", unknown)):
         if not 0 <= share <= 1:

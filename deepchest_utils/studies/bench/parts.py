@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import psutil
 import torch
+from numpy.random import Generator
 from tqdm import tqdm
 
 from deepchest_utils.config import TrainConfig
@@ -71,7 +72,7 @@ def phantom_splits(config: TrainConfig, **sizes: Any) -> Splits:
 
 
 def bench_steps(
-    setup: BenchmarkSetup, methods: Sequence[str], rounds: int, rng: np.random.Generator, budget: float = inf
+    setup: BenchmarkSetup, methods: Sequence[str], rounds: int, rng: Generator, budget: float = inf
 ) -> pd.DataFrame:
     """A training step of each method against the plain step, and its backward passes through the trunk."""
     steps = {name: Step(setup, name) for name in (PLAIN_STEP, *methods)}
@@ -80,9 +81,7 @@ def bench_steps(
     return measure("step", steps, rounds, rng, setup, budget=budget).assign(passes=passes)
 
 
-def bench_flat(
-    setup: BenchmarkSetup, tasks: Sequence[int], method: str, rounds: int, rng: np.random.Generator
-) -> pd.DataFrame:
+def bench_flat(setup: BenchmarkSetup, tasks: Sequence[int], method: str, rounds: int, rng: Generator) -> pd.DataFrame:
     """The step of one method for several numbers of tasks, against the first number."""
     steps = {k: Step(replace(setup, num_tasks=k), method) for k in tasks}
     table = measure("flat", steps, rounds, rng, setup, warmup=2)
@@ -96,7 +95,7 @@ def bench_memory(setup: BenchmarkSetup, methods: Sequence[str], repeats: int = 1
     return table.assign(ratio=table.mib / table.mib[0], part="memory", rounds=repeats, **describe(setup))
 
 
-def bench_loop(config: TrainConfig, data: Splits, rounds: int, rng: np.random.Generator) -> pd.DataFrame:
+def bench_loop(config: TrainConfig, data: Splits, rounds: int, rng: Generator) -> pd.DataFrame:
     """An epoch of `train`'s loop, with and without augmentation, against as many plain steps."""
     steps = {
         PLAIN_STEP: plain_epoch(config, data),
@@ -107,7 +106,7 @@ def bench_loop(config: TrainConfig, data: Splits, rounds: int, rng: np.random.Ge
 
 
 def bench_beside(
-    config: TrainConfig, data: Splits, rounds: int, rng: np.random.Generator, settle: float = INTERVAL
+    config: TrainConfig, data: Splits, rounds: int, rng: Generator, settle: float = INTERVAL
 ) -> pd.DataFrame:
     """An epoch of `train`'s loop on an idle machine and beside one busy process, with as many threads as torch starts with
     and with `adapt_threads`, which looks three times before each epoch, `settle` seconds apart, untimed."""
@@ -134,7 +133,7 @@ def bench_beside(
         torch.set_num_threads(threads)
 
 
-def bench_starts(rounds: int, rng: np.random.Generator) -> pd.DataFrame:
+def bench_starts(rounds: int, rng: Generator) -> pd.DataFrame:
     """A new Python until it has imported the method, or printed the help, against importing torch alone."""
     start = partial(subprocess.run, check=True, stdout=subprocess.DEVNULL)
     code = ("import torch", "from deepchest_utils import DeepChest")
@@ -143,7 +142,7 @@ def bench_starts(rounds: int, rng: np.random.Generator) -> pd.DataFrame:
     return measure("start", steps, rounds, rng)
 
 
-def bench_settings(setup: BenchmarkSetup, rounds: int, rng: np.random.Generator, budget: float = inf) -> pd.DataFrame:
+def bench_settings(setup: BenchmarkSetup, rounds: int, rng: Generator, budget: float = inf) -> pd.DataFrame:
     """The plain step in other number formats and layouts, and compiled; `first_step`, in seconds, waits for the compiler."""
     steps = {name: Step(replace(setup, **options)) for name, options in SETTINGS.items()}
     # without the cache, where a second benchmark would find what the first has compiled
@@ -192,7 +191,7 @@ def on_phantom(part: Callable[..., pd.DataFrame], config: TrainConfig, num_train
     return part(config, phantom_splits(config, num_train=num_train), **options)
 
 
-def all_parts(device: str, rng: np.random.Generator) -> dict[str, Callable[[], pd.DataFrame]]:
+def all_parts(device: str, rng: Generator) -> dict[str, Callable[[], pd.DataFrame]]:
     """Everything that notebook 06 reads, by the name that stands in the table's column `measured`."""
     config, default = TrainConfig(device=device), BenchmarkSetup(device=device)
     steps, loop = partial(bench_steps, rng=rng), partial(on_phantom, bench_loop, rng=rng)
@@ -252,8 +251,5 @@ SHOWN = (
 def format_bench(table: pd.DataFrame) -> str:
     """The table for a terminal, part by part."""
     columns = [name for name in SHOWN if name in table]
-    parts = [
-        f"\n{name}\n{part[columns].dropna(axis=1, how='all').to_string(index=False, float_format='%.4g')}"
-        for name, part in table.groupby("part", sort=False)
-    ]
-    return "\n".join(parts)
+    parts = {name: part[columns].dropna(axis=1, how="all") for name, part in table.groupby("part", sort=False)}
+    return "\n".join(f"\n{name}\n{part.to_string(index=False, float_format='%.4g')}" for name, part in parts.items())

@@ -1,5 +1,4 @@
-"""Three ways to train the same network on the same data. Each returns a function that trains for one epoch and returns the
-macro AUROC on validation."""
+"""Three ways to train the same network. Each gives a function that trains an epoch and gives validation's macro AUROC."""
 
 from collections.abc import Callable
 from pathlib import Path

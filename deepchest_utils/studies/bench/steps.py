@@ -71,9 +71,8 @@ class Step:
             name, options = parse_method(method)
             self.rule = make_method(name, setup.num_tasks, **options).to(device)
             self.rule.begin(y.mean(0))
-        self.optimizer = make_optimizer(
-            TrainConfig(), self.net.parameters(), self.rule.parameters() if self.rule else ()
-        )
+        rule_parameters = self.rule.parameters() if self.rule else ()
+        self.optimizer = make_optimizer(TrainConfig(), self.net.parameters(), rule_parameters)
 
     def __call__(self) -> None:
         if self.rule is None:
@@ -128,8 +127,7 @@ def peak_memory(setup: BenchmarkSetup, method: str) -> float:
     """Peak memory of two training steps in a process of its own, in MiB above what it held before the network was made:
     weights, gradients, moments, activations, and what the method holds. On a GPU it is what torch allocated, on the CPU the
     resident memory that Linux counts (OSError on another system)."""
-    context = multiprocessing.get_context("spawn")  # a fork would start with the parent's memory
-    with context.Pool(1) as pool:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:  # a fork would start with the parent's memory
         return pool.apply(_measure_peak, (setup, method))
 
 
