@@ -41,8 +41,7 @@ def figure_folder(dataset: str, smoke: bool) -> Path:
     """Folder of a notebook's figures. `DEEPCHEST_FIGURES` overrides it.
 
     `figures/` takes those of a full run on the phantom with the notebook's own parameters, `runs/figures/` all others: no
-    picture of a patient, no rerun and no smoke test lands among the committed ones. With parameters given by papermill,
-    which may be started anywhere, it prints where files go.
+    picture of a patient, no rerun, no smoke test lands among the committed ones. A rerun of papermill prints where they go.
     """
     rerun = _has_injected_parameters()
     if given := os.environ.get("DEEPCHEST_FIGURES"):

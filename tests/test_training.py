@@ -258,7 +258,7 @@ def networks(tmp_path, monkeypatch):
     monkeypatch.setenv("DEEPCHEST_RUNS", str(tmp_path))
     epochs, train_epoch = [], Loop.train_epoch
     monkeypatch.setattr(Loop, "train_epoch", lambda self, epoch: epochs.append(epoch) or train_epoch(self, epoch))
-    return tmp_path / "networks", epochs
+    return tmp_path / ".networks", epochs
 
 
 def test_train_once_trains_once(few, tiny, networks):
@@ -266,11 +266,17 @@ def test_train_once_trains_once(few, tiny, networks):
     first = train_once(config(epochs=1), few)
     assert_same_run(first, train(config(epochs=1), few))
     assert epochs == [1, 1]
-    assert_same_run(first, train_once(config(epochs=1, data_root="elsewhere", run_dir="ignored"), few))
+    assert_same_run(first, train_once(config(epochs=1, data_root="elsewhere"), few))
     assert epochs == [1, 1]
     for other, data in ((config(epochs=1, seed=1), few), (config(epochs=1), tiny), (config(), few)):
         train_once(other, data)
     assert len([path for path in folder.iterdir() if path.is_dir()]) == 4
+
+
+def test_train_once_with_a_folder_of_the_users_own_trains_there(few, networks, tmp_path):
+    train_once(config(epochs=1, run_dir=str(tmp_path / "mine")), few)
+    assert (tmp_path / "mine" / "test.csv").exists()
+    assert not networks[0].exists()
 
 
 def test_train_once_loads_the_data_set_itself(networks):

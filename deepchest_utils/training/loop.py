@@ -267,23 +267,24 @@ def _test(loop: Loop) -> Run:
 
 
 def train_once(config: TrainConfig, data: Splits | None = None) -> Run:
-    """`train` in `runs/networks/<id>`, where the same run is trained once and from then on only tested.
+    """`train` in `runs/.networks/<id>`, where the same run is trained once and from then on only tested.
 
     The id is a hash of configuration, data, versions and the source of this package: changed code trains anew. So does,
-    each time, a method that was registered from outside. A second process waits for the first.
+    each time, a method registered from outside. A second process waits for the first. With `run_dir` it is `train`.
     """
     data = _load(config) if data is None else data
     method = make_method(config.method, len(data.findings), **config.method_options)
-    if {type(module).__module__.partition(".")[0] for module in method.modules()} - _KNOWN_PACKAGES:
+    packages = {type(module).__module__.partition(".")[0] for module in method.modules()}
+    if config.run_dir or packages - _KNOWN_PACKAGES:
         return train(config, data)
     run_id, package = hashlib.sha256(), PROJECT / "deepchest_utils"
     for path in sorted(package.rglob("*.py")):
         if path.relative_to(package).parts[0] not in _ABOVE_TRAINING:
             run_id.update(path.read_bytes())
     versions = [metadata.version(name) for name in ("torch", "torchvision", "torchjd", "numpy")]
-    device = setup.resolve_device(config.device).type
-    run_id.update(json.dumps([config.identity(), data.fingerprint(), device, versions], sort_keys=True).encode())
-    folder = runs_dir() / "networks" / run_id.hexdigest()[:12]
+    facts = [config.identity(), data.fingerprint(), setup.resolve_device(config.device).type, versions]
+    run_id.update(json.dumps(facts, sort_keys=True).encode())
+    folder = runs_dir() / ".networks" / run_id.hexdigest()[:12]
     with exclusive_lock(folder.with_suffix(".lock"), "run", wait=True):
         return train(dataclasses.replace(config, run_dir=str(folder)), data)
 
