@@ -207,7 +207,7 @@ def all_parts(device: str, rng: Generator) -> dict[str, Callable[[], pd.DataFram
     parts["start"] = partial(bench_starts, rounds=30, rng=rng)
     parts["input"] = partial(bench_inputs, rounds=25, rng=rng, num_pngs=256)
     on_cpu = replace(config, device="cpu")
-    parts["beside"] = partial(on_phantom, bench_beside, on_cpu, num_train=6000, rounds=12, rng=rng)  # as `train` has
+    parts["beside"] = partial(on_phantom, bench_beside, on_cpu, num_train=2000, rounds=25, rng=rng)
     parts["every"] = partial(steps, default, ALL_ONE_PASS, rounds=60, budget=60.0)
     parts["every, parameters"] = partial(steps, default, ALL_ON_PARAMETERS, rounds=15, budget=60.0)
     parts["every memory"] = partial(bench_memory, default, (*ALL_ONE_PASS, *ALL_ON_PARAMETERS))
