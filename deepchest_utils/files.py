@@ -1,11 +1,17 @@
 """Files that are complete or absent, and locks: one process at a time works on a run or a sweep."""
 
 import errno
+import glob
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # on Windows, where a killed process leaves a file behind
+    fcntl = None  # type: ignore[assignment]
 
 
 class FileError(ValueError):
@@ -32,13 +38,35 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         FileError: The disk is full, or the folder cannot be written to. The old file stays.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     with _writable(path), ExitStack() as stack:
+        _remove_abandoned(path)
+        temporary = _open_temporary(path, stack)
         stack.callback(temporary.unlink, missing_ok=True)
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+
+
+def _open_temporary(path: Path, stack: ExitStack) -> Path:
+    """A new file beside `path`, which is locked until the stack is closed: it is not abandoned."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+        if fcntl:
+            descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if not fcntl or temporary.exists():  # else it was taken for abandoned before it was locked
+            return temporary
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove what a killed process has left of its writing of `path`; the file of a process at work is locked."""
+    leftovers = path.parent.glob(f".{glob.escape(path.name)}.*.part") if fcntl else ()
+    for temporary in filter(Path.is_file, leftovers):  # a FIFO would block
+        with suppress(OSError), open(temporary, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            temporary.unlink()
 
 
 @contextmanager

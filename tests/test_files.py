@@ -97,6 +97,29 @@ def test_folder_that_cannot_be_written_to(tmp_path):
         pass
 
 
+def write_slowly(path: Path, ready, end) -> None:
+    with atomic_write(path) as part:
+        part.write_text("half")
+        ready.set()
+        end.wait(60)
+
+
+def test_what_a_killed_process_left_is_removed_and_what_another_writes_is_not(tmp_path):
+    context = multiprocessing.get_context("fork")
+    path, ready, end = tmp_path / "file", context.Event(), context.Event()
+    other = context.Process(target=write_slowly, args=(path, ready, end))
+    other.start()
+    assert ready.wait(60)
+    (tmp_path / ".file2.12345678.part").write_text("of another file")
+    write_file(path, "new")
+    assert len(list(tmp_path.glob(".file.*.part"))) == 1
+    other.kill()
+    other.join()
+    write_file(path, "newer")
+    assert sorted(os.listdir(tmp_path)) == [".file2.12345678.part", "file"]
+    assert path.read_text() == "newer"
+
+
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")
 def test_read_only_folder(tmp_path):
     tmp_path.chmod(0o500)

@@ -99,4 +99,4 @@ def test_the_house_stays_small():
     studies = [path for path in FILES if room(module(path)) == "studies"]
     assert sum(lines[path] for path in studies) <= 1300
     assert len(FILES) - len(studies) <= 60
-    assert sum(lines.values()) - sum(lines[path] for path in studies) <= 6500
+    assert sum(lines.values()) - sum(lines[path] for path in studies) <= 8000
