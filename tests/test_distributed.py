@@ -28,7 +28,7 @@ from deepchest_utils.distributed import (
 TESTS = Path(__file__).parent
 BALANCING = [
     "mgda", "pcgrad", "graddrop", "gradvac", "cagrad", "imtl_g", "nash_mtl", "aligned_mtl", "fairgrad", "config",
-    "dualproj", "upgrad", "rgw",
+    "dualproj", "upgrad", "rgw", "excess_mtl",
 ]  # fmt: skip
 # sgd: Adam makes a step of a rounding error where a gradient is near zero
 SGD = {"optimizer": "sgd", "lr": 0.001, "schedule": "constant"}

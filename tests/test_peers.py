@@ -349,6 +349,25 @@ def test_gradnorm_gives_a_task_that_lags_behind_more():
     assert method.weights[1] > 1.02
 
 
+def test_gradnorm_s_first_loss_is_the_entropy_or_without_a_prevalence_that_of_the_first_batch():
+    """H/L(0) of a finding that the first batch lacks is 6.7 at one in 300: the weight that this is worth is gone."""
+    p = torch.tensor([1 / 300, 0.1], dtype=torch.float64)
+    entropy, absent = -(p * p.log() + (1 - p) * (1 - p).log()), -(1 - p).log()
+    final = {}
+    for initial_loss in ("entropy", "batch"):
+        method = GradNorm(2, initial_loss=initial_loss)
+        method.begin(p)
+        for loss in [absent, *[entropy] * 200]:  # a network that says the prevalence, all along
+            method.learn(loss, torch.ones(2).double())
+        torch.testing.assert_close(method.first_loss, entropy if initial_loss == "entropy" else absent)
+        final[initial_loss] = method.weights
+    assert (final["entropy"] - 1).abs().max() < 0.1
+    assert final["batch"][0] > 1.3
+    plain = GradNorm(2)
+    plain.learn(absent, torch.ones(2).double())
+    assert torch.equal(plain.first_loss, absent)
+
+
 def test_gradnorm_steps_as_if_a_task_without_a_label_were_not_there():
     losses, norms = torch.tensor([1.0, 0.0, 2.0]).double(), torch.tensor([1.0, 0.0, 1.3]).double()
     whole, less = GradNorm(K), GradNorm(K - 1)
@@ -363,7 +382,8 @@ def test_gradnorm_steps_as_if_a_task_without_a_label_were_not_there():
 # gradient balancing
 
 AGGREGATORS = [
-    ("mgda", {}, jd.MGDA),
+    ("mgda", {}, lambda: jd.MGDA(epsilon=1e-5, max_iters=250)),
+    ("mgda", {"tolerance": 1e-3, "iterations": 100}, jd.MGDA),
     ("pcgrad", {}, jd.PCGrad),
     ("graddrop", {}, jd.GradDrop),
     ("gradvac", {}, jd.GradVac),
@@ -481,6 +501,25 @@ def test_nash_mtl_and_gradvac_leave_a_missing_task_out_and_remember_it():
     share, gramian = nash.weights[rows], (jacobian[rows] @ jacobian[rows].T).double()
     torch.testing.assert_close(share * (gramian @ share), torch.ones(2).double(), rtol=1e-3, atol=0)
     assert nash.weights[1] == 0
+
+
+def test_mgda_comes_nearer_to_the_shortest_vector_than_torchjds_defaults_do():
+    jacobian = torch.randn(14, 60, generator=torch.Generator().manual_seed(0)) + 0.5
+    everywhere = torch.ones(14, dtype=torch.bool)
+    lengths = []
+    for options in ({}, {"tolerance": 1e-3, "iterations": 100}, {"tolerance": 1e-9, "iterations": 20000}):
+        method = make_method("mgda", 14, **options)
+        lengths.append(method.aggregate(jacobian, everywhere).norm().item())
+    ours, theirs, exact = lengths
+    assert exact <= ours < theirs
+    assert ours - exact < 0.6 * (theirs - exact)
+
+
+def test_stch_warms_up_for_the_authors_five_epochs():
+    method, losses, means = make_method("stch", K), sequence(1)[0], sequence(6, seed=1)
+    for epoch, loss in enumerate(means, 1):
+        same(method, (lambda x: x.log().sum()) if epoch < 6 else (lambda x: K * (x / means[4]).sum().log()), losses)
+        method.end_epoch(report(epoch, loss))
 
 
 def test_combinations_keep_what_their_papers_promise():
@@ -611,6 +650,9 @@ def test_trunk_that_is_frozen_or_missing_is_named(name):
         ("famo", {"gamma": float("nan")}, "gamma.*nan"),
         ("gradnorm", {"alpha": -0.5}, "alpha.*negative.*-0.5"),
         ("gradnorm", {"lr": float("inf")}, "lr.*inf"),
+        ("gradnorm", {"initial_loss": "batches"}, r"initial_loss.*entropy, batch.*Did you mean 'batch'\?$"),
+        ("mgda", {"tolerance": 0.0}, "tolerance.*greater than 0.*0.0"),
+        ("mgda", {"iterations": 0}, "iterations.*at least 1.*0"),
         ("mgda", {"level": "trunk"}, "level.*parameters, features.*'trunk'"),
         ("mgda", {"level": "feature"}, r"level.*Found 'feature'\. Did you mean 'features'\?$"),
         ("nash_mtl", {"iteration": 5}, r"It has update_every, .*level\. Did you mean 'iterations'\?$"),

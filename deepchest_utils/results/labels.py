@@ -32,12 +32,14 @@ _LABELS = {  # family -> method -> label
     "candidate": {"hedge": "Hedge (L/H)", "val_discount": "Validation discount", "anneal": "Anneal"},
     "loss": {
         "uncertainty": "Uncertainty", "dwa": "DWA", "rlw": "RLW", "gls": "GLS", "imtl_l": "IMTL-L", "stch": "STCH",
-        "famo": "FAMO", "dbmtl_l": "DB-MTL (loss)",
+        "famo": "FAMO", "dbmtl_l": "DB-MTL (loss)", "dtp": "DTP", "amtl": "AMTL", "uw_so": "UW-SO", "ldc_mtl": "LDC-MTL",
+        "slaw": "SLAW", "lbtw": "LBTW", "igb": "IGB",
     },
     "gradient": {
         "gradnorm": "GradNorm", "mgda": "MGDA", "pcgrad": "PCGrad", "graddrop": "GradDrop", "gradvac": "GradVac",
         "cagrad": "CAGrad", "imtl_g": "IMTL-G", "nash_mtl": "Nash-MTL", "aligned_mtl": "Aligned-MTL",
         "fairgrad": "FairGrad", "config": "ConFIG", "dualproj": "DualProj", "upgrad": "UPGrad", "rgw": "RGW",
+        "excess_mtl": "ExcessMTL",
     },
 }  # fmt: skip
 METHOD_LABELS = {name: label for labels in _LABELS.values() for name, label in labels.items()}

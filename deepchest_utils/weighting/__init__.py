@@ -6,12 +6,19 @@ from functools import partial
 from typing import Any, cast
 
 from deepchest_utils.config import did_you_mean
+from deepchest_utils.weighting.amtl import AMTL
 from deepchest_utils.weighting.base import Composed, EpochReport, LossWeighting, Method
 from deepchest_utils.weighting.candidates import Anneal, Hedge, ValDiscount
 from deepchest_utils.weighting.deepchest import SIGNALS, DeepChest
+from deepchest_utils.weighting.dtp import DTP
+from deepchest_utils.weighting.excess_mtl import ExcessMTL
+from deepchest_utils.weighting.ldc_mtl import LDCMTL
+from deepchest_utils.weighting.loss_ratio import IGB, LBTW
 from deepchest_utils.weighting.scalarization import DBMTLL, DWA, FAMO, GLS, IMTLL, RLW, STCH, GradNorm, Uncertainty
+from deepchest_utils.weighting.slaw import SLAW
 from deepchest_utils.weighting.static import PREVALENCE_RULES, PUBLISHED_INITIAL_WEIGHTS, Equal, Static, initial_weights
 from deepchest_utils.weighting.torchjd_adapter import ADAPTERS
+from deepchest_utils.weighting.uw_so import UWSO
 
 METHODS: dict[str, Callable[..., Method]] = {
     "equal": Equal,
@@ -30,10 +37,18 @@ METHODS: dict[str, Callable[..., Method]] = {
     "stch": STCH,
     "famo": FAMO,
     "dbmtl_l": DBMTLL,
+    "dtp": DTP,
+    "amtl": AMTL,
+    "uw_so": UWSO,
+    "ldc_mtl": LDCMTL,
+    "slaw": SLAW,
+    "lbtw": LBTW,
+    "igb": IGB,
     "hedge": Hedge,
     "val_discount": ValDiscount,
     "gradnorm": GradNorm,
     **ADAPTERS,
+    "excess_mtl": ExcessMTL,
 }
 
 

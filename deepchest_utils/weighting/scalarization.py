@@ -4,9 +4,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from deepchest_utils.config import check_choice
 from deepchest_utils.distributed import all_reduce_sum
+from deepchest_utils.models.losses import prevalence_entropy
 from deepchest_utils.weighting.autograd_graph import last_shared_layer
 from deepchest_utils.weighting.base import EpochReport, LossWeighting, Method, Scalarization, check_options, has_label
+from deepchest_utils.weighting.static import clamped_prevalence
 
 EPSILON = 1e-8  # DB-MTL's and FAMO's
 
@@ -99,9 +102,9 @@ class STCH(Scalarization):
         K mu log sum_k exp(log(L_k / nadir_k) / mu),
     with nadir_k the mean training loss in the warm-up's last epoch. The task that lies worst against its nadir gets
     most. Tasks without a label in the batch are left out. The smaller mu > 0, the closer to the maximum; the warm-up
-    takes one epoch or more."""
+    takes one epoch or more, by default the authors' five (their `STCH_warmup_epoch` of 4 counts from 0)."""
 
-    def __init__(self, num_tasks: int, mu: float = 1.0, warmup: int = 4):
+    def __init__(self, num_tasks: int, mu: float = 1.0, warmup: int = 5):
         super().__init__(num_tasks)
         check_options("be greater than 0", mu=mu)
         check_options("be at least 1", warmup=warmup)
@@ -194,13 +197,22 @@ class GradNorm(Method):
     With G_k = ||grad_W w_k L_k||, and r_k the share of its first loss, L_k(t) / L_k(0), over the mean of these, w goes
     down the gradient of sum_k |G_k - mean(G) r_k^alpha|, the target held constant, and is scaled to sum K. A task
     without a label in the batch takes no part. A step costs K backward passes more, down to W alone.
-    alpha, how much more a task that lags behind may pull, and lr, the rate of the Adam of w, are not negative. The
-    defaults are the paper's, that of alpha for its larger experiment."""
 
-    def __init__(self, num_tasks: int, alpha: float = 1.5, lr: float = 0.025):
+    Args:
+        alpha: How much more a task that lags behind may pull, not negative; by default that of the paper's larger
+            experiment.
+        lr: Rate of the Adam of w, not negative, by default the paper's.
+        initial_loss: L_k(0). "entropy": H_k, the entropy of the training prevalence from `begin`, which is what a head
+            that has learned nothing comes to; the paper has such a theoretical first loss, log C for C classes, where
+            the measured one depends on chance. "batch": the loss in the first batch with the task, as it is without a
+            prevalence. A rare finding that this batch lacks starts near 0, and then counts as far behind for ever.
+    """
+
+    def __init__(self, num_tasks: int, alpha: float = 1.5, lr: float = 0.025, initial_loss: str = "entropy"):
         super().__init__(num_tasks)
         check_options("not be negative", alpha=alpha, lr=lr)
-        self.alpha, self.lr = alpha, lr
+        check_choice("initial_loss", initial_loss, ("entropy", "batch"))
+        self.alpha, self.lr, self.initial_loss = alpha, lr, initial_loss
         self.register_buffer("current", torch.ones(num_tasks, dtype=torch.float64))
         self.register_buffer("first_loss", torch.full((num_tasks,), torch.nan, dtype=torch.float64))
         self.adam = Adam(num_tasks)
@@ -208,6 +220,10 @@ class GradNorm(Method):
     @property
     def weights(self) -> Float[Tensor, " k"]:
         return self.current.clone()  # what was read stays what it was
+
+    def begin(self, prevalence: Float[Tensor, " k"]) -> None:
+        if self.initial_loss == "entropy":
+            self.first_loss.copy_(prevalence_entropy(clamped_prevalence(prevalence.to(self.first_loss))))
 
     def backward(self, losses: Float[Tensor, " k"], features: Float[Tensor, "b *f"] | None = None) -> None:
         if features is None:

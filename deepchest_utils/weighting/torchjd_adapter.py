@@ -130,6 +130,20 @@ class GradientBalancing(Method):
         """Take over what `get_extra_state` gave."""
 
 
+class MGDA(GradientBalancing):
+    """Multiple-gradient descent (Sener and Koltun 2018, arXiv 1810.04650), algorithm 2. The shortest vector in the
+    gradients' convex hull, by Frank and Wolfe's steps until one is shorter than `tolerance`, greater than 0, or after
+    `iterations`, at least 1: the defaults are those of the authors' code (TorchJD's are 1e-3 and 100). With
+    level="features" it is the paper's MGDA-UB."""
+
+    aggregator = "MGDA"
+
+    def __init__(self, num_tasks: int, tolerance: float = 1e-5, iterations: int = 250, level: str = "parameters"):
+        check_options("be greater than 0", tolerance=tolerance)
+        check_options("be at least 1", iterations=iterations)
+        super().__init__(num_tasks, level, epsilon=tolerance, max_iters=iterations)
+
+
 class GradVac(GradientBalancing):
     """Gradient vaccine (Wang et al. 2021, arXiv 2010.05874), algorithm 1. As PCGrad, but two gradients are turned
     towards each other whenever their cosine is below its own running mean, not below zero. That mean follows by the
@@ -242,9 +256,8 @@ def _adapter(aggregator: str, paper: str, rule: str, name: str = "") -> type[Gra
     return Adapter
 
 
-ADAPTERS = {  # method: aggregator, paper, rule
-    "mgda": _adapter("MGDA", "Multiple-gradient descent (Sener and Koltun 2018, arXiv 1810.04650), algorithm 2",
-        "The shortest vector in the gradients' convex hull. With level='features' it is the paper's MGDA-UB."),
+ADAPTERS: dict[str, type[GradientBalancing]] = {  # method: aggregator, paper, rule
+    "mgda": MGDA,
     "pcgrad": _adapter("PCGrad", "Projecting conflicting gradients (Yu et al. 2020, arXiv 2001.06782), algorithm 1",
         "From each gradient the parts against the others are removed, in random order; then all are summed."),
     "graddrop": _adapter("GradDrop", "Gradient sign dropout (Chen et al. 2020, arXiv 2010.06808), algorithm 1",

@@ -1,0 +1,80 @@
+"""DTP, dynamic task prioritisation: DeepChest's direct ancestor."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from deepchest_utils.config import check_choice
+from deepchest_utils.weighting.base import EpochReport, LossWeighting, check_options
+
+KPIS = ("accuracy", "auroc", "balanced_accuracy")  # the scores in [0, 1] of an `EpochReport`
+
+
+class RunningScore(nn.Module):
+    """kappa_k, a task's running mean of a score: kappa <- (1 - alpha) kappa + alpha score, the first score as it is.
+    NaN until the task has one. ValueError for an unknown score or source, or an alpha outside (0, 1]."""
+
+    kappa: Tensor
+
+    def __init__(self, num_tasks: int, alpha: float, signal: str, scores_from: str):
+        super().__init__()
+        check_choice("signal", signal, KPIS)
+        check_choice("scores_from", scores_from, ("train", "val"))
+        if not 0 < alpha <= 1:
+            raise ValueError(f"alpha should be in (0, 1]. Found {alpha}.")
+        self.alpha, self.signal, self.scores_from = alpha, signal, scores_from
+        self.register_buffer("kappa", torch.full((num_tasks,), torch.nan, dtype=torch.float64))
+
+    @torch.no_grad()
+    def update(self, report: EpochReport) -> None:
+        """Take the epoch's scores in; a task without one keeps its mean."""
+        score = (report.train if self.scores_from == "train" else report.val)[self.signal].to(self.kappa)
+        followed = torch.where(self.kappa.isnan(), score, torch.lerp(self.kappa, score, self.alpha))
+        self.kappa.copy_(torch.where(score.isnan(), self.kappa, followed))
+
+
+class DTP(LossWeighting):
+    """Dynamic task prioritisation (Guo et al., ECCV 2018, 10.1007/978-3-030-01270-0_17, section 3): a focal loss over
+    tasks, in which the task with the lowest score gets most,
+        w_k = -(1 - kappa_k)^gamma log kappa_k,    kappa_k the running mean of the task's key performance indicator,
+    as given in Yun and Cho's code (Achievement-based-MTL, 2023), which follows kappa once an epoch, with their alpha.
+    Scaled to mean 1, which the paper leaves to the learning rate. Ones until there is a score; a task without one gets
+    the others' mean. kappa counts as in [1e-4, 1 - 1e-4], so that weights are positive and finite.
+
+    With the accuracy as score it follows prevalence: a constant answer on a finding of prevalence p < 1/2 has
+    kappa = 1 - p, which is w_k = p^(gamma + 1) to first order. The paper's second focal loss, within a task over
+    images, is left out: it is a loss, not a weight of tasks.
+
+    Args:
+        gamma: At least 0; the larger, the more the weakest task stands out.
+        alpha: Share of the newest score in the running mean, in (0, 1].
+        signal: "accuracy", "auroc" or "balanced_accuracy".
+        scores_from: "train" or "val".
+    """
+
+    def __init__(
+        self,
+        num_tasks: int,
+        gamma: float = 1.0,
+        alpha: float = 0.1,
+        signal: str = "accuracy",
+        scores_from: str = "train",
+    ):
+        super().__init__(num_tasks)
+        check_options("not be negative", gamma=gamma)
+        self.gamma = gamma
+        self.score = RunningScore(num_tasks, alpha, signal, scores_from)
+
+    @property
+    def raw_weights(self) -> Float[Tensor, " k"]:
+        kappa = self.score.kappa.clamp(1e-4, 1 - 1e-4)
+        raw = -((1 - kappa) ** self.gamma) * kappa.log()
+        return torch.where(raw.isnan(), raw.nanmean().nan_to_num(1.0), raw)
+
+    @property
+    def weights(self) -> Float[Tensor, " k"]:
+        return self.raw_weights / self.raw_weights.mean()
+
+    def end_epoch(self, report: EpochReport) -> None:
+        super().end_epoch(report)
+        self.score.update(report)

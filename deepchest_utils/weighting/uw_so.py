@@ -1,0 +1,31 @@
+"""UW-SO, soft optimal uncertainty weighting: a softmax over inverse losses."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from deepchest_utils.weighting.base import Scalarization, check_options, has_label
+from deepchest_utils.weighting.scalarization import EPSILON
+
+
+class UWSO(Scalarization):
+    """Soft optimal uncertainty weighting (Kirchdorfer et al. 2024, arXiv 2408.07985). The learned variances of
+    uncertainty weighting have a closed-form optimum, 1 / L_k in the weight; a softmax with a temperature T tames it:
+        sum_k w_k L_k,    w = K softmax_k((1 / L_k) / T),    L_k in the weight without gradient, plus 1e-8.
+    The paper's weights have sum 1; here equal ones are ones. K and the softmax are those of the tasks in the batch.
+
+    The paper tunes T > 0 for each data set. 1 / L_k of a rare finding is 1 / H_k, about 50 at one in 300, and 300 in a
+    batch without it: at T = 1 such a batch belongs to the rarest finding in it, at T = 100 no two weights of a usual
+    batch are more than a factor 20 apart. So T is 100 by default."""
+
+    def __init__(self, num_tasks: int, temperature: float = 100.0):
+        super().__init__(num_tasks)
+        check_options("be greater than 0", temperature=temperature)
+        self.temperature = temperature
+
+    def forward(self, losses: Float[Tensor, " k"], mask: Bool[Tensor, " k"] | None = None) -> Float[Tensor, ""]:
+        present = has_label(losses)
+        logits = 1 / (losses.detach() + EPSILON) / self.temperature
+        # NaN without a label in the whole batch: nothing to learn
+        share = torch.softmax(logits.where(present, -torch.inf), dim=0).where(present, 0.0)
+        return present.sum() * (share * losses).sum()
