@@ -241,12 +241,15 @@ def test_igb_is_the_logarithm_until_its_base_is_known(base_epoch):
 # ExcessMTL
 
 
-@pytest.mark.parametrize("eta", [0.01, 0.5])
-def test_excess_mtl_is_torchjds_with_one_step_of_warm_up(eta):
-    ours, theirs = make_method("excess_mtl", 3, eta=eta), jd.ExcessMTL(robust_step_size=eta, n_warmup_steps=1)
+@pytest.mark.parametrize(("eta", "warmup", "steps"), [(0.01, 0, 1), (0.5, 0, 1), (0.5, 2, 8)])
+def test_excess_mtl_is_torchjds_with_its_warm_up_in_epochs(eta, warmup, steps):
+    ours = make_method("excess_mtl", 3, eta=eta, warmup=warmup)
+    theirs = jd.ExcessMTL(robust_step_size=eta, n_warmup_steps=steps)
     everywhere = torch.ones(3, dtype=torch.bool)
     lengths = torch.tensor([[0.3], [1.0], [3.0]])
-    for step in range(12):
+    for step in range(16):
+        if step in (4, 8, 12):
+            ours.end_epoch(report(step // 4, loss=[1.0] * 3))
         jacobian = lengths * torch.randn(3, 7, generator=torch.Generator().manual_seed(step))
         torch.testing.assert_close(ours.aggregate(jacobian, everywhere), theirs(jacobian), rtol=1e-4, atol=1e-5)
     used = torch.softmax(ours.logits, dim=0)
@@ -256,7 +259,7 @@ def test_excess_mtl_is_torchjds_with_one_step_of_warm_up(eta):
 
 def test_excess_mtl_by_hand():
     """One coordinate: with g the first and then g / 2, E = g and then g / (4 sqrt(5/4))."""
-    method = make_method("excess_mtl", 2, eta=1.0)
+    method = make_method("excess_mtl", 2, eta=1.0, warmup=0)
     for rows in ([[4.0], [1.0]], [[2.0], [1.0]]):
         method.aggregate(torch.tensor(rows), torch.ones(2, dtype=torch.bool))
     growth = np.array([(1 / 4) / math.sqrt(5 / 4), 1 / math.sqrt(2)])
@@ -264,7 +267,7 @@ def test_excess_mtl_by_hand():
 
 
 def test_excess_mtl_lets_a_task_that_is_not_there_wait():
-    method, everywhere = make_method("excess_mtl", 3, eta=0.3), torch.ones(3, dtype=torch.bool)
+    method, everywhere = make_method("excess_mtl", 3, eta=0.3, warmup=0), torch.ones(3, dtype=torch.bool)
     jacobians = torch.randn(9, 3, 7, generator=torch.Generator().manual_seed(0))
     for jacobian in jacobians[:4]:
         method.aggregate(jacobian, everywhere)
@@ -275,7 +278,7 @@ def test_excess_mtl_lets_a_task_that_is_not_there_wait():
     assert after[1].item() == pytest.approx(before[1].item(), rel=1e-9)
     assert not torch.allclose(after[[0, 2]], before[[0, 2]], rtol=1e-2)
     assert torch.equal(method._squares[1], squares[1])
-    late = make_method("excess_mtl", 3, eta=0.3)  # first seen late: no jump
+    late = make_method("excess_mtl", 3, eta=0.3, warmup=0)  # first seen late: no jump
     for jacobian in jacobians[:4]:
         late.aggregate(jacobian, torch.tensor([True, False, True]))
     share = torch.softmax(late.logits, 0)
@@ -323,6 +326,7 @@ def test_autocast_changes_nothing(name):
         ("lbtw", {"initial_loss": "first"}, "initial_loss.*batch, entropy.*'first'"),
         ("igb", {"base_epoch": 0}, "base_epoch.*at least 1.*0"),
         ("excess_mtl", {"eta": 0.0}, "eta.*greater than 0"),
+        ("excess_mtl", {"warmup": -1}, "warmup.*negative"),
     ],
 )
 def test_bad_options_are_named(name, options, named):

@@ -404,6 +404,7 @@ AGGREGATORS = [
     ("dualproj", {}, jd.DualProj),
     ("upgrad", {}, jd.UPGrad),
     ("rgw", {}, jd.Random),
+    ("excess_mtl", {"eta": 0.5, "warmup": 0}, lambda: jd.ExcessMTL(robust_step_size=0.5, n_warmup_steps=1)),
 ]
 cvxpy_warns = pytest.mark.filterwarnings("ignore")  # of inexact solutions, and of how TorchJD calls it
 
