@@ -42,6 +42,7 @@ class TrainConfig:
     pretrained: bool = False  # start from ImageNet weights
     epochs: int = 12  # passes over the training set
     batch_size: int = 64  # images a step
+    stratified: bool = False  # deal out positives so that each finding is in as many batches as it can be
     optimizer: Optimizer = "adamw"  # what takes the steps
     lr: float = 2e-3  # peak learning rate
     weight_decay: float = 0.05  # decoupled for adamw, L2 for the others
@@ -50,13 +51,14 @@ class TrainConfig:
     amp: Amp = "off"  # type of autocast
     channels_last: bool = True  # memory layout of the images
     device: str = "auto"  # auto takes cuda if there is one
+    min_positives: int = 1  # on validation, for a finding to count in the macro AUROC that chooses the epoch
     seed: int = 0  # of the network, the order of the images and the augmentation
     run_dir: str | None = None  # where checkpoint and tables go; None writes nothing
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
             object.__setattr__(self, name, _checked(name, hint, getattr(self, name)))
-        for name in ("image_size", "epochs", "batch_size", "lr"):
+        for name in ("image_size", "epochs", "batch_size", "lr", "min_positives"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} should be greater than 0. Found {getattr(self, name)}.")
         for name in ("weight_decay", "seed", "data_seed"):

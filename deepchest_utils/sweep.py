@@ -45,6 +45,7 @@ class Trial:
     config: TrainConfig
     tune: bool = False  # keep macro AUROC on validation alone, for `best_lr`: what is chosen with must not see the test
     history: bool = True  # the table gets weights and validation AUROC of every epoch, beside the test scores
+    resamplings: int = REPLICATES  # of the test patients; 0 where each run has patients of its own
 
     @property
     def settings(self) -> dict[str, object]:
@@ -64,6 +65,21 @@ class Trial:
 
     def analyse(self, run: Run, data: Splits, folder: Path) -> None:
         """For a study to override: what it computes from the trained network and writes into the folder."""
+
+    def rows(self, run: store.RunRecord, data: Splits) -> pd.DataFrame:
+        """What the table gets of a finished run: test scores and prevalence, and, of the history, the weights that moved
+        and validation AUROC. For a study to override, too."""
+        auroc = run.rows[(run.rows.metric == "auroc") & (run.rows.split == "val")]
+        if self.tune:
+            return auroc[auroc.task == "macro"]
+        weights = run.rows[run.rows.metric == "weight"]
+        if weights.groupby("task").value.nunique().max() == 1:
+            weights = weights[:0]
+        base = {"seed": self.config.seed, "epoch": 0, "split": "train"}
+        prevalence = store.task_rows(base, {"prevalence": data.train.prevalence}, data.findings, summarise=False)
+        test = run.rows[run.rows.split == "test"]
+        parts = [test, store.to_table(prevalence), *([weights, auroc] if self.history else [])]
+        return pd.concat(parts, ignore_index=True)
 
     def failed(self, error: str) -> "TrialResult":
         """The result of a trial that ended with this error."""
@@ -169,7 +185,7 @@ def _train(trial: Trial, folder: Path, data: Splits) -> None:
     else:
         test, rng = data.test, np.random.default_rng(PATIENTS_SEED)
         scored = (test.labels, [run.logits["test"]], test.patients, rng)
-        values = [bootstrap_metric(*scored, metric, REPLICATES) for metric in BOOTSTRAP_METRICS]
+        values = [bootstrap_metric(*scored, metric, trial.resamplings) for metric in BOOTSTRAP_METRICS]
         store.write_arrays(folder / store.REPLICATES, {"replicates": np.concatenate(values).astype(np.float32)})
     trial.analyse(run, data, folder)
     for name in (store.DAMAGED, store.PREVIOUS, store.CHECKPOINT):  # the last says that the run is complete
@@ -177,24 +193,14 @@ def _train(trial: Trial, folder: Path, data: Splits) -> None:
 
 
 def _read_trial(trial: Trial, folder: Path, data: Splits) -> TrialResult:
-    """Test table, prevalence, and, of the history, the weights that moved and validation AUROC."""
     run = store.read_run(folder)
     record = {"cell": trial.id, "method": trial.method, "seed": trial.config.seed, "status": "done", "error": ""}
     record |= {"data": "", "settings": json.dumps(trial.settings, sort_keys=True), "seconds": 0.0} | run.environment
-    auroc = run.rows[(run.rows.metric == "auroc") & (run.rows.split == "val")]
-    if trial.tune:
-        rows = auroc[auroc.task == "macro"].assign(method=trial.method)
+    rows = trial.rows(run, data).assign(method=trial.method)
+    if trial.tune or not trial.resamplings:
         return TrialResult(trial, record, rows, np.empty(0, dtype=np.float32))
-    weights = run.rows[run.rows.metric == "weight"]
-    if weights.groupby("task").value.nunique().max() == 1:
-        weights = weights[:0]
-    base = {"seed": trial.config.seed, "epoch": 0, "split": "train"}
-    prevalence = store.task_rows(base, {"prevalence": data.train.prevalence}, data.findings, summarise=False)
-    test = run.rows[run.rows.split == "test"]
-    parts = [test, store.to_table(prevalence), *([weights, auroc] if trial.history else [])]
     with np.load(folder / store.REPLICATES) as arrays:
-        replicates = arrays["replicates"]
-    return TrialResult(trial, record, pd.concat(parts, ignore_index=True).assign(method=trial.method), replicates)
+        return TrialResult(trial, record, rows, arrays["replicates"])
 
 
 def check_data(tables: RunTable, trials: Sequence[Trial]) -> None:
@@ -215,6 +221,7 @@ def run_sweep(
     jobs: int | None = None,
     backend: str = "joblib",
     scheduler: str | None = None,
+    threads: int | None = None,
 ) -> RunTable:
     """Run every trial that has not finished yet. A stop loses the epoch under way; a trial that fails does not stop the
     others, and is tried again by the next call.
@@ -222,7 +229,8 @@ def run_sweep(
     Args:
         trials: Of `make_trials`.
         out: The long table, a .csv. The folders of the runs lie in a folder of its name, except those of Dask.
-        jobs: Processes at a time, default one a core; each has an even share of the cores.
+        jobs: Processes at a time, default one a core.
+        threads: Of each process, default an even share of the cores. A run's numbers depend on it in their last digits.
         backend: "joblib", or "dask" with the address of its scheduler.
 
     Raises:
@@ -235,7 +243,7 @@ def run_sweep(
     jobs = cores if jobs is None else jobs
     if jobs < 1:
         raise ValueError(f"jobs should be at least 1. Found {jobs}.")
-    threads = max(1, cores // jobs)
+    threads = threads or max(1, cores // jobs)
     trials = list({trial.id: trial for trial in trials}.values())  # the same one twice would share a folder
     with exclusive_lock(RunTable(out).folder.with_suffix(".lock"), "sweep"):
         tables = RunTable(out)  # read under the lock: another sweep may have ended just now

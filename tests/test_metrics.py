@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn import metrics as sk
 
-from deepchest_utils.results.metrics import METRICS, Ranking, calibration_error, choose_thresholds, macro, score_tasks
+from deepchest_utils.results.metrics import (
+    METRICS,
+    Ranking,
+    adjusted_average_precision,
+    calibration_error,
+    choose_thresholds,
+    macro,
+    score_tasks,
+)
 
 NAN = np.nan
 LAWS = settings(max_examples=100)
@@ -247,3 +255,32 @@ def test_macro_leaves_undefined_tasks_out_and_counts_the_rest():
     mean, count = macro(np.array([NAN, NAN]))
     assert math.isnan(mean)
     assert count == 0
+
+
+# prevalence
+
+
+def test_adjusted_average_precision_does_not_depend_on_the_prevalence():
+    rng = np.random.default_rng(0)
+    positive, negative = rng.normal(1.5, 1, 4000), rng.normal(0, 1, 36_000)
+    found, plain = [], []
+    for count in (36_000, 4000):
+        scores = np.concatenate([positive, negative[:count]])[:, None]
+        labels = np.repeat([1.0, 0.0], [4000, count])[:, None]
+        found.append(adjusted_average_precision(labels, scores).item())
+        plain.append(sk.average_precision_score(labels[:, 0], scores[:, 0]))
+    assert found == pytest.approx([plain[0]] * 2, abs=0.01)  # one in ten of the first set is positive
+    assert found[0] == pytest.approx(plain[0])
+    assert plain[1] - plain[0] > 0.2
+    # by hand: scikit-learn with the same weights
+    weights = np.repeat([0.3 / 4000, 0.7 / 4000], 4000)
+    expected = sk.average_precision_score(labels[:, 0], scores[:, 0], sample_weight=weights)
+    assert adjusted_average_precision(labels, scores, 0.3).item() == pytest.approx(expected)
+
+
+def test_adjusted_average_precision_leaves_the_unknown_out_and_wants_both_classes():
+    labels = np.array([[1, 0, 1], [0, 0, 1], [np.nan, 0, 1], [0, 0, 1]], dtype=float)
+    scores = np.arange(12.0).reshape(4, 3)
+    found = adjusted_average_precision(labels, scores)
+    assert found[0] == pytest.approx(adjusted_average_precision(labels[[0, 1, 3], :1], scores[[0, 1, 3], :1])[0])
+    assert np.isnan(found[1:]).all()

@@ -19,9 +19,11 @@ from deepchest_utils.results.statistics import (
     format_interval,
     holm,
     interval,
+    judge_differences,
     mean_interval,
     paired_differences,
     patient_weights,
+    smallest_difference,
 )
 from deepchest_utils.studies.comparison import delta_m, friedman
 
@@ -513,3 +515,121 @@ def test_delta_m_by_hand():
     assert delta_m(values, single, higher=False) == pytest.approx(-100 * (0.125 - 0.2) / 2)
     assert delta_m(single, single) == 0
     assert math.isnan(delta_m(values[2:], single[2:]))
+
+
+# what differences say
+
+
+def differences(mean, sd, pairs=20, patients=NAN) -> pd.DataFrame:
+    """Rows as `paired_differences` makes them."""
+    columns = np.broadcast_arrays(*map(np.atleast_1d, (mean, sd, pairs, patients)))
+    names = ["mean", "seed_sd", "pairs", "patient_sd"]
+    return pd.DataFrame({name: column.astype(float) for name, column in zip(names, columns, strict=True)})
+
+
+def judged(table: pd.DataFrame, **options) -> pd.DataFrame:
+    return judge_differences(table.assign(task="macro"), ["task"], **options)
+
+
+@pytest.mark.parametrize("count", [5, 8, 20])
+def test_a_judged_difference_is_the_paired_t_test_and_two_one_sided_ones(count):
+    rng = np.random.default_rng(count)
+    one, other = rng.normal(0.802, 0.01, count), rng.normal(0.8, 0.01, count)
+    rows = [(m, s, v) for m, values in (("equal", other), ("famo", one)) for s, v in enumerate(values)]
+    long = pd.DataFrame(rows, columns=["method", "seed", "value"]).assign(task="macro")
+    (row,) = judge_differences(paired_differences(long, by=["task"]), ["task"]).itertuples()
+    reference = stats.ttest_rel(one, other)
+    assert [row.low, row.high] == pytest.approx(list(reference.confidence_interval()))
+    assert [row.p, row.p_holm, row.freedom] == pytest.approx([reference.pvalue, reference.pvalue, count - 1])
+    above = stats.ttest_1samp(one - other, -0.01, alternative="greater").pvalue
+    below = stats.ttest_1samp(one - other, 0.01, alternative="less").pvalue
+    assert row.p_equivalent == pytest.approx(max(above, below))
+    # in one more pair: the mean's error and the pair's own spread
+    sd = (one - other).std(ddof=1)
+    assert row.chance == pytest.approx(stats.t.cdf(row.mean / (sd * math.sqrt(1 + 1 / count)), count - 1))
+
+
+def test_words_for_what_was_found():
+    rows = {  # mean, sd, pairs
+        "higher": (0.02, 0.01, 20), "lower": (-0.02, 0.01, 20), "equivalent": (0.001, 0.01, 20),
+        "higher, equivalent": (0.005, 0.002, 20), "lower, equivalent": (-0.005, 0.002, 20), "open": (0.006, 0.02, 20),
+    }  # fmt: skip
+    for word, (mean, sd, pairs) in rows.items():
+        assert judged(differences(mean, sd, pairs)).verdict.item() == word
+    for pairs, word in ((4, "open"), (5, "higher")):  # four that agree say nothing, however close
+        assert judged(differences(0.02, 0.0001, pairs)).verdict.item() == word
+    assert judged(differences(0.0, 0.0001, 4)).verdict.item() == "open"
+    one = judged(differences([0.005, 0.0], 0.01, 1))
+    assert one[["low", "high", "p", "p_equivalent", "chance"]].isna().all(axis=None)
+    same = judged(differences(0.0, 0.0, 20))  # the same network, pair by pair
+    assert (same.p.item(), same.p_equivalent.item(), same.verdict.item()) == (1, 0, "equivalent")
+
+
+def test_holm_corrects_within_the_family():
+    table = differences([0.006, 0.001, 0.001], 0.01).assign(task=["a", "a", "b"])
+    found = judge_differences(table, ["task"])
+    assert found.p_holm.tolist() == pytest.approx([2 * found.p[0], found.p[1], found.p[2]])
+    # 0.016 in itself: not after the correction
+    assert (found.p[0] < 0.05, found.p_holm[0] < 0.05) == (True, True)
+    assert judge_differences(table.assign(task="a"), ["task"]).p_holm[0] == pytest.approx(3 * found.p[0])
+
+
+METHODS_OF_THE_TABLE = 26
+# spread over seeds of the 26 differences to Equal in macro AUROC in phantom_summary.csv, ascending
+SPREADS = np.array([
+    .0038, .0060, .0075, .0078, .0081, .0082, .0090, .0097, .0115, .0124, .0129, .0136, .0143,
+    .0148, .0161, .0174, .0190, .0200, .0220, .0236, .0247, .0248, .0323, .0325, .0414, .0481,
+])  # fmt: skip
+
+
+def simulated(count: int, patients: bool, shift: float = 0.0, experiments: int = 8000) -> pd.DataFrame:
+    """Differences of 26 methods to one baseline, whose own spread of 0.003 they share, and with `patients` the same test
+    patients in each pair, with a fifth of the spread, as in the tables."""
+    rng = np.random.default_rng(count)
+    baseline = rng.normal(0, 0.003, (experiments, count, 1))
+    own = rng.normal(size=(experiments, count, METHODS_OF_THE_TABLE)) * np.sqrt(SPREADS**2 - 0.003**2)
+    values = own + baseline
+    patient_sd = SPREADS / 5 if patients else np.zeros(METHODS_OF_THE_TABLE)
+    mean = values.mean(1) + rng.normal(size=values.shape[::2]) * patient_sd + shift * SPREADS
+    spread = np.broadcast_to(patient_sd, mean.shape).ravel()
+    return differences(mean.ravel(), values.std(1, ddof=1).ravel(), count, np.where(spread > 0, spread, NAN))
+
+
+@pytest.mark.parametrize("patients", [False, True], ids=["own patients", "shared patients"])
+@pytest.mark.parametrize("count", [2, 3, 5, 10])
+def test_few_pairs_are_not_called_different_by_luck(count, patients):
+    """At the first threshold of Holm, 0.05 / 26, of 208,000 tests of nothing: 400 are expected, and known to 20."""
+    table, threshold = simulated(count, patients), 0.05 / METHODS_OF_THE_TABLE
+    rate = (judged(table).p < threshold).mean() / threshold
+    assert rate < 1.2
+    if not patients:
+        assert rate > 0.8  # no worse than a t-test can be
+        by_method = (judged(table).p.to_numpy().reshape(-1, METHODS_OF_THE_TABLE) < 0.05).mean(0) / 0.05
+        assert by_method.max() < 1.2  # nor for the one with the widest spread
+    elif count < 10:  # what Satterthwaite's degrees of freedom make of the same numbers
+        of_pairs = table.seed_sd**2 / count
+        error = of_pairs + table.patient_sd**2
+        before = 2 * stats.t.sf(table["mean"].abs() / np.sqrt(error), error**2 / (of_pairs**2 / (count - 1)))
+        assert (before < threshold).mean() / threshold > {2: 20, 3: 8, 5: 2.5}[count]
+
+
+@pytest.mark.parametrize(
+    ("count", "single", "first"), [(5, 1.682, 4.039), (8, 1.156, 2.121), (10, 0.996, 1.705), (20, 0.660, 1.011)]
+)
+def test_power(count, single, first):
+    """What 80% find: in spreads of a difference, of one test and of the first of 26. The simulation finds as many."""
+    unit = np.array([1 / math.sqrt(count)]), np.array([count - 1.0])
+    found = smallest_difference(*unit), smallest_difference(*unit, 0.05 / 26)
+    assert [value.item() for value in found] == pytest.approx([single, first], abs=0.001)
+    for shift, level in ((single, 0.05), (first, 0.05 / 26)):
+        power = (judged(simulated(count, False, shift)).p < level).mean()
+        assert power == pytest.approx(0.8, abs=0.01)
+    assert judged(differences(0.0, 0.01, count)).smallest.item() == pytest.approx(0.01 * single, rel=0.01)
+    assert judged(differences(0.0, 0.01, count), tests=26).smallest.item() == pytest.approx(0.01 * first, rel=0.01)
+
+
+def test_equivalence_is_seldom_said_of_what_is_just_not_equivalent():
+    rng = np.random.default_rng(0)
+    values = rng.normal(0.01, 0.012, (20_000, 20))
+    table = judged(differences(values.mean(1), values.std(1, ddof=1)))
+    assert (table.p_equivalent < 0.05).mean() == pytest.approx(0.05, abs=0.006)

@@ -29,6 +29,7 @@ OTHER = {  # of each setting that makes another run, a value that BASE has not
     "pretrained": True,
     "epochs": 13,
     "batch_size": 32,
+    "stratified": True,
     "optimizer": "sgd",
     "lr": 1e-3,
     "weight_decay": 0.0,
@@ -36,6 +37,7 @@ OTHER = {  # of each setting that makes another run, a value that BASE has not
     "augment": False,
     "amp": "bf16",
     "channels_last": False,
+    "min_positives": 10,
     "seed": 1,
 }
 ELSEWHERE = {"data_root": "/elsewhere", "device": "cpu", "run_dir": "/elsewhere"}

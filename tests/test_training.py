@@ -682,9 +682,58 @@ def test_every_image_is_seen_at_most_once_an_epoch_in_a_new_order_each_time():
     assert not torch.equal(*orders)
 
 
+def test_stratified_batches_have_each_finding_as_far_as_there_are_positives():
+    """Of 620 images in 62 batches of 10: 70 with the first finding, 31 with the second, most of them of those 70, 3 with the
+    third; the fourth is known of none."""
+    rng = np.random.default_rng(0)
+    labels = np.zeros((625, 4), np.float32)
+    labels[:70, 0], labels[50:81, 1], labels[[0, 1, 300], 2], labels[:, 3] = 1, 1, 1, np.nan
+    labels[rng.permutation(625)[:100], 0] = np.nan
+    generator = torch.Generator().manual_seed(0)
+    orders = [setup.training_order(625, 10, generator, labels).numpy() for _ in range(3)]
+    for order in orders:
+        assert order.shape == (62, 10)
+        assert len(np.unique(order)) == 620
+        counts = (labels[order] == 1).sum(1)  # (batches, findings)
+        for k, positives in enumerate(counts.sum(0)):
+            assert (counts[:, k] > 0).sum() == min(positives, 62)
+            assert counts[:, k].max() <= max(2, -(-positives // 62))  # the second comes with another finding
+    plain = setup.training_order(625, 10, generator).numpy()
+    assert ((labels[plain] == 1).sum(1)[:, 0] == 0).sum() > 10  # what the plain order leaves without
+    firsts = [tuple(order[0]) for order in orders]
+    assert len(set(firsts)) == 3
+    # the rare ones are not always in the same batches
+    assert len({tuple(np.flatnonzero((labels[order] == 1)[..., 2].any(1))) for order in orders}) == 3
+
+
+def test_stratified_run_trains_on_stratified_batches(tiny, monkeypatch):
+    seen = []
+    order_of = setup.training_order
+    monkeypatch.setattr(setup, "training_order", lambda *a: seen.append(order_of(*a)) or seen[-1])
+    for stratified in (False, True):
+        train(config(epochs=1, stratified=stratified, batch_size=16), tiny)
+    counts = [(tiny.train.labels[order.numpy()] == 1).any(1).sum(0) for order in seen]
+    assert (counts[1] >= counts[0]).all()
+    assert counts[1].sum() > counts[0].sum()
+
+
+def test_findings_with_few_positives_do_not_choose_the_epoch(tiny):
+    """With so many asked for that one finding is left, its AUROC alone chooses."""
+    positives = np.sort((tiny.val.labels == 1).sum(0))
+    k = (tiny.val.labels == 1).sum(0).argmax()
+    assert positives[-1] > positives[-2]
+    run = train(config(epochs=5, lr=0.01, min_positives=int(positives[-1])), tiny)
+    assert run.best_epoch == 1 + get(run.history, "auroc", FINDINGS[k], "val").argmax()
+    whole = train(config(epochs=5, lr=0.01), tiny)
+    assert get(whole.history, "auroc", "macro", "val").tolist() == get(run.history, "auroc", "macro", "val").tolist()
+    none = train(config(epochs=3, lr=0.01, min_positives=10_000), tiny)
+    assert none.best_epoch == 1 + get(none.history, "loss", "macro", "val").argmin()
+
+
 @pytest.mark.parametrize(
     ("bad", "named"),
     [
+        ({"min_positives": 0}, "min_positives.*0"),
         ({"optimizer": "lion"}, "optimizer.*adamw, adam, rmsprop, sgd.*'lion'"),
         ({"schedule": "linear"}, "schedule.*cosine, constant.*'linear'"),
         ({"amp": "fp8"}, "amp.*off, bf16, fp16.*'fp8'"),

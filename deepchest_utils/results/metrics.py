@@ -97,6 +97,17 @@ def choose_thresholds(labels: PerLabel, probabilities: PerLabel) -> dict[str, Pe
     return {name: np.array([thresholds[name] for thresholds in best]) for name in THRESHOLD_METRICS}
 
 
+def adjusted_average_precision(labels: PerLabel, scores: PerLabel, prevalence: float = 0.1) -> PerTask:
+    """Average precision as if each finding had this prevalence, in (0, 1]: of a rare finding and a common one the same
+    ranking has the same value. Positives and negatives are weighted to that prevalence; NaN where either is missing."""
+    out = []
+    for label, score in zip(labels.T, scores.T, strict=True):
+        positive = label == 1
+        share = np.where(positive, prevalence / max(positive.sum(), 1), (1 - prevalence) / max((label == 0).sum(), 1))
+        out.append(Ranking(label, score).average_precision(share[None]))
+    return np.concatenate(out)
+
+
 def score_tasks(labels: PerLabel, logits: PerLabel, thresholds: dict[str, PerTask] | None = None) -> dict[str, PerTask]:
     """Every metric of METRICS for each of the K tasks; "f1" and "balanced_accuracy" need `choose_thresholds`."""
     logits = logits.astype(np.float64)

@@ -13,6 +13,9 @@ from deepchest_utils.results.metrics import rank_tasks
 from deepchest_utils.results.store import RunTable
 
 BOOTSTRAP_METRICS = ("auroc", "average_precision")
+ALPHA = 0.05  # of every test, after Holm's correction where there are several
+MIN_PAIRS = 5  # fewer are called nothing
+MARGIN = 0.01  # of AUROC or AP: what is smaller matters to nobody; chosen before the study
 NUMBERS = ["mean", "low", "high", "p", "seed_sd", "patient_sd"]  # of `mean_interval`
 
 
@@ -216,6 +219,67 @@ def paired_differences(
     if baseline is None:
         return result.assign(p=np.nan, p_holm=np.nan)  # nobody asks whether a score is 0
     return adjust_p(result, by if family is None else family)
+
+
+VERDICT = ["freedom", "p_equivalent", "chance", "smallest", "verdict"]  # what `judge_differences` adds
+
+
+def judge_differences(
+    differences: pd.DataFrame, family: Sequence[str], margin: float = MARGIN, tests: int | None = None
+) -> pd.DataFrame:
+    """What differences say: the project's one definition of "significant", and of "equivalent".
+
+    The unit is the pair. Where each has data and patients of its own, as in the study's replicates, the interval is that
+    of the paired t-test and its rate of false positives is the nominal one. Where all share their patients, patient_sd
+    is added to the error and the degrees of freedom stay those of the pairs, which errs on the safe side, while those of
+    `mean_interval` give a difference of two lucky seeds the p of a normal. Variances are not moderated over methods
+    (limma's empirical Bayes): the spreads of methods differ by ten times, so the widest would be called significant up
+    to four times too often.
+
+    Args:
+        differences: Of `paired_differences`, or a summary of `compare_methods` (its rows against a baseline).
+        family: Columns within whose groups p is corrected over methods, see `adjust_p`.
+        margin: Differences in between -margin and margin are equivalent.
+        tests: How many tests "smallest" allows for, default one.
+
+    Returns:
+        The table with low and high (95%), p and p_holm anew, and with `VERDICT`: freedom, the degrees of freedom;
+        p_equivalent, the larger p of two one-sided tests against the margin, for this row alone; chance, that the method
+        is above the baseline in another pair; smallest, the true difference that a test at level 0.05 / tests finds with
+        80% power; and verdict: "higher" or "lower" (significant: p_holm below 0.05 and at least 5 pairs), "equivalent"
+        (p_equivalent below 0.05, 5 pairs), "higher, equivalent" or "lower, equivalent" (both), or "open" (neither).
+    """
+    pairs = differences["pairs" if "pairs" in differences else "seeds"].to_numpy(float)
+    mean, sd = differences["mean"].to_numpy(), differences.seed_sd.to_numpy()
+    freedom = np.where(pairs > 1, pairs - 1, np.nan)
+    error = np.sqrt(sd**2 / pairs + differences.patient_sd.fillna(0.0).to_numpy() ** 2)
+    reach = stats.t.ppf(1 - ALPHA / 2, freedom) * error
+    with np.errstate(divide="ignore", invalid="ignore"):  # the same in every pair: certain, unless both are 0
+        p = np.where((mean == 0) & (error == 0), 1.0, 2 * stats.t.sf(np.abs(mean) / error, freedom))
+        p_equivalent = stats.t.sf((margin - np.abs(mean)) / error, freedom)
+        chance = stats.t.cdf(mean / np.sqrt(sd**2 + error**2), freedom)
+    table = adjust_p(differences.assign(low=mean - reach, high=mean + reach, p=p), family)
+    enough = pairs >= MIN_PAIRS
+    significant, equivalent = enough & (table.p_holm.to_numpy() < ALPHA), enough & (p_equivalent < ALPHA)
+    words = np.select([significant & (mean > 0), significant, equivalent], ["higher", "lower", "equivalent"], "open")
+    words = np.where(significant & equivalent, np.char.add(words.astype(str), ", equivalent"), words)
+    smallest = smallest_difference(error, freedom, ALPHA / (tests or 1))
+    verdict = dict(zip(VERDICT, (freedom, p_equivalent, chance, smallest, words), strict=True))
+    return table.assign(**verdict)
+
+
+def smallest_difference(
+    error: Float[np.ndarray, " n"], freedom: Float[np.ndarray, " n"], alpha: float = ALPHA, power: float = 0.8
+) -> Float[np.ndarray, " n"]:
+    """The true difference that a two-sided t-test with this standard error finds with the given power."""
+    kinds, kind_of = np.unique(freedom, return_inverse=True)
+    critical = stats.t.ppf(1 - alpha / 2, kinds)
+    low, high = np.zeros_like(critical), 2 * critical + 10  # in standard errors
+    for _ in range(60):  # bisection: the power grows with the difference
+        middle = (low + high) / 2
+        too_small = stats.nct.sf(critical, kinds, middle) < power
+        low, high = np.where(too_small, middle, low), np.where(too_small, high, middle)
+    return np.asarray(high[kind_of] * error)
 
 
 ITSELF = "itself"

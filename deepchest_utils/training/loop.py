@@ -142,8 +142,9 @@ class Loop:
         report = {split: {m: torch.from_numpy(v) for m, v in values.items()} for split, values in scores.items()}
         self.method.end_epoch(EpochReport(epoch, self.prevalence, **report))
         self.epoch = epoch
-        score, count = macro(scores["val"]["auroc"])
-        if count == 0:  # no finding has both classes: the loss decides
+        counts = (self.data.val.labels == 1).sum(0) >= self.config.min_positives
+        score, count = macro(np.where(counts, scores["val"]["auroc"], np.nan))
+        if count == 0:  # no finding has both classes, or positives enough: the loss decides
             score = -macro(scores["val"]["loss"])[0]
         if self.best["model"] is None or score > self.best["score"]:
             model = {name: value.detach().cpu().clone() for name, value in self.net.state_dict().items()}
@@ -154,8 +155,11 @@ class Loop:
         Returns labels and logits (N, K) of the images that were seen, losses (steps, K), and the mean number of threads.
         """
         images, threads = self.data.train.images, 0
-        order = setup.training_order(len(images), self.config.batch_size, self.generators["order"])  # (steps, B)
-        labels = self.data.train.labels[order.numpy()]  # (steps, B, K)
+        labels = self.data.train.labels
+        order = setup.training_order(  # (steps, B)
+            len(images), self.config.batch_size, self.generators["order"], labels if self.config.stratified else None
+        )
+        labels = labels[order.numpy()]  # (steps, B, K)
         augmentation = None
         if self.config.augment:
             augmentation = sample_augmentation(order.numel(), self.generators["augment"]).view(*order.shape, -1)

@@ -82,10 +82,29 @@ def epoch_shape(n: int, batch_size: int) -> tuple[int, int]:
     return n // size, size
 
 
-def training_order(n: int, batch_size: int, generator: torch.Generator) -> Int[Tensor, "steps b"]:
-    """A random order of n images, a batch a row; the few images that fill no batch are left out of this epoch."""
+def training_order(
+    n: int, batch_size: int, generator: torch.Generator, labels: Float[np.ndarray, "n k"] | None = None
+) -> Int[Tensor, "steps b"]:
+    """A random order of n images, a batch a row; the few images that fill no batch are left out of this epoch.
+
+    labels: Deal the positives of each finding out, the rarest finding first, each to a batch that has the fewest of it:
+        every batch has every finding with enough positives. Each image still comes at most once.
+    """
     steps, size = epoch_shape(n, batch_size)
-    return torch.randperm(n, generator=generator)[: steps * size].view(steps, size)
+    order = torch.randperm(n, generator=generator)[: steps * size]
+    if labels is not None:
+        positive = labels[order.numpy()] == 1  # unknown is not
+        count, free, batch_of = np.zeros((steps, labels.shape[1])), np.full(steps, size), np.full(len(order), -1)
+        for k in positive.sum(0).argsort(kind="stable"):
+            for image in np.flatnonzero(positive[:, k] & (batch_of < 0)):
+                # of those with the fewest the emptiest
+                batch = np.where(free > 0, count[:, k] * (size + 1) - free, np.inf).argmin()
+                batch_of[image], free[batch] = batch, free[batch] - 1
+                count[batch] += positive[image]
+        batch_of[batch_of < 0] = np.repeat(np.arange(steps), free)
+        order = order[torch.from_numpy(batch_of.argsort(kind="stable"))].view(steps, size)
+        order = order[torch.randperm(steps, generator=generator)]
+    return order.view(steps, size)
 
 
 def _fetch(images: np.ndarray, index: np.ndarray, device: torch.device) -> Tensor:
