@@ -26,7 +26,7 @@ class AMTL(Scalarization):
     what is left to weigh is small: softmax of numbers between 0 and 1 keeps every two weights within a factor e.
 
     Args:
-        potential: (K,) single-task scores in (0, 1]; or "prevalence", the accuracy of always giving the more frequent
+        potential: (K,) single-task scores in (0, 1], as from runs with `architecture="single_task"`; or "prevalence", the accuracy of always giving the more frequent
             answer, max(prevalence, 1 - prevalence) of the training labels, from `begin` and for signal "accuracy" alone.
         gamma: At least 0, and `margin` too: how far above the potential a score may come.
         alpha: Share of the newest score in the running mean, in (0, 1].

@@ -14,9 +14,9 @@ class UWSO(Scalarization):
         sum_k w_k L_k,    w = K softmax_k((1 / L_k) / T),    L_k in the weight without gradient, plus 1e-8.
     The paper's weights have sum 1; here equal ones are ones. K and the softmax are those of the tasks in the batch.
 
-    The paper tunes T > 0 for each data set. 1 / L_k of a rare finding is 1 / H_k, about 50 at one in 300, and 300 in a
-    batch without it: at T = 1 such a batch belongs to the rarest finding in it, at T = 100 no two weights of a usual
-    batch are more than a factor 20 apart. So T is 100 by default."""
+    The paper tunes T > 0 for each data set. 1 / L_k of a finding of one in 300 is about 50 at the start, and 300 in a
+    batch without it: at T = 1 such a batch is all that finding's, at T = 100, the default, it weighs 20 times as much
+    as a common one. That drives its loss towards 0, and 1 / L_k has no bound: watch the weights."""
 
     def __init__(self, num_tasks: int, temperature: float = 100.0):
         super().__init__(num_tasks)
