@@ -289,7 +289,7 @@ def test_excess_mtl_lets_a_task_that_is_not_there_wait():
 # all of them
 
 
-@pytest.mark.parametrize("name", ALL_STEPWISE)
+@pytest.mark.parametrize("name", ["dtp", *ALL_STEPWISE])
 def test_autocast_changes_nothing(name):
     """float32 losses stay float32, in the weights and in the sum: no rounding to bfloat16."""
     found = []
@@ -302,6 +302,23 @@ def test_autocast_changes_nothing(name):
         assert all(value.dtype == torch.float32 for value in values)
         found.append(torch.stack(values))
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("name", ["dtp", *ALL_STEPWISE])
+def test_loss_of_zero_is_a_loss_and_one_below_zero_only_where_the_formula_has_a_place_for_it(name):
+    for losses in ([0.0, 0.5, 0.2, 0.1], [0.0] * 4):  # without a mask every task is there
+        value, gradient = pull(make_method(name, 4), losses)
+        assert math.isfinite(value)
+        assert np.isfinite(gradient).all()
+    method, losses = make_method(name, 4), [-0.3, 0.5, 0.2, 0.1]
+    if name in ("amtl", "uw_so", "lbtw", "igb"):
+        with pytest.raises(ValueError, match=r"needs losses that are not negative.*-0\.3"):
+            pull(method, losses)
+    else:
+        assert np.isfinite(pull(method, losses)[1]).all()
+    hidden = pull(make_method(name, 4), [-0.3, 0.5, 0.2, NAN], [False, True, True, False])  # what is masked is not read
+    assert np.isfinite(hidden[1]).all()
+    assert hidden[1][[0, 3]].tolist() == [0, 0]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torch import nn
 
 from deepchest_utils import METHODS, DataError, DeepChest, Splits, TrainConfig, load_dataset, make_method, train
 from deepchest_utils.datasets import DataWarning
-from deepchest_utils.models.losses import masked_bce
+from deepchest_utils.models.losses import count_known, masked_bce
 from deepchest_utils.training import loop as loop_module
 
 K, NAN, INF = 3, math.nan, math.inf
@@ -38,7 +38,7 @@ class Step:
         losses = masked_bce(head(features), labels)
         if spoilt is not None:
             losses = losses * torch.ones(num_tasks).index_fill(0, torch.tensor([1]), spoilt)
-        self.method.backward(losses, features)
+        self.method.backward(losses, features, count_known(labels) > 0)
         if self.method.needs_losses_after_step:
             self.method.after_step(losses.detach())
         self.gradients = torch.cat([p.grad.flatten() for p in (*trunk.parameters(), *head.parameters())])
@@ -132,7 +132,7 @@ def test_run_on_one_image_is_refused(few):
 @pytest.mark.parametrize("method", ["uncertainty", "gradnorm", "upgrad", "nash_mtl", "deepchest+pcgrad"])
 def test_loss_that_is_not_finite_stops_every_kind_of_run(few, monkeypatch, method):
     original = loop_module.masked_bce
-    monkeypatch.setattr(loop_module, "masked_bce", lambda logits, labels: original(logits, labels) * NAN)
+    monkeypatch.setattr(loop_module, "masked_bce", lambda *given: original(*given) * NAN)
     with pytest.raises(FloatingPointError, match="the loss of Atelectasis is nan in epoch 1, step 1"):
         train(config(method, 14), few)
 

@@ -172,12 +172,12 @@ def test_task_without_a_label_is_as_if_there_were_one_task_less(name):
     whole, less = make_method(name, K).double(), make_method(name, K - 1).double()
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1)), *whole.parameters(), *less.parameters()], lr=0.1)
     for losses, after in zip(sequence(5), sequence(5, seed=1), strict=True):
-        losses[1] = after[1] = 0
+        losses[1], after[1] = 5, torch.nan  # whatever it is
         optimizer.zero_grad()
         gradients = []
         for method, here in ((whole, [0, 1, 2]), (less, [0, 2])):
-            leaf = losses[here].requires_grad_()
-            method.backward(leaf)
+            leaf, mask = losses[here].requires_grad_(), torch.tensor([True, False, True])
+            method.backward(leaf, mask=mask[here])
             if method.needs_losses_after_step:
                 method.after_step(after[here])
             gradients.append(leaf.grad)
@@ -370,9 +370,10 @@ def test_gradnorm_s_first_loss_is_the_entropy_or_without_a_prevalence_that_of_th
 
 def test_gradnorm_steps_as_if_a_task_without_a_label_were_not_there():
     losses, norms = torch.tensor([1.0, 0.0, 2.0]).double(), torch.tensor([1.0, 0.0, 1.3]).double()
+    mask = torch.tensor([True, False, True])
     whole, less = GradNorm(K), GradNorm(K - 1)
     for method, here in ((whole, [0, 1, 2]), (less, [0, 2])):
-        method.learn(losses[here], norms[here])
+        method.learn(losses[here], norms[here], mask[here])
     assert whole.adam.mean[1] == 0
     assert torch.equal(whole.adam.mean[[0, 2]], less.adam.mean)
     assert less.adam.mean[0] < 0 < less.adam.mean[1]
@@ -453,9 +454,10 @@ def test_logged_weights_are_the_factors_of_the_tasks_gradients(name, level):
     net, method, used = network(), make_method(name, K, level=level), []
     for step in range(2):
         losses, features = forward(net, step, missing=[step])
+        mask = torch.arange(K) != step
         jacobian = jacobian_of(losses, list(net["trunk"].parameters()))
         net.zero_grad()
-        method.backward(losses, features)
+        method.backward(losses, features, mask)
         used.append(method.weights * (step + 1) - sum(used))
         combined = torch.cat([p.grad.flatten() for p in net["trunk"].parameters()])
         torch.testing.assert_close(used[-1].float() @ jacobian, combined, rtol=1e-4, atol=1e-6)
@@ -741,4 +743,4 @@ def test_spec_makes_its_method():
 def test_gradnorm_refuses_features_with_a_row_a_task():
     features = torch.randn(4, 3, 5, requires_grad=True)
     with pytest.raises(ValueError, match=r"features should be shared by all tasks.*\(4, 3, 5\)"):
-        make_method("gradnorm", 3).backward(features.sum((0, 2)), features * 1)
+        make_method("gradnorm", 3).backward(features.abs().sum((0, 2)), features * 1)

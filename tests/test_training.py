@@ -348,7 +348,7 @@ def test_seed_gives_every_method_the_same_start_and_the_same_order(tiny, monkeyp
     """A comparison over methods with one seed is paired: network and batches are the same."""
     seen = []
     original = loop_module.masked_bce
-    monkeypatch.setattr(loop_module, "masked_bce", lambda x, y: seen.append((x, y)) or original(x, y))
+    monkeypatch.setattr(loop_module, "masked_bce", lambda *given: seen.append(given[:2]) or original(*given))
     train(config(epochs=1, augment=False), tiny)
     first = list(seen)
     seen.clear()
@@ -371,7 +371,7 @@ class Recorder(Method):
         self.share, self.calls, self.reports = share, [], []
         Recorder.made.append(self)
 
-    def backward(self, losses, features=None):
+    def backward(self, losses, features=None, mask=None):
         shapes = (tuple(losses.shape), tuple(features.shape))
         self.calls.append((*shapes, losses.requires_grad, features.requires_grad, losses.detach().clone()))
         (self.share * (self.scale * losses).sum()).backward()
@@ -444,8 +444,8 @@ def test_cuda_is_not_waited_for_between_the_steps(tiny):
     loop.train_epoch(1)  # the first pass loads kernels
     step = loop.optimizer_step
 
-    def guarded(losses, features):
-        step(losses, features)
+    def guarded(*given):
+        step(*given)
         torch.cuda.set_sync_debug_mode("error")  # from the first step on, until the last has been taken
         loop.taken += 1
         if loop.taken == loop.steps:
@@ -466,9 +466,9 @@ def test_cuda_is_not_waited_for_between_the_steps(tiny):
 def test_loss_that_is_not_finite_stops_the_run_and_is_named(tiny, tmp_path, monkeypatch, value):
     original, step = loop_module.masked_bce, [0]
 
-    def poisoned(logits, labels):
+    def poisoned(*given):
         step[0] += 1
-        losses = original(logits, labels)
+        losses = original(*given)
         if step[0] == 4 + 3:  # of 4 steps an epoch
             losses = losses * torch.ones(K).index_fill(0, torch.tensor([FINDINGS.index("Edema")]), value)
         return losses

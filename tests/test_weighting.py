@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from deepchest_utils import METHODS, EpochReport, make_method
-from deepchest_utils.models.losses import masked_bce
+from deepchest_utils.models.losses import count_known, masked_bce
 from deepchest_utils.weighting import Composed, Equal, Method, Static
 from deepchest_utils.weighting.scalarization import FAMO
 from deepchest_utils.weighting.spec import parse_method
@@ -86,7 +86,7 @@ def one_step(method: Method, order=None, missing=(), seed: int = 0) -> tuple[tor
     labels[:, list(missing)] = torch.nan
     features = trunk(x).tanh()
     losses = masked_bce(head(features), labels[:, order])
-    method.backward(losses, features)
+    method.backward(losses, features, count_known(labels[:, order]) > 0)
     with torch.no_grad():
         for parameter in method.parameters():
             parameter -= parameter.grad / 2
@@ -371,8 +371,8 @@ def test_outer_is_a_method_that_holds_its_weights_over_an_epoch(name):
 @pytest.mark.parametrize("inner", [n for n in METHODS if n not in HELD])
 def test_composed_step_is_the_inner_one_on_weighted_losses(inner):
     class Weighted(Method):
-        def backward(self, losses, features=None):
-            alone.backward(losses * torch.tensor(STATIC), features)
+        def backward(self, losses, features=None, mask=None):
+            alone.backward(losses * torch.tensor(STATIC), features, mask)
 
     alone = make(inner)
     torch.manual_seed(0)
@@ -400,18 +400,19 @@ def test_composed_tells_the_inner_one_all_that_it_is_told():
     assert (inner.xi != 0).all()
 
 
-def test_composed_hands_the_features_on():
+def test_composed_hands_features_and_mask_on():
     seen = []
 
     class Gradients(Method):
-        def backward(self, losses, features=None):
-            seen.append((losses, features))
+        def backward(self, losses, features=None, mask=None):
+            seen.append((losses, features, mask))
 
     features = torch.ones(2, 3)
-    Composed(Static(K, STATIC), Gradients(K)).backward(torch.ones(K), features)
-    losses, found = seen[0]
-    assert losses.tolist() == STATIC
+    Composed(Static(K, STATIC), Gradients(K)).backward(torch.ones(K), features, torch.tensor([True, False, True, True]))
+    losses, found, mask = seen[0]
+    assert losses.tolist() == [STATIC[0], 0, *STATIC[2:]]
     assert found is features
+    assert mask.tolist() == [True, False, True, True]
 
 
 def test_a_name_that_fixes_its_signal_keeps_it():

@@ -14,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -23,7 +23,7 @@ from deepchest_utils.config import TrainConfig
 from deepchest_utils.datasets import Splits, load_dataset
 from deepchest_utils.files import FileError, exclusive_lock, one_line
 from deepchest_utils.models.augment import sample_augmentation
-from deepchest_utils.models.losses import masked_bce
+from deepchest_utils.models.losses import count_known, masked_bce
 from deepchest_utils.models.sharing import ARCHITECTURES, Network
 from deepchest_utils.paths import PROJECT, runs_dir
 from deepchest_utils.results import store
@@ -184,22 +184,25 @@ class Loop:
         with setup.autocast(self.config.amp, self.device):
             features = self.net.features(x)
             logits = self.net.head(features)
-        losses = masked_bce(logits, target)  # summed over processes
-        self.optimizer_step(losses, features)
+        counts = count_known(target)  # both over all processes
+        losses = masked_bce(logits, target, counts)
+        self.optimizer_step(losses, features, counts > 0)
         if self.method.needs_losses_after_step:
             with torch.no_grad(), setup.autocast(self.config.amp, self.device):
                 logits_after = self.net(x)
-            self.method.after_step(masked_bce(logits_after, target))
+            self.method.after_step(masked_bce(logits_after, target, counts))
         return logits.detach(), losses.detach()
 
-    def optimizer_step(self, losses: Float[Tensor, " k"], features: Float[Tensor, "b *f"]) -> None:
+    def optimizer_step(
+        self, losses: Float[Tensor, " k"], features: Float[Tensor, "b *f"], mask: Bool[Tensor, " k"]
+    ) -> None:
         """Gradients by the method, summed over processes; then a step of the optimiser and of its learning rate."""
         self.optimizer.zero_grad(set_to_none=True)
         if self.scaler.is_enabled():
             scale = self.scaler.scale(torch.ones((), device=self.device))
             losses.register_hook(lambda gradient: gradient * scale)
             losses = losses.view_as(losses)  # behind the hook: the method sees losses and their gradients as they are
-        self.method.backward(losses, features)
+        self.method.backward(losses, features, mask)
         dist.sum_gradients(self.net.parameters())
         if self.scaler.is_enabled():
             # the scaler will divide the gradients of the method's own parameters too

@@ -1,6 +1,8 @@
 """The protocol between the training loop and a method: `begin`, a `backward` a step, `end_epoch`, `state_dict()`."""
 
 import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -9,6 +11,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from deepchest_utils.models.losses import prevalence_entropy
+
+Losses = Tensor | Sequence[Tensor]  # (K,), or K of no dimension
+Features = Float[Tensor, "b *f"] | None
+Mask = Bool[Tensor, "..."] | None  # (K,)
 
 
 @dataclass(frozen=True)
@@ -73,14 +79,49 @@ class Method(nn.Module):
     def begin(self, prevalence: Float[Tensor, " k"]) -> None:
         """Called before the first step, with the share of positives among the known training labels."""
 
-    def backward(self, losses: Float[Tensor, " k"], features: Float[Tensor, "b *f"] | None = None) -> None:
+    def backward(self, losses: Losses, features: Features = None, mask: Mask = None) -> None:
         """Add to `.grad` of trunk and heads.
 
         Args:
-            losses: (K,), 0 without gradient for a task not in the batch. A loss of NaN makes the gradients NaN.
+            losses: (K,), or a list of K. A loss of NaN makes the gradients NaN.
             features: The trunk's output, (B, F) or (B, K, F).
+            mask: (K,), True where the batch has a label of the task; None: everywhere. The loss of a task without one
+                counts as 0, whatever it is.
         """
         raise NotImplementedError
+
+    def checked(self, losses: Losses, mask: Mask) -> Float[Tensor, " k"]:
+        """The losses as one tensor (K,), 0 where the mask is False, float32 if they were of less; with their gradient.
+        ValueError for another shape."""
+        if not isinstance(losses, Tensor):
+            if not isinstance(losses, (list, tuple)):
+                raise ValueError(f"losses should be a tensor or a list, one a task. Found a {type(losses).__name__}.")
+            losses = torch.stack([torch.as_tensor(loss) for loss in losses]) if losses else torch.empty(0)
+        shape = (self.num_tasks,)
+        if losses.shape != shape:
+            hint = (
+                ": take the mean over images, losses.mean(0)" if losses.ndim == 2 and losses.shape[1:] == shape else ""
+            )
+            raise ValueError(
+                f"losses should have shape {shape}, one loss a task. Found shape {tuple(losses.shape)}{hint}."
+            )
+        if losses.dtype in (torch.float16, torch.bfloat16):
+            losses = losses.float()
+        if mask is None:
+            return losses
+        if mask.shape != shape or mask.dtype != torch.bool:
+            found = f"{tuple(mask.shape)} and {mask.dtype}"
+            raise ValueError(f"mask should have shape {shape} and type torch.bool. Found {found}.")
+        return losses.where(mask, 0.0)
+
+    def check_positive(self, losses: Float[Tensor, " k"]) -> None:
+        """ValueError for a loss below 0, for a method whose formula has no sense there. On an accelerator such a loss
+        makes the sum NaN instead: a check would have each step wait for the device."""
+        if losses.device.type == "cpu" and not torch.compiler.is_compiling() and (losses < 0).any():
+            found = losses.detach().tolist()
+            raise ValueError(
+                f"{type(self).__name__} needs losses that are not negative, by its formula. Found {found}."
+            )
 
     def after_step(self, losses: Float[Tensor, " k"]) -> None:
         """Called with the losses of the same batch after the optimiser's step, without gradient."""
@@ -92,24 +133,32 @@ class Method(nn.Module):
 
 
 class LossWeighting(Method):
-    """A method whose step is one scalar and one backward pass."""
+    """A method whose step is one scalar and one backward pass. Called, it checks the losses and turns autocast off,
+    under which a dot product of float32 would be one of bfloat16."""
 
-    def forward(self, losses: Float[Tensor, " k"]) -> Float[Tensor, ""]:
-        """sum_k w_k L_k, differentiable, for losses (K,)."""
+    def __call__(self, losses: Losses, mask: Mask = None) -> Float[Tensor, ""]:
+        losses = self.checked(losses, mask)
+        with without_autocast(losses):
+            return cast(Tensor, super().__call__(losses, mask))
+
+    def forward(self, losses: Float[Tensor, " k"], mask: Bool[Tensor, " k"] | None = None) -> Float[Tensor, ""]:
+        """sum_k w_k L_k, differentiable, for losses (K,), 0 where the mask, (K,), is False."""
         return losses @ self.weights.to(losses)
 
-    def backward(self, losses: Float[Tensor, " k"], features: Float[Tensor, "b *f"] | None = None) -> None:
-        self(losses).backward()
+    def backward(self, losses: Losses, features: Features = None, mask: Mask = None) -> None:
+        self(losses, mask).backward()
 
 
 class Scalarization(LossWeighting):
     """A loss weighting whose scalar changes from step to step. Its weights are the scalar's derivatives by each loss,
     averaged over the epoch's steps."""
 
-    def backward(self, losses: Float[Tensor, " k"], features: Float[Tensor, "b *f"] | None = None) -> None:
+    def backward(self, losses: Losses, features: Features = None, mask: Mask = None) -> None:
+        losses = self.checked(losses, mask)
         losses = losses.view_as(losses)  # a tensor of our own, so that the caller's keeps no gradient
         losses.retain_grad()
-        self(losses).backward()
+        with without_autocast(losses):  # not by calling, which would check the losses again
+            self.forward(losses, mask).backward()
         self.record(cast(Tensor, losses.grad))
 
 
@@ -136,8 +185,9 @@ class Composed(Method):
     def raw_weights(self) -> Float[Tensor, " k"]:
         return self.outer.raw_weights * self.inner.raw_weights.to(self.outer.raw_weights)
 
-    def backward(self, losses: Float[Tensor, " k"], features: Float[Tensor, "b *f"] | None = None) -> None:
-        self.inner.backward(losses * self.outer.weights.to(losses), features)
+    def backward(self, losses: Losses, features: Features = None, mask: Mask = None) -> None:
+        losses = self.checked(losses, mask)
+        self.inner.backward(losses * self.outer.weights.to(losses), features, mask)
 
     def begin(self, prevalence: Float[Tensor, " k"]) -> None:
         self.outer.begin(prevalence)
@@ -151,13 +201,16 @@ class Composed(Method):
         self.inner.end_epoch(report)
 
 
-def has_label(losses: Float[Tensor, " k"]) -> Bool[Tensor, " k"]:
-    """Which tasks have a known label in the batch, (K,).
+def present_tasks(losses: Float[Tensor, " k"], mask: Mask) -> Bool[Tensor, " k"]:
+    """(K,) which tasks have a known label in the batch: the mask, or all."""
+    return torch.ones_like(losses, dtype=torch.bool) if mask is None else mask
 
-    Assumes losses that are never negative, and exactly 0 for a task without a label, as those of `masked_bce` are. A
-    loss that has underflowed to 0 counts as absent too: in float32, that of a rare finding whose logit has been driven
-    below -17 in a batch without it, as GLS does."""
-    return losses.detach() > 0
+
+def without_autocast(losses: Float[Tensor, " k"]) -> AbstractContextManager[Any]:
+    """Off for what follows, if it is on."""
+    kind = losses.device.type
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if on else nullcontext()
 
 
 def check_options(bound: str, **options: Any) -> None:

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from deepchest_utils.models.losses import prevalence_entropy
-from deepchest_utils.weighting.base import EpochReport, LossWeighting, Scalarization, check_options, has_label
+from deepchest_utils.weighting.base import EpochReport, LossWeighting, Mask, Scalarization, check_options, present_tasks
 from deepchest_utils.weighting.static import clamped_prevalence
 
 MIN_RELATIVE_LOSS = 0.01  # no running loss counts as less than this share of its start: weights stay bounded
@@ -41,6 +41,7 @@ class Hedge(LossWeighting):
     def end_epoch(self, report: EpochReport) -> None:
         super().end_epoch(report)
         r = report.relative_loss().to(self.gains).clamp(max=1)
+        self.check_positive(r)
         if not r.isnan().all():
             self.gains += torch.where(r.isnan(), r.nanmean(), r)
 
@@ -65,6 +66,7 @@ class ValDiscount(LossWeighting):
     def end_epoch(self, report: EpochReport) -> None:
         super().end_epoch(report)
         loss = report.val["loss"].to(self.lowest)
+        self.check_positive(loss)
         has_loss = loss > 0  # not where it is NaN
         self.lowest.copy_(torch.where(has_loss, torch.minimum(self.lowest, loss), self.lowest))
         self.discount.copy_(torch.where(has_loss, (self.lowest / loss) ** self.power, self.discount))
@@ -104,10 +106,11 @@ class Anneal(Scalarization):
         raw = (relative_loss if self.relative else relative_loss * self.start) ** -power
         return (raw / raw.nanmean()).nan_to_num(1.0)
 
-    def forward(self, losses: Float[Tensor, " k"]) -> Float[Tensor, ""]:
+    def forward(self, losses: Float[Tensor, " k"], mask: Mask = None) -> Float[Tensor, ""]:
+        self.check_positive(losses)
         weights = self.current().to(losses)  # before this batch is looked at: no weight depends on its own batch
         with torch.no_grad():
-            loss, present = losses.detach().to(self.running), has_label(losses)
+            loss, present = losses.detach().to(self.running), present_tasks(losses, mask)
             self.start.copy_(torch.where(present & self.start.isnan(), loss, self.start))
             followed = torch.where(self.running.isnan(), loss, torch.lerp(self.running, loss, 1 / self.window))
             self.running.copy_(torch.where(present, followed, self.running))

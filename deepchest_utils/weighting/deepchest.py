@@ -115,6 +115,7 @@ class DeepChest(LossWeighting):
         if self.signal != "loss_trend":
             return source[self.signal]
         loss = source["loss"].to(self.previous_loss)
+        self.check_positive(loss)
         trend = torch.where(self.previous_loss > 0, -loss / self.previous_loss, torch.nan)
         # a task without a loss this time keeps its last one to compare with
         self.previous_loss.copy_(torch.where(loss.isnan(), self.previous_loss, loss))

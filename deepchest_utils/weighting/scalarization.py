@@ -1,17 +1,35 @@
 """Published loss weightings: DWA, which holds its weights over an epoch, and those that change them in each step."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from deepchest_utils.config import check_choice
 from deepchest_utils.distributed import all_reduce_sum
 from deepchest_utils.models.losses import prevalence_entropy
 from deepchest_utils.weighting.autograd_graph import last_shared_layer
-from deepchest_utils.weighting.base import EpochReport, LossWeighting, Method, Scalarization, check_options, has_label
+from deepchest_utils.weighting.base import (
+    EpochReport,
+    Features,
+    Losses,
+    LossWeighting,
+    Mask,
+    Method,
+    Scalarization,
+    check_options,
+    present_tasks,
+    without_autocast,
+)
 from deepchest_utils.weighting.static import clamped_prevalence
 
 EPSILON = 1e-8  # DB-MTL's and FAMO's
+
+
+def finite_log(losses: Float[Tensor, " k"], present: Bool[Tensor, " k"]) -> Float[Tensor, " k"]:
+    """log L_k, (K,), with a finite gradient: 0 for a task that is not in the batch, and log(1e-8), which teaches nothing,
+    for a loss that has underflowed to 0, as float32 has that of a logit below -17 without a finding."""
+    positive = losses.where(present, 1.0)
+    return positive.where(positive != 0, EPSILON).log()
 
 
 class DWA(LossWeighting):
@@ -36,6 +54,7 @@ class DWA(LossWeighting):
     def end_epoch(self, report: EpochReport) -> None:
         super().end_epoch(report)
         loss = report.train["loss"].to(self.previous)
+        self.check_positive(loss)
         self.previous.copy_(torch.where(loss.isnan(), self.previous, torch.stack([loss, self.previous[0]])))
 
 
@@ -48,9 +67,10 @@ class Uncertainty(Scalarization):
         super().__init__(num_tasks)
         self.log_variance = nn.Parameter(torch.zeros(num_tasks))
 
-    def forward(self, losses: Float[Tensor, " k"]) -> Float[Tensor, ""]:
+    def forward(self, losses: Float[Tensor, " k"], mask: Mask = None) -> Float[Tensor, ""]:
+        self.check_positive(losses)
         s = self.log_variance
-        return (s.neg().exp() * losses + has_label(losses) * s / 2).sum()
+        return (s.neg().exp() * losses + present_tasks(losses, mask) * s / 2).sum()
 
 
 class IMTLL(Scalarization):
@@ -62,19 +82,20 @@ class IMTLL(Scalarization):
         super().__init__(num_tasks)
         self.log_scale = nn.Parameter(torch.zeros(num_tasks))
 
-    def forward(self, losses: Float[Tensor, " k"]) -> Float[Tensor, ""]:
+    def forward(self, losses: Float[Tensor, " k"], mask: Mask = None) -> Float[Tensor, ""]:
+        self.check_positive(losses)
         s = self.log_scale
-        return (s.exp() * losses - has_label(losses) * s).sum()
+        return (s.exp() * losses - present_tasks(losses, mask) * s).sum()
 
 
 class GLS(Scalarization):
     """Geometric loss strategy (Chennupati et al. 2019, MultiNet++, arXiv 1904.08492, equation 2): the geometric mean of
     the losses of the tasks with a label in the batch. Each task's gradient is divided by its own loss."""
 
-    def forward(self, losses: Float[Tensor, " k"]) -> Float[Tensor, ""]:
-        present = has_label(losses)
-        # 1 in place of a missing loss, so that neither its logarithm nor its gradient is infinite
-        logs = losses.where(present, 1.0).log()
+    def forward(self, losses: Float[Tensor, " k"], mask: Mask = None) -> Float[Tensor, ""]:
+        self.check_positive(losses)
+        present = present_tasks(losses, mask)
+        logs = finite_log(losses, present)
         return (logs.sum() / present.sum().clamp(min=1)).exp()
 
 
@@ -82,15 +103,16 @@ class DBMTLL(Scalarization):
     """The loss half of DB-MTL, dual-balancing for multi-task learning (Lin et al. 2023, arXiv 2308.12029, section 3.1):
     sum_k log(L_k + 1e-8), which brings all losses to one scale. The paper's other half normalises gradients."""
 
-    def forward(self, losses: Float[Tensor, " k"]) -> Float[Tensor, ""]:
-        return (losses.where(has_label(losses), 1.0) + EPSILON).log().sum()
+    def forward(self, losses: Float[Tensor, " k"], mask: Mask = None) -> Float[Tensor, ""]:
+        self.check_positive(losses)
+        return (losses.where(present_tasks(losses, mask), 1.0) + EPSILON).log().sum()
 
 
 class RLW(Scalarization):
     """Random loss weighting (Lin et al. 2022, arXiv 2111.10603), the litmus test for every clever rule: in each step
     w = K softmax(z), of mean 1, z standard normal (the paper's default), from torch's random state."""
 
-    def forward(self, losses: Float[Tensor, " k"]) -> Float[Tensor, ""]:
+    def forward(self, losses: Float[Tensor, " k"], mask: Mask = None) -> Float[Tensor, ""]:
         z = torch.randn(self.num_tasks)  # on the CPU: the same weights on every device
         return losses @ (self.num_tasks * torch.softmax(z, dim=0)).to(losses)
 
@@ -112,11 +134,12 @@ class STCH(Scalarization):
         self.register_buffer("nadir", torch.full((num_tasks,), torch.nan, dtype=torch.float64))
         self.register_buffer("warm", torch.tensor(False))
 
-    def forward(self, losses: Float[Tensor, " k"]) -> Float[Tensor, ""]:
-        present = has_label(losses)
+    def forward(self, losses: Float[Tensor, " k"], mask: Mask = None) -> Float[Tensor, ""]:
+        self.check_positive(losses)
+        present = present_tasks(losses, mask)
         # a task that the warm-up never saw has no nadir: its loss counts as it is
         nadir = self.nadir.nan_to_num(1.0).to(losses).where(self.warm, 1.0)
-        logs = (losses.where(present, 1.0) / nadir.where(present, 1.0)).log()
+        logs = finite_log(losses / nadir.where(present, 1.0), present)
         smooth = self.num_tasks * self.mu * torch.logsumexp((logs / self.mu).where(present, -torch.inf), dim=0)
         # all -inf, without a label in the whole batch: nothing to learn
         return torch.where(self.warm & present.any(), smooth.nan_to_num(0.0, neginf=0.0), logs.sum())
@@ -167,11 +190,12 @@ class FAMO(Scalarization):
         self.lr, self.gamma = lr, gamma
         self.register_buffer("xi", torch.zeros(num_tasks, dtype=torch.float64))  # the logits
         self.adam = Adam(num_tasks)
-        self._before: Tensor | None = None
+        self._before: tuple[Tensor, Tensor] | None = None  # the losses of the step, and which tasks have one
 
-    def forward(self, losses: Float[Tensor, " k"]) -> Float[Tensor, ""]:
-        self._before = losses.detach()
-        present = has_label(losses)
+    def forward(self, losses: Float[Tensor, " k"], mask: Mask = None) -> Float[Tensor, ""]:
+        self.check_positive(losses)
+        present = present_tasks(losses, mask)
+        self._before = losses.detach(), present
         z = torch.softmax(self.xi, dim=0).to(losses) * present
         shifted = losses.where(present, 1.0) + EPSILON
         c = (z / shifted).sum().detach().clamp(min=EPSILON)
@@ -181,8 +205,10 @@ class FAMO(Scalarization):
     def after_step(self, losses: Float[Tensor, " k"]) -> None:
         if self._before is None:
             raise ValueError("after_step should come after backward: there are no losses to compare with.")
-        present = has_label(self._before)
-        fall = ((self._before + EPSILON).log() - (losses + EPSILON).log()).double() * present
+        before, present = self._before
+        losses = self.checked(losses, present)
+        self.check_positive(losses)
+        fall = ((before + EPSILON).log() - (losses + EPSILON).log()).double() * present
         z = torch.softmax(self.xi, dim=0) * present
         z = z / z.sum().clamp(min=EPSILON)  # over the tasks in the batch, as the loss of the step has it
         # the derivative of sum_k z_k fall_k by xi, and the decay
@@ -225,20 +251,24 @@ class GradNorm(Method):
         if self.initial_loss == "entropy":
             self.first_loss.copy_(prevalence_entropy(clamped_prevalence(prevalence.to(self.first_loss))))
 
-    def backward(self, losses: Float[Tensor, " k"], features: Float[Tensor, "b *f"] | None = None) -> None:
+    def backward(self, losses: Losses, features: Features = None, mask: Mask = None) -> None:
+        losses = self.checked(losses, mask)
+        self.check_positive(losses)
         if features is None:
             raise ValueError("features should be the trunk's output: GradNorm works on the last shared layer.")
         if features.ndim != 2:  # with a row a task, the last layer belongs to one of them
             raise ValueError(f"features should be shared by all tasks, (B, F). Found shape {tuple(features.shape)}.")
         layer = last_shared_layer(features)
-        norms = [all_reduce_sum(torch.autograd.grad(loss, layer, retain_graph=True)[0]).norm() for loss in losses]
-        (losses @ self.current.to(losses)).backward()
-        self.learn(losses.detach().double(), torch.stack(norms).double())
+        with without_autocast(losses):
+            pulls = (torch.autograd.grad(loss, layer, retain_graph=True)[0] for loss in losses)
+            norms = [all_reduce_sum(pull).norm() for pull in pulls]
+            (losses @ self.current.to(losses)).backward()
+        self.learn(losses.detach().double(), torch.stack(norms).double(), mask)
 
     @torch.no_grad()
-    def learn(self, losses: Float[Tensor, " k"], norms: Float[Tensor, " k"]) -> None:
+    def learn(self, losses: Float[Tensor, " k"], norms: Float[Tensor, " k"], mask: Mask = None) -> None:
         """One step of the weights; norms: (K,), of the unweighted losses' gradients by W."""
-        present = has_label(losses)
+        present = present_tasks(losses, mask)
         self.first_loss.copy_(torch.where(self.first_loss.isnan() & present, losses, self.first_loss))
         n = present.sum().clamp(min=1)
         pull = self.current * norms

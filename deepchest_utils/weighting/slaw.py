@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from deepchest_utils.weighting.base import Scalarization, has_label
+from deepchest_utils.weighting.base import Mask, Scalarization, present_tasks
 
 SMALLEST = 1e-5  # the authors' lower bound of s_k
 
@@ -38,5 +38,5 @@ class SLAW(Scalarization):
         inverse = inverse.where(self.count > 1, torch.nan)
         return (inverse / inverse.nanmean()).nan_to_num(1.0)
 
-    def forward(self, losses: Float[Tensor, " k"], mask: Bool[Tensor, " k"] | None = None) -> Float[Tensor, ""]:
-        return (losses * self.learn(losses.detach(), has_label(losses)).to(losses)).sum()
+    def forward(self, losses: Float[Tensor, " k"], mask: Mask = None) -> Float[Tensor, ""]:
+        return (losses * self.learn(losses.detach(), present_tasks(losses, mask)).to(losses)).sum()

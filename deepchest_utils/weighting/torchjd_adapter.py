@@ -12,7 +12,15 @@ from torch import Tensor
 from deepchest_utils.config import check_choice
 from deepchest_utils.distributed import all_gather, all_reduce_sum, only_on_rank_zero, shard
 from deepchest_utils.weighting.autograd_graph import trainable_leaves
-from deepchest_utils.weighting.base import Method, check_options, has_label
+from deepchest_utils.weighting.base import (
+    Features,
+    Losses,
+    Mask,
+    Method,
+    check_options,
+    present_tasks,
+    without_autocast,
+)
 
 
 class GradientBalancing(Method):
@@ -79,18 +87,20 @@ class GradientBalancing(Method):
         """The aggregator's weights, (N,), of the gradients of the N tasks in the batch, rows (N, P)."""
         return cast(Tensor, self._aggregator[0].weighting(rows))
 
-    def backward(self, losses: Float[Tensor, " k"], features: Float[Tensor, "b *f"] | None = None) -> None:
+    def backward(self, losses: Losses, features: Features = None, mask: Mask = None) -> None:
+        losses = self.checked(losses, mask)
         if features is None:
             raise ValueError("features should be the trunk's output: there is where the tasks part.")
         if not features.requires_grad:
             raise ValueError("features should come from a trunk that is trained. Found it frozen.")
-        present = has_label(losses)
-        if not present.any():
-            losses.sum().backward()  # zeros, as for any method
-        elif self.level == "features":
-            self._balance_features(losses, features, present)
-        else:
-            self._balance_parameters(losses, features, present)
+        present = present_tasks(losses, mask)
+        with without_autocast(losses):
+            if not present.any():
+                losses.sum().backward()  # zeros, as for any method
+            elif self.level == "features":
+                self._balance_features(losses, features, present)
+            else:
+                self._balance_parameters(losses, features, present)
 
     def _balance_features(self, losses: Tensor, features: Tensor, present: Tensor) -> None:
         unit_rows = torch.eye(len(losses), dtype=losses.dtype, device=losses.device)
