@@ -18,6 +18,8 @@ from deepchest_utils.notebook import runner
 try:
     import tyro
     from tyro.conf import DisallowNone, Positional, UseAppendAction, arg
+
+    from deepchest_utils import progress
 except ModuleNotFoundError as missing:
     sys.exit(f"error: {missing_extra(missing)}")
 
@@ -280,6 +282,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if several and argv[0] != "train":
             raise ValueError(f"command should be train under torchrun. Found {argv[0]!r}.")
+        progress.command = argv[0]
         return int(parse(argv).run() or 0)
     except (ValueError, FloatingPointError, ModuleNotFoundError) as error:  # the project's own, each one clear line
         message = missing_extra(error) if isinstance(error, ModuleNotFoundError) else error
@@ -289,6 +292,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(str(stopped) or "stopped; the same command goes on from here (train: with --run-dir)", file=sys.stderr)
         return 128 + (signal.SIGTERM if isinstance(stopped, _Terminated) else signal.SIGINT)
     finally:
+        progress.command = ""
         signal.signal(signal.SIGTERM, before)
 
 

@@ -1,6 +1,7 @@
 """Where files lie: below the repository in a checkout, below the working directory or the user's cache elsewhere."""
 
 import os
+import sys
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -29,6 +30,17 @@ def raw_dir() -> Path:
     return PROJECT / "data" / "raw" if base_dir() == PROJECT else default_cache_dir() / "raw"
 
 
+def watched() -> bool:
+    """Whether a person runs this cell, in JupyterLab, VS Code, Colab or another front end.
+
+    All of these can be asked for input. papermill, nbconvert and nbclient say with each cell that they cannot, whatever
+    environment they have inherited.
+    """
+    ipython = sys.modules.get("IPython")
+    kernel = getattr(ipython.get_ipython(), "kernel", None) if ipython else None
+    return kernel is not None and bool(kernel.get_parent().get("content", {}).get("allow_stdin"))
+
+
 def _has_injected_parameters() -> bool:
     """Whether papermill gave this notebook other parameters, in a cell of its own that begins with a comment."""
     from IPython import get_ipython
@@ -40,13 +52,14 @@ def _has_injected_parameters() -> bool:
 def figure_folder(dataset: str, smoke: bool) -> Path:
     """Folder of a notebook's figures. `DEEPCHEST_FIGURES` overrides it.
 
-    `figures/` takes those of a full run on the phantom with the notebook's own parameters, `runs/figures/` all others: no
-    picture of a patient, no rerun, no smoke test lands among the committed ones. A rerun of papermill prints where they go.
+    `figures/` takes those of a full headless run on the phantom with the notebook's own parameters, `runs/figures/` all
+    others: no picture of a patient, no rerun, no smoke test and nothing that a person tries lands among the committed
+    ones. A rerun of papermill prints where they go.
     """
     rerun = _has_injected_parameters()
     if given := os.environ.get("DEEPCHEST_FIGURES"):
         folder = Path(given)
-    elif dataset == "phantom" and not smoke and not rerun:
+    elif dataset == "phantom" and not smoke and not rerun and not watched():
         folder = base_dir() / "figures"
     else:
         folder = runs_dir() / "figures" / (dataset + ("-smoke" if smoke else ""))

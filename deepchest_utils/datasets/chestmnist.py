@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 from filelock import FileLock, Timeout
-from tqdm import tqdm
+from tqdm.utils import CallbackIOWrapper
 
 from deepchest_utils.datasets.base import ChestXrays, DataError, Splits, limit_images
 from deepchest_utils.datasets.findings import FINDINGS, NIH_IMAGES
 from deepchest_utils.paths import raw_dir
+from deepchest_utils.progress import progress
 
 # Facts of the data set: MedMNIST v2 (Yang et al., Scientific Data 10:41, 2023, arXiv 2110.14795), CC BY 4.0, as the
 # authors' package medmnist 3.0.2 lists them in `info.py`. Its 14 labels are `FINDINGS`, in the same order.
@@ -130,8 +131,8 @@ def _fetch(url: str, part: Path) -> None:
         start, mode = (start, "ab") if response.status == 206 else (0, "wb")
         length = response.headers.get("Content-Length")
         total = start + int(length) if length else None
-        bar = {"desc": part.stem, "total": total, "initial": start, "disable": None}
-        with open(part, mode) as file, tqdm.wrapattr(file, "write", **bar) as writer:
-            shutil.copyfileobj(response, writer)
+        size = {"initial": start, "unit": "B", "unit_scale": True}
+        with open(part, mode) as file, progress(None, part.stem, total, logged=True, **size) as bar:
+            shutil.copyfileobj(response, CallbackIOWrapper(bar.update, file, "write"))
     if total is not None and part.stat().st_size < total:
         raise OSError(f"{total - part.stat().st_size:,} bytes are missing")

@@ -16,7 +16,6 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from deepchest_utils import distributed as dist
 from deepchest_utils.config import TrainConfig
@@ -26,6 +25,7 @@ from deepchest_utils.models.augment import sample_augmentation
 from deepchest_utils.models.losses import count_known, masked_bce
 from deepchest_utils.models.sharing import ARCHITECTURES, Network
 from deepchest_utils.paths import PROJECT, runs_dir
+from deepchest_utils.progress import progress, say
 from deepchest_utils.results import store
 from deepchest_utils.results.metrics import choose_thresholds, fit_calibration, macro, score_tasks
 from deepchest_utils.threads import adapt_threads
@@ -121,6 +121,7 @@ class Loop:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.amp == "fp16")
         self.epoch, self.history = 0, list[dict[str, Any]]()
         self.best: dict[str, Any] = {"epoch": 0, "score": -np.inf, "model": None}
+        self.reached = ""  # by the last epoch, for a person to read
 
     def run_epoch(self) -> None:
         """Train on every batch, validate, log, let the method learn from the scores, and keep the best network so far."""
@@ -144,6 +145,8 @@ class Loop:
         self.epoch = epoch
         counts = (self.data.val.labels == 1).sum(0) >= self.config.min_positives
         score, count = macro(np.where(counts, scores["val"]["auroc"], np.nan))
+        self.reached = f", loss {macro(scores['train']['loss'])[0]:.4f}, validation macro AUROC {score:.3f}"
+        say(f"epoch {epoch}/{self.config.epochs}{self.reached}", "train")
         if count == 0:  # no finding has both classes, or positives enough: the loss decides
             score = -macro(scores["val"]["loss"])[0]
         if self.best["model"] is None or score > self.best["score"]:
@@ -170,8 +173,8 @@ class Loop:
         logits = torch.empty(targets.shape, device=self.device)
         losses = torch.empty(len(order), labels.shape[-1], device=self.device)
         self.net.train()
-        title, disable = f"epoch {epoch}/{self.config.epochs}", True if dist.rank() else None
-        for step, x in enumerate(tqdm(batches, title, len(order), leave=False, disable=disable)):
+        title = f"epoch {epoch}/{self.config.epochs}{self.reached}"
+        for step, x in enumerate(progress(batches, title, len(order), leave=False)):
             threads += adapt_threads()
             logits[step], losses[step] = self.training_step(x, targets[step])
         logits = dist.all_gather(logits, dim=1).flatten(0, 1)

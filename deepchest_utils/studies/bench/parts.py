@@ -20,11 +20,11 @@ import pandas as pd
 import psutil
 import torch
 from numpy.random import Generator
-from tqdm import tqdm
 
 from deepchest_utils.config import TrainConfig
 from deepchest_utils.datasets import DataWarning, Splits, load_dataset
 from deepchest_utils.files import write_file
+from deepchest_utils.progress import progress
 from deepchest_utils.results.labels import METHOD_LABELS, method_family
 from deepchest_utils.results.store import append_rows, environment_report, read_results
 from deepchest_utils.studies.bench.inputs import bench_inputs
@@ -235,7 +235,7 @@ def full_bench(out: str | Path, device: str = "auto", seed: int = 0, only: Seque
             raise ValueError(f"part should be among {', '.join(parts)}. Found {min(unknown)!r}.")
         parts = {name: parts[name] for name in only}
     table = read_results(out, ["measured"], "benchmark")
-    for name, measure_part in tqdm(parts.items(), desc="bench", disable=None):
+    for name, measure_part in progress(parts.items(), "bench", logged=True):
         if name not in set(table.measured):
             table = append_rows(table, with_machine(measure_part().assign(measured=name)))
             write_file(out, table.to_csv(index=False, float_format="%.5g"))

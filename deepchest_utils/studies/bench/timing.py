@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.stats import quantile_test
-from tqdm import tqdm
 
+from deepchest_utils.progress import progress
 from deepchest_utils.training.setup import resolve_device
 
 Name = TypeVar("Name", str, int)
@@ -36,7 +36,7 @@ def time_interleaved(
         raise ValueError(f"steps and rounds should be at least one each. Found {len(steps)} and {rounds}.")
     wait_for_gpu = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     names, timed, first_start = list(steps), [], 0.0
-    for round_number in tqdm(range(-warmup, rounds), desc="rounds", leave=False, disable=None):
+    for round_number in progress(range(-warmup, rounds), "rounds", leave=False):
         if round_number == 0:
             first_start = time.perf_counter()
         if round_number >= MIN_ROUNDS and time.perf_counter() - first_start > budget:
