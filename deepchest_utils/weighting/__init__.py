@@ -11,7 +11,6 @@ from deepchest_utils.weighting.base import Composed, EpochReport, LossWeighting,
 from deepchest_utils.weighting.candidates import Anneal, Hedge, ValDiscount
 from deepchest_utils.weighting.deepchest import SIGNALS, DeepChest
 from deepchest_utils.weighting.dtp import DTP
-from deepchest_utils.weighting.excess_mtl import ExcessMTL
 from deepchest_utils.weighting.ldc_mtl import LDCMTL
 from deepchest_utils.weighting.loss_ratio import IGB, LBTW
 from deepchest_utils.weighting.scalarization import DBMTLL, DWA, FAMO, GLS, IMTLL, RLW, STCH, GradNorm, Uncertainty
@@ -48,7 +47,6 @@ METHODS: dict[str, Callable[..., Method]] = {
     "val_discount": ValDiscount,
     "gradnorm": GradNorm,
     **ADAPTERS,
-    "excess_mtl": ExcessMTL,
 }
 
 

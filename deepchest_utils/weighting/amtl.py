@@ -16,24 +16,22 @@ from deepchest_utils.weighting.static import as_weights, clamped_prevalence
 class AMTL(Scalarization):
     """Achievement-based multi-task loss (Yun and Cho, ICCV 2023, 10.1109/ICCV51070.2023.01553), as given in the
     authors' code (Achievement-based-MTL, `accuracy_based.py`). The weighted geometric mean of the losses,
-        prod_k L_k^w_k,    w = softmax_k((1 - kappa_k / ((1 + margin) p_k))^gamma),    sum_k w_k = 1 in every batch,
-    with kappa_k the running mean of the task's score, followed once an epoch, and p_k its potential: the score that a
-    network reaches which learns this task alone. Their ratio is the achievement; above 1 it counts as 1. Before the
-    first score all weights are equal, and a task without one has the mean of the others' (...)^gamma.
+        prod_k L_k^w_k,    w = softmax_k((1 - kappa_k / ((1 + margin) p_k))^gamma) over the tasks in the batch,
+    with kappa_k the running mean of the task's score, as DTP has it, and p_k its potential: the score of a network that
+    learns this task alone. Their ratio, the achievement, counts as 1 above 1. A task without a score has the mean of
+    the others' (...)^gamma; before the first score all weights are equal.
 
     With the accuracy as score it cancels prevalence: a constant answer has achievement 1 / (1 + margin) in every task,
-    rare or common, if p_k is the accuracy of such an answer, as single-task accuracies of rare findings nearly are. So
-    what is left to weigh is small: softmax of numbers between 0 and 1 keeps every two weights within a factor e.
+    if p_k is the accuracy of such an answer, as single-task accuracies of rare findings nearly are. And what is left
+    to weigh is small: softmax of numbers between 0 and 1 keeps every two weights within a factor e.
 
     Args:
-        potential: (K,) single-task scores in (0, 1], as from runs with `architecture="single_task"`; or "prevalence", the accuracy of always giving the more frequent
-            answer, max(prevalence, 1 - prevalence) of the training labels, from `begin` and for signal "accuracy" alone.
+        potential: (K,) single-task scores in (0, 1], as from runs with `architecture="single_task"`. Or "prevalence":
+            for signal "accuracy", that of always giving the answer more frequent in training, from `begin`.
         gamma: At least 0, and `margin` too: how far above the potential a score may come.
-        alpha: Share of the newest score in the running mean, in (0, 1].
-        signal: "accuracy", "auroc" or "balanced_accuracy".
-        scores_from: "train" or "val".
+        alpha, signal, scores_from: As DTP's.
         normalize: "softmax", or "sum": the (...)^gamma over their sum, which the authors' code offers too.
-        mean: "geometric", or "arithmetic": sum_k w_k L_k, times K so that equal weights are ones.
+        mean: "geometric", or "arithmetic": sum_k w_k L_k, times the number of tasks, so that equal weights are ones.
     """
 
     def __init__(
@@ -59,11 +57,10 @@ class AMTL(Scalarization):
             check_choice("potential", potential, ("prevalence",))
             if signal != "accuracy":
                 raise ValueError(f"potential should be {num_tasks} numbers for signal {signal!r}. Found 'prevalence'.")
-            potential = torch.full((num_tasks,), 0.5)
-        known = as_weights("potential", potential, num_tasks)
-        if not ((known > 0) & (known <= 1)).all():
-            raise ValueError(f"potential should be greater than 0 and at most 1. Found {known.tolist()}.")
-        self.register_buffer("potential", known)
+            potential = [0.5] * num_tasks
+        self.register_buffer("potential", as_weights("potential", potential, num_tasks))
+        if not ((self.potential > 0) & (self.potential <= 1)).all():
+            raise ValueError(f"potential should be greater than 0 and at most 1. Found {self.potential.tolist()}.")
 
     def begin(self, prevalence: Float[Tensor, " k"]) -> None:
         if self.by_prevalence:
@@ -84,7 +81,7 @@ class AMTL(Scalarization):
         present = present_tasks(losses, mask)
         w = self.shares(present).to(losses)
         if self.mean == "arithmetic":
-            return self.num_tasks * (losses * w).sum()
+            return present.sum() * (losses * w).sum()
         self.check_positive(losses)
         return (w * (losses.where(present, 1.0) + EPSILON).log()).sum().exp()
 

@@ -11,8 +11,8 @@ KPIS = ("accuracy", "auroc", "balanced_accuracy")  # the scores in [0, 1] of an 
 
 
 class RunningScore(nn.Module):
-    """kappa_k, a task's running mean of a score: kappa <- (1 - alpha) kappa + alpha score, the first score as it is.
-    NaN until the task has one. ValueError for an unknown score or source, or an alpha outside (0, 1]."""
+    """kappa_k, a task's running mean of a score: (1 - alpha) kappa + alpha score, once an epoch; NaN before the first.
+    ValueError for an unknown score or source, or an alpha outside (0, 1]."""
 
     kappa: Tensor
 
@@ -37,13 +37,12 @@ class DTP(LossWeighting):
     """Dynamic task prioritisation (Guo et al., ECCV 2018, 10.1007/978-3-030-01270-0_17, section 3): a focal loss over
     tasks, in which the task with the lowest score gets most,
         w_k = -(1 - kappa_k)^gamma log kappa_k,    kappa_k the running mean of the task's key performance indicator,
-    as given in Yun and Cho's code (Achievement-based-MTL, 2023), which follows kappa once an epoch, with their alpha.
-    Scaled to mean 1, which the paper leaves to the learning rate. Ones until there is a score; a task without one gets
-    the others' mean. kappa counts as in [1e-4, 1 - 1e-4], so that weights are positive and finite.
+    as given in Yun and Cho's code (Achievement-based-MTL, 2023), with their alpha. Scaled to mean 1, which the paper
+    leaves to the learning rate. Ones until there is a score; a task without one gets the others' mean. kappa counts as
+    in [1e-4, 1 - 1e-4]. The paper's focal loss within a task, over images, is no weight of tasks, and not here.
 
     With the accuracy as score it follows prevalence: a constant answer on a finding of prevalence p < 1/2 has
-    kappa = 1 - p, which is w_k = p^(gamma + 1) to first order. The paper's second focal loss, within a task over
-    images, is left out: it is a loss, not a weight of tasks.
+    kappa = 1 - p, and so w_k = p^(gamma + 1) to first order.
 
     Args:
         gamma: At least 0; the larger, the more the weakest task stands out.
