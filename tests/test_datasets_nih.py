@@ -1,15 +1,20 @@
 """NIH ChestX-ray14 in its official layout, made small and, where there is a folder of it, real: what is read,
 and what each bad input says."""
 
+import os
 import warnings
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from deepchest_utils import FINDINGS, DataError, load_dataset
-from deepchest_utils.datasets import DataWarning, cache, load_boxes
+from deepchest_utils.datasets import DataWarning, decode, load_boxes
 
-pytestmark = pytest.mark.filterwarnings("ignore:nih. findings without a positive")  # in folders so small
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:nih. findings without a positive"),  # in folders so small
+    pytest.mark.filterwarnings("ignore:.*grey levels"),  # the images of the tests have one grey value each
+]
 
 
 def load(root, **options):
@@ -133,7 +138,7 @@ def test_a_whole_folder_does_not_warn(nih_folder):
     root = nih_folder(num_patients=40)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", "nih: findings without")
+        warnings.filterwarnings("ignore", ".*(grey levels|findings without)")
         load(root)
 
 
@@ -148,7 +153,7 @@ def test_no_folder(tmp_path):
 
 
 def test_no_table(tmp_path):
-    with pytest.raises(DataError, match=r"no table Data_Entry_2017\*\.csv"):
+    with pytest.raises(DataError, match=r"no table Data_Entry_2017_v2020\.csv, .* or other Data_Entry_2017\*\.csv"):
         load(tmp_path)
 
 
@@ -173,6 +178,7 @@ def test_no_table(tmp_path):
         (",0,7,58", ",0,7.5,58", r"column 'Patient ID' says '7\.5'"),
         (",0,7,58", ",0,inf,58", r"column 'Patient ID' says 'inf'"),
         (",0,7,58,M,PA,2682,2749,0.143,0.143", "", r"row \d+ has 2 fields, too few"),
+        (",0.143,0.143", ",0.143", r"row 2 has 10 fields, too few: the others have 11"),
     ],
 )
 def test_bad_table(nih_folder, old, new, message):
@@ -231,36 +237,147 @@ def test_damaged_image_is_named(nih_folder, content):
 
 
 def test_oversized_image_is_named(nih_folder, monkeypatch):
-    monkeypatch.setattr(cache, "MAX_PIXELS", 96 * 64 - 1)  # the largest that `nih_folder` makes has 96 x 64
+    monkeypatch.setattr(decode, "MAX_PIXELS", 96 * 64 - 1)  # the largest that `nih_folder` makes has 96 x 64
     with pytest.raises(DataError, match=r"\.png: an image should have at most 6,143 pixels. Found 96 x 64"):
         load(nih_folder())
 
 
-@pytest.mark.parametrize(
-    ("target", "message"), [("../../outside.png", "points outside"), ("gone.png", "a link that leads to no file")]
-)
-def test_link(nih_folder, target, message):
+@pytest.mark.parametrize("target", ["gone.png", "00000004_001.png"])
+def test_link_to_no_file_is_no_image(nih_folder, target):
+    """As in a folder of which only a part was fetched."""
     root = nih_folder()
     path = root / "images" / "00000004_001.png"
-    path.rename(root.parent / "outside.png")
+    path.unlink()
     path.symlink_to(target)
-    with pytest.raises(DataError, match=rf"00000004_001\.png.*{message}"):
+    with pytest.warns(DataWarning, match=r"1 of 60 images are not on disk and left out, e\.g\. 00000004_001\.png"):
+        assert path.name not in everything(load(root))[0]
+
+
+def test_links_are_followed(nih_folder, tmp_path):
+    """A file, a folder below images, and the folder itself."""
+    root = nih_folder()
+    whole = everything(load(root))
+    path = root / "images" / "00000004_001.png"
+    path.rename(tmp_path / "elsewhere.png")
+    path.symlink_to(tmp_path / "elsewhere.png")
+    np.testing.assert_array_equal(everything(load(root))[3], whole[3])
+    (root / "images").rename(tmp_path / "pool")
+    (root / "images").mkdir()
+    (root / "images" / "part1").symlink_to(tmp_path / "pool")
+    (root / "images" / "part1" / "again").symlink_to(root / "images")  # a circle is walked once
+    np.testing.assert_array_equal(everything(load(root))[3], whole[3])
+    (root / "images" / "part1").unlink()
+    (root / "images").rmdir()
+    (root / "images").symlink_to(tmp_path / "pool")
+    np.testing.assert_array_equal(everything(load(root))[3], whole[3])
+
+
+def test_two_names_of_one_file(nih_folder):
+    root = nih_folder()
+    (root / "images" / "00000004_001.png").unlink()
+    (root / "images" / "00000004_001.png").symlink_to("00000004_000.png")
+    with pytest.raises(
+        DataError, match=r"1 images are listed more than once, e\.g\. 00000004_001.png in row 9, which is"
+    ):
         load(root)
 
 
-def test_link_within_the_folder_is_followed(nih_folder):
+def test_fifos_do_not_block(nih_folder):
     root = nih_folder()
-    path = root / "images" / "00000004_001.png"
-    path.rename(root / "elsewhere.png")
-    path.symlink_to("../elsewhere.png")
-    assert "00000004_001.png" in everything(load(root))[0]
+    (root / "images" / "00000004_001.png").unlink()
+    os.mkfifo(root / "images" / "00000004_001.png")
+    os.mkfifo(root / "Data_Entry_2017_v3000.csv")
+    with pytest.warns(DataWarning, match="1 of 60 images are not on disk"):
+        load(root)
+
+
+@pytest.mark.parametrize(
+    "folder", ["Images", "images_001/images", "images-224/images-224", "sample/images", "data", ""]
+)
+@pytest.mark.parametrize("suffix", [".PNG", ".jpg"])
+def test_images_in_other_folders_and_forms(nih_folder, folder, suffix):
+    root = nih_folder(lists=False)
+    (root / "images").rename(root / "before")
+    (root / folder).mkdir(parents=True, exist_ok=True)
+    for path in (root / "before").iterdir():
+        Image.open(path).convert("L").save(root / folder / f"{path.stem}{suffix}")
+        path.unlink()
+    ids, *_ = everything(load(root))
+    assert len(ids) == 60
+    assert ids[0] == "00000001_000.png"  # the name in the table
+
+
+def test_what_a_system_leaves_behind_is_passed_over(nih_folder):
+    root = nih_folder()
+    for name in ("._00000004_001.png", ".DS_Store", "Thumbs.db"):
+        (root / "images" / name).write_bytes(b"x")
+    (root / "images" / ".ipynb_checkpoints").mkdir()
+    (root / "images" / ".ipynb_checkpoints" / "00000004_001.png").write_bytes(b"x")
+    assert len(everything(load(root))[0]) == 60
+
+
+def test_the_official_table_is_read(nih_folder):
+    root = nih_folder()
+    right = everything(load(root))[1]
+    text = table_of(root).read_text()
+    for name in ("Data_Entry_2017_v2020_small.csv", "Data_Entry_2017_v2020 (1).csv", "Data_Entry_2017_v3000.csv"):
+        (root / name).write_text(text.replace("Hernia", "Mass"))
+    data = load(root)
+    np.testing.assert_array_equal(everything(data)[1], right)
+    assert data.source == str(table_of(root))
+    table_of(root).rename(root / "Data_Entry_2017.csv")
+    assert load(root).source.endswith("Data_Entry_2017.csv")
+    (root / "Data_Entry_2017.csv").unlink()
+    with pytest.raises(
+        DataError, match=r"several tables .*: Data_Entry_2017_v2020 \(1\)\.csv, .*\. Say which with table="
+    ):
+        load(root)
+    assert load(root, table="Data_Entry_2017_v3000.csv").source.endswith("v3000.csv")
+
+
+def test_kaggles_sample(nih_folder):
+    """Its table has another name and pads the patients' numbers."""
+    root = nih_folder(lists=False)
+    lines = table_of(root).read_text().splitlines()
+    rows = [line.split(",") for line in lines[1:]]
+    padded = [",".join([*row[:3], f"{int(row[3]):08d}", "058Y", *row[5:]]) for row in rows]
+    (root / "sample_labels.csv").write_text("\n".join([lines[0], *padded]))
+    table_of(root).unlink()
+    data = load(root)
+    assert data.split == "patient"
+    assert everything(data)[2].tolist() == [int(row[3]) for row in rows]
+
+
+def test_lists_with_a_mark_and_of_another_name(nih_folder):
+    """Notepad writes a byte order mark, which is no part of the first name."""
+    root = nih_folder(num_patients=40)
+    whole = load(root)
+    for name in ("train_val_list", "test_list"):
+        text = (root / f"{name}.txt").read_text()
+        (root / f"{name}.txt").unlink()
+        (root / f"{name}_NIH.txt").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    data = load(root)
+    assert data.split == "official"
+    assert data.fingerprint() == whole.fingerprint()
+
+
+@pytest.mark.parametrize("name", ["test_list.txt", "train_val_list (1).txt"])
+def test_half_of_the_lists_is_said(nih_folder, name):
+    root = nih_folder(num_patients=40)
+    (root / "train_val_list.txt").rename(root / "train_val_list (1).txt")
+    if name == "test_list.txt":
+        (root / "train_val_list (1).txt").unlink()
+    with pytest.warns(
+        DataWarning, match=r"official split needs train_val_list\.txt and test_list\.txt\. Found test_list"
+    ):
+        assert load(root).split == "patient"
 
 
 @pytest.mark.parametrize(
     ("empty", "message"),
     [
         ("test", "the test split is empty with split='official'"),
-        ("train_val", "train_val_list.txt names fewer than 2 of the patients here"),
+        ("train_val", "the official split has fewer than 2 of the patients here outside test"),
     ],
 )
 def test_list_without_one_of_the_images(nih_folder, empty, message):

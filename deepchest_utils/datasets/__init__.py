@@ -1,22 +1,24 @@
-"""Data sets by name, split by patient: `load_dataset("phantom" | "nih" | "chestmnist" | "csv", ...) -> Splits`."""
+"""Data sets by name, split by patient: `load_dataset(NAME, root, ...) -> Splits`; `DATASETS` has the names."""
 
 import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from deepchest_utils.config import check_choice, did_you_mean
+from deepchest_utils.config import check_choice, check_type, did_you_mean
 from deepchest_utils.datasets.base import ChestXrays, DataError, DataWarning, Splits
 from deepchest_utils.datasets.chestmnist import load_chestmnist
+from deepchest_utils.datasets.layouts import read_chexpert, read_csv_table, read_mimic, read_padchest, read_vindr
 from deepchest_utils.datasets.nih import load_boxes, read_nih
 from deepchest_utils.datasets.phantom.load import load_phantom
-from deepchest_utils.datasets.table import Table, read_csv_table, splits_from_table
+from deepchest_utils.datasets.table import Table, splits_from_table
 
 __all__ = ["DATASETS", "ChestXrays", "DataError", "DataWarning", "Splits", "load_boxes", "load_dataset"]
 
 Reader = Callable[..., Splits | Table]
 DATASETS: dict[str, Reader] = {
     "phantom": load_phantom, "nih": read_nih, "chestmnist": load_chestmnist, "csv": read_csv_table,
+    "chexpert": read_chexpert, "mimic": read_mimic, "padchest": read_padchest, "vindr": read_vindr,
 }  # fmt: skip
 """A reader's parameters are its data set's options, and those of `load_dataset` that it needs. It returns `Splits`, or a
 `Table` of image files that is then split, limited and decoded here."""
@@ -47,6 +49,8 @@ def load_dataset(
         DataError: An argument, a file or a table is not as it should be; the message names it.
     """
     check_choice("dataset", name, DATASETS, DataError)
+    image_size, seed = (check_type(n, int, v, DataError) for n, v in (("image_size", image_size), ("seed", seed)))
+    split = check_type("split", str | None, split, DataError)
     if image_size < 16:
         raise DataError(f"image_size should be at least 16 px. Found {image_size}.")
     if seed < 0:

@@ -38,3 +38,38 @@ NIH_COOCCURRENCE = np.array([
 """(14, 14) images that carry both findings; the diagonal is `NIH_IMAGE_COUNTS`."""
 
 NIH_PREVALENCE = {name: count / NIH_IMAGES for name, count in NIH_IMAGE_COUNTS.items()}
+
+PADCHEST_LABELS = {
+    "Atelectasis": ("atelectasis", "laminar atelectasis", "lobar atelectasis", "segmental atelectasis", "total atelectasis", "round atelectasis", "atelectasis basal"),
+    "Cardiomegaly": ("cardiomegaly",),
+    "Effusion": ("pleural effusion", "loculated pleural effusion", "hydropneumothorax", "empyema", "hemothorax"),
+    "Infiltration": (
+        "infiltrates", "interstitial pattern", "reticular interstitial pattern", "reticulonodular interstitial pattern",
+        "ground glass pattern", "miliary opacities", "alveolar pattern", "consolidation", "air bronchogram",
+    ),
+    "Mass": ("mass", "pulmonary mass"),
+    "Nodule": ("nodule", "multiple nodules"),
+    "Pneumonia": ("pneumonia",),
+    "Pneumothorax": ("pneumothorax", "hydropneumothorax"),
+    "Consolidation": ("consolidation", "air bronchogram"),
+    "Edema": ("pulmonary edema",),
+    "Emphysema": ("emphysema",),
+    "Fibrosis": ("pulmonary fibrosis",),
+    "Pleural_Thickening": ("pleural thickening", "apical pleural thickening"),
+    "Hernia": ("hiatal hernia",),
+}
+"""PadChest's labels that mean a finding. Its vocabulary is a tree; children count as their parents. The choice is ours."""
+# fmt: on
+
+
+def spelling(name: str) -> str:
+    """What spellings of one name share: letters and digits, in lower case."""
+    return "".join(filter(str.isalnum, name.lower()))
+
+
+_OURS = {spelling(name): name for name in FINDINGS} | {"pleuraleffusion": "Effusion", "infiltrate": "Infiltration"}
+
+
+def our_name(name: str) -> str:
+    """Our name of a finding that is spelt otherwise (`mass`, `Pleural Effusion`); other names as they are."""
+    return _OURS.get(spelling(name), name)

@@ -3,7 +3,6 @@
 Labels were mined from reports: "No Finding" means that none of the 14 was mentioned. Source: see `findings`.
 """
 
-import csv
 from pathlib import Path
 
 import numpy as np
@@ -12,97 +11,108 @@ from jaxtyping import Float
 
 from deepchest_utils.datasets.base import DataError, warn
 from deepchest_utils.datasets.findings import FINDINGS
-from deepchest_utils.datasets.table import Table, data_folder, path_inside, rows_on_disk
+from deepchest_utils.datasets.table import (
+    Table,
+    data_folder,
+    find_images,
+    read_table,
+    rows_on_disk,
+    walk_images,
+)  # fmt: skip
 
 COLUMNS = ("Image Index", "Finding Labels", "Patient ID")
+TABLES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv", "sample_labels.csv")  # the corrected one first; Kaggle's
+LISTS = (("train_val_list.txt", "test_list.txt"), ("train_val_list_NIH.txt", "test_list_NIH.txt"))
 NO_FINDING = "No Finding"
 ORIGINAL_SIZE = 1024  # px, of the official images; the boxes are in these pixels
 
 
-def read_nih(root: str | Path | None) -> Table:
-    """Read and check the folder of the download. Raises DataError naming the folder, table, column or row."""
+def read_nih(root: str | Path | None, table: str | None = None) -> Table:
+    """Read and check the folder of the download, or of Kaggle's sample of it. Raises DataError naming what is wrong.
+
+    Images are looked for below folders named images*, or else below all folders, as PNG, JPEG, DICOM or another kind.
+
+    Args:
+        table: The table; by default the official one, `TABLES`, or else the only Data_Entry_2017*.csv.
+    """
     root = data_folder(root, "nih", "NIH ChestX-ray14")
-    sources = sorted(root.glob("Data_Entry_2017*.csv"))
-    if not sources:
-        raise DataError(f"{root}: no table Data_Entry_2017*.csv in it. data_root should be the folder of the download.")
-    source = sources[-1]  # v2020 sorts last and is the corrected one
-    table = _read_columns(source)
-    is_plain = table["Image Index"].str.fullmatch(r"[^/\\]*[^/\\.][^/\\]*")
-    if not is_plain.all():
-        name = table["Image Index"][is_plain.idxmin()]
-        raise DataError(f"{source}: image name {name!r} points outside the folders; it should be a plain file name.")
-    names, patients = table["Image Index"].tolist(), table["Patient ID"]
-    labels = _parse_labels(source, table)
-    is_number = patients.str.fullmatch("[0-9]{1,18}")  # 1.5 and 1.6 are not both patient 1
-    if not is_number.all():
-        raise DataError(f"{source}: column 'Patient ID' says {patients[is_number.idxmin()]!r}, not a whole number.")
-    files: dict[str, Path] = {}
-    for path in sorted(root.glob("images*/**/*.png")):
-        if path.name in files:
-            raise DataError(f"{root}: {path.name} is in {files[path.name].parent} and in {path.parent}. Remove one.")
-        files[path.name] = path
-    rows = rows_on_disk(source, names, names, np.array([name in files for name in names]))
+    source = _find_table(root) if table is None else root / table
+    frame = read_table(source, COLUMNS, alone=True)
+    names, patients = frame["Image Index"], frame["Patient ID"]
+    labels = _parse_labels(source, frame)
+    codes, texts = pd.factorize(patients)
+    for i, text in enumerate(texts):
+        if not (text.isascii() and text.isdigit() and len(text) <= 18):  # 1.5 and 1.6 are not both patient 1
+            place = f"row {frame.index[codes == i][0]}"
+            raise DataError(f"{source}: column 'Patient ID' says {text[:80]!r}, not a whole number, in {place}.")
+    folders = [path for path in root.iterdir() if path.name.lower().startswith("images") and path.is_dir()]
+    listed: list[str] = names.tolist()
+    entries = find_images(source, names, root, walk_images(sorted(folders) or [root]), any_suffix=True)
+    looked = f"below {', '.join(path.name for path in sorted(folders)[:5]) or root} for .png, .jpg, .dcm and others"
+    rows = rows_on_disk(source, names, entries, looked)
     official = None
-    lists = root / "train_val_list.txt", root / "test_list.txt"
-    if all(path.is_file() for path in lists):
-        try:
-            train_val, test = (set(path.read_text(encoding="utf-8").split()) for path in lists)
-        except UnicodeDecodeError as error:
-            raise DataError(f"{root}: {lists[0].name} or {lists[1].name} is not a text file ({error}).") from None
-        if both := train_val & test:
-            raise DataError(f"{root}: {min(both)} is in train_val_list.txt and in test_list.txt.")
-        listed = np.array([names[row] in train_val or names[row] in test for row in rows])
-        if not listed.all():
-            example = names[rows[listed.argmin()]]
-            warn(f"{root}: {(~listed).sum()} images are in neither official list and left out, e.g. {example}.")
-        if not listed.any():
+    if (lists := _read_lists(root)) is not None:
+        train_val, test = lists
+        part_of = np.array([2 if listed[row] in test else 0 if listed[row] in train_val else -1 for row in rows])
+        if (unlisted := part_of < 0).any():
+            example = listed[rows[unlisted.argmax()]]
+            warn(f"{root}: {unlisted.sum()} images are in neither official list and left out, e.g. {example}.")
+        if unlisted.all():
             raise DataError(f"{root}: none of its images is in train_val_list.txt or test_list.txt.")
-        rows = rows[listed]
-        official = np.array([int(names[row] in test) for row in rows])
-    ids = np.array(names)[rows]
-    paths = [files[name] for name in ids]
-    for path in filter(Path.is_symlink, paths):
-        path_inside(root, str(path.relative_to(root)), source)
-        if not path.is_file():
-            raise DataError(f"{path}: a link that leads to no file.")
-    numbers = patients.astype(np.int64).to_numpy()[rows]
-    return Table("nih", source, paths, ids, labels[rows], numbers, FINDINGS, official)
+        rows, official = rows[~unlisted], part_of[~unlisted]
+    numbers = np.array([int(text) for text in texts], np.int64)[codes]
+    ids, paths = np.array(listed)[rows], [Path(entries[row].path) for row in rows]
+    needs = "train_val_list.txt and test_list.txt beside the table. Add them"
+    return Table("nih", source, paths, ids, labels[rows], numbers[rows], FINDINGS, official, needs)
 
 
-def _read_columns(source: Path) -> pd.DataFrame:
-    """The columns that are needed, found by name and read by position: one release leaves the comma of
-    `OriginalImage[Width,Height]` unquoted, the other quotes it, so header and rows can differ in length."""
-    try:
-        with open(source, encoding="utf-8-sig", newline="") as file:
-            lines = [line for line in csv.reader(file) if line]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{source}: not a readable CSV table ({error}).") from None
-    if not lines:
-        raise DataError(f"{source}: the table is empty.")
-    header = [name.strip() for name in lines[0]]
-    for name in COLUMNS:
-        if name not in header:
-            raise DataError(f"{source}: no column {name!r}. Found {', '.join(header)}.")
-    if len(lines) == 1:
-        raise DataError(f"{source}: the table has a header and no row.")
-    positions = [header.index(name) for name in COLUMNS]
-    for number, line in enumerate(lines, start=1):
-        if len(line) <= max(positions):
-            raise DataError(f"{source}: row {number} has {len(line)} fields, too few for its columns.")
-    return pd.DataFrame([[line[i].strip() for i in positions] for line in lines[1:]], columns=list(COLUMNS))
+def _find_table(root: Path) -> Path:
+    """The official table; DataError if there is none and not just one copy."""
+    others = [path for path in sorted(root.glob("Data_Entry_2017*.csv")) if path.is_file()]
+    for path in (root / name for name in TABLES):
+        if path.is_file():
+            return path
+    if len(others) > 1:
+        names = ", ".join(path.name for path in others)
+        raise DataError(f"{root}: several tables and none of the official name: {names}. Say which with table=...")
+    if not others:
+        message = f"no table {', '.join(TABLES)} or other Data_Entry_2017*.csv in it"
+        raise DataError(f"{root}: {message}. data_root should be the folder of the download.")
+    return others[0]
 
 
-def _parse_labels(source: Path, table: pd.DataFrame) -> Float[np.ndarray, "n 14"]:
+def _read_lists(root: Path) -> tuple[set[str], set[str]] | None:
+    """The two official lists; None, with a warning if there is something like them, where they are not both there."""
+    for names in LISTS:
+        paths = [root / name for name in names]
+        if all(path.is_file() for path in paths):
+            try:
+                train_val, test = (set(path.read_text(encoding="utf-8-sig").split()) for path in paths)
+            except (OSError, UnicodeDecodeError) as error:
+                raise DataError(f"{root}: {names[0]} or {names[1]} is not a text file ({error}).") from None
+            if both := train_val & test:
+                raise DataError(f"{root}: {min(both)} is in {names[0]} and in {names[1]}.")
+            return train_val, test
+    if others := sorted(path.name for path in root.glob("*_list*.txt")):
+        warn(
+            f"{root}: the official split needs {' and '.join(LISTS[0])}. Found {', '.join(others)}, which is not used."
+        )
+    return None
+
+
+def _parse_labels(source: Path, frame: pd.DataFrame) -> Float[np.ndarray, "n 14"]:
     """Labels as float32 from `Effusion|Mass`; DataError for a name that is not one of the 14 or "No Finding"."""
-    labels = np.zeros((len(table), len(FINDINGS)), np.float32)
-    for row, (image, text) in enumerate(zip(table["Image Index"], table["Finding Labels"], strict=True)):
-        place, names = f"{source}: column 'Finding Labels' of {image}", set(text.split("|"))
+    codes, texts = pd.factorize(frame["Finding Labels"])
+    labels = np.zeros((len(texts), len(FINDINGS)), np.float32)
+    for i, text in enumerate(texts):
+        names = set(text.split("|"))
+        place = f"{source}: column 'Finding Labels' of {frame['Image Index'].iloc[(codes == i).argmax()]}"
         if "|" in text and NO_FINDING in names:
             raise DataError(f"{place} says {text!r}, which contradicts itself.")
         if unknown := sorted(names - {*FINDINGS, NO_FINDING}):
             raise DataError(f"{place} says {unknown[0]!r}. Allowed are {', '.join(FINDINGS)} and {NO_FINDING}.")
-        labels[row] = [name in names for name in FINDINGS]
-    return labels
+        labels[i] = [name in names for name in FINDINGS]
+    return np.asarray(labels[codes])
 
 
 def load_boxes(root: str | Path, image_size: int = ORIGINAL_SIZE) -> pd.DataFrame:

@@ -1,28 +1,51 @@
-"""Data sets of image files: a checked `Table`, the reader of a CSV of one's own, and the way from a table to `Splits`.
+"""Data sets of image files: a CSV file becomes a frame, names become files, and a checked `Table` becomes `Splits`.
 
 A reader of another layout returns a `Table` and is added to `DATASETS`.
 """
 
-from collections.abc import Sequence
+import bz2
+import csv
+import gzip
+import io
+import lzma
+import os
+import re
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from deepchest_utils.config import check_choice
+from deepchest_utils.config import check_choice, did_you_mean
 from deepchest_utils.datasets.base import ChestXrays, DataError, Splits, image_split, limit_images, patient_split, warn
 from deepchest_utils.datasets.cache import decode_all
-from deepchest_utils.datasets.findings import FINDINGS
+from deepchest_utils.datasets.findings import our_name, spelling
+from deepchest_utils.files import one_line
+
+MAX_BYTES = 2**30  # of a table, unpacked; the largest public one, PadChest's, has a tenth
+MAX_NAME = 1000  # characters of an image's name, more than file systems take
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm"}
+OUTSIDE = {  # what is wrong with a name -> how it is told
+    "it is empty": re.compile(r"^$", re.MULTILINE),
+    "it is absolute": re.compile(r"^(?:[/\\]|[A-Za-z]:[/\\])", re.MULTILINE),
+    "it climbs out with '..'": re.compile(r"(?:^|[/\\])\.\.(?:[/\\]|$)", re.MULTILINE),
+}
+Files = dict[str, os.DirEntry[str]]
 
 
 @dataclass(frozen=True)
 class Table:
     """N image files and what the file `source` says of them; labels as in `ChestXrays`.
 
-    `official` is 0 for the official list of training and validation, 1 for that of test; None without the lists.
+    Attributes:
+        official: The official split: 0 train, 1 val, 2 test; None without one. Without a 1, val is split off train.
+        to_be_official: What is missing where `official` is None, for the message.
+        patients_known: As in `Splits`.
     """
 
     name: str
@@ -33,6 +56,8 @@ class Table:
     patients: Int[np.ndarray, " n"]
     findings: tuple[str, ...]
     official: Int[np.ndarray, " n"] | None = None
+    to_be_official: str = ""
+    patients_known: bool = True
 
 
 def data_folder(root: str | Path | None, dataset: str, content: str) -> Path:
@@ -40,33 +65,291 @@ def data_folder(root: str | Path | None, dataset: str, content: str) -> Path:
     if root is None:
         raise DataError(f'data_root should name the folder of {content} for dataset="{dataset}". Found None.')
     folder = Path(root).expanduser()
-    if not folder.is_dir():
+    if "\0" in str(folder) or not folder.is_dir():
         raise DataError(f"data_root {str(folder)!r}: no such folder.")
     return folder
 
 
-def path_inside(root: Path, name: str, source: Path) -> Path:
-    """`root / name`; DataError if the name is absolute, climbs out with `..`, or a link leads out."""
-    path = root / name
-    if not path.resolve().is_relative_to(root.resolve()):
-        raise DataError(f"{source}: image name {name!r} points outside {root}; names should be relative to it.")
-    return path
+# the table
 
 
-def rows_on_disk(source: Path, names: list[str], files: list[Path] | list[str], exists: np.ndarray) -> np.ndarray:
-    """Rows whose file is there. Warns once with the count of the others. DataError if none is left, or if a file is
-    listed twice: it could be on both sides of a split."""
-    repeated = pd.Series(files).duplicated()
-    if repeated.any():
-        example = f"{names[repeated.idxmax()]} in row {repeated.idxmax() + 2}"
-        raise DataError(f"{source}: {repeated.sum()} images are listed more than once, e.g. {example}.")
-    missing = np.flatnonzero(~exists)
-    if len(missing) == len(names):
-        raise DataError(f"{source}: none of its {len(names)} images is on disk, e.g. {names[0]}. Check data_root.")
-    if len(missing):
-        example = names[missing[0]]
-        warn(f"{source}: {len(missing)} of {len(names)} images are not on disk and left out, e.g. {example}.")
-    return np.flatnonzero(exists)
+def _open_zip(source: Path, mode: str) -> Any:
+    archive = zipfile.ZipFile(source)
+    names = [name for name in archive.namelist() if not name.startswith("__MACOSX/") and not name.endswith("/")]
+    if len(names) != 1:
+        raise DataError(f"{source}: should hold one table. Found {', '.join(names[:5]) or 'none'}.")
+    return archive.open(names[0])
+
+
+UNPACK: dict[bytes, Callable[..., Any]] = {
+    b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open, b"PK\x03\x04": _open_zip,
+}  # fmt: skip
+
+
+def _read_bytes(source: Path) -> bytes:
+    """The file, unpacked if its first bytes say that it is packed, whatever its name says."""
+    try:
+        with open(source, "rb") as file:
+            start = file.read(6)
+        if start.startswith(b"\x28\xb5\x2f\xfd"):
+            raise DataError(f"{source}: packed with zstd, which is not read here. Unpack it first.")
+        way = next((way for magic, way in UNPACK.items() if start.startswith(magic)), Path.open)
+        with way(source, mode="rb") as file:
+            content: bytes = file.read(MAX_BYTES + 1)
+    except DataError:
+        raise
+    except Exception as error:  # each of these packages raises several types for damaged files
+        raise DataError(f"{source}: damaged, or not a file that can be read ({one_line(error)}).") from None
+    if len(content) > MAX_BYTES:
+        raise DataError(f"{source}: a table should have at most {MAX_BYTES:,} bytes, unpacked.")
+    return content
+
+
+def read_table(source: Path, text: Sequence[str], alone: bool = False) -> pd.DataFrame:
+    """A CSV file as a frame whose index is the row's number in a spreadsheet. Raises DataError naming file and row.
+
+    Fields are separated by commas, or by semicolons or tabs if the header has more of these. Lines of `#` on top and
+    empty rows are passed over. All rows must have one number of fields, that of the header.
+
+    Args:
+        text: Columns that are read as text, "" for an empty cell, under these names; see `find_column`. What else is
+            a number everywhere becomes one, NaN for an empty cell.
+        alone: Read these columns alone, by position; the header may then have another number of fields than the rows.
+    """
+    if not source.is_file():
+        raise DataError(f"{source}: no such table.")
+    content = _read_bytes(source).removeprefix(b"\xef\xbb\xbf")
+    if (at := content.find(b"\0")) >= 0:
+        row = content.count(b"\n", 0, at) + 1
+        raise DataError(f"{source}: not a readable CSV table (row {row} holds a NUL byte).")
+    if b"\r" in content:
+        content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    comments = re.match(rb"(?:[ \t]*(?:#[^\n]*)?\n)*", content).group()  # type: ignore[union-attr]
+    head, _, body = content[len(comments) :].partition(b"\n")
+    if re.search(rb"^[,;\t]+$", body, re.MULTILINE):  # rows of nothing but separators, as spreadsheets leave them
+        body = re.sub(rb"^[,;\t]+$", b"", body, flags=re.MULTILINE)
+    separator = max(",;\t", key=lambda character: head.count(character.encode()))
+    try:
+        header = [name.strip() for name in next(csv.reader([head.decode()], delimiter=separator), [])]
+        if not header:
+            raise DataError(f"{source}: the table is empty.")
+        found = [find_column(source, header, name) for name in text]
+        if not body.strip():
+            raise DataError(f"{source}: the table has a header and no row.")
+        body = body if body.endswith(b"\n") else body + b"\n"
+        counts = _count_fields(body, separator)
+        numbers = 2 + comments.count(b"\n") + np.arange(len(counts))
+        usual = int(np.bincount(counts[counts > 0]).argmax())
+        if (wrong := (counts != usual) & (counts > 0)).any():
+            row, count = numbers[wrong][0], counts[wrong][0]
+            much = "few" if count < usual else "many"
+            raise DataError(f"{source}: row {row} has {count} fields, too {much}: the others have {usual}.")
+        twice = [name for name in header if name and header.count(name) > 1]
+        if not alone and twice:
+            raise DataError(f"{source}: {len(twice)} columns have the name {twice[0]!r}. Rename or remove one.")
+        if not alone and usual != len(header):
+            names = f"{len(header)}: {', '.join(header)}"
+            raise DataError(f"{source}: each row has {usual} fields, the header {names}.")
+        if usual <= max(found):
+            raise DataError(f"{source}: row {numbers[0]} has {usual} fields, too few for its columns.")
+        frame = pd.read_csv(
+            io.BytesIO(body), sep=separator, header=None, names=range(usual), usecols=found if alone else None,
+            dtype=dict.fromkeys(found, object), keep_default_na=False, na_values=[""], skip_blank_lines=False,
+            low_memory=False,
+        )  # fmt: skip
+    except (pd.errors.ParserError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{source}: not a readable CSV table ({one_line(error)}).") from None
+    frame.index = numbers
+    frame = frame[counts > 0]
+    for position in found:
+        texts = [*map(str.strip, frame[position].fillna("").tolist())]
+        frame[position] = pd.Series(texts, frame.index, object)
+    named = dict(zip(found, text, strict=True))
+    return frame.rename(columns=lambda i: named.get(i) or header[i] or f"column {i + 1}")
+
+
+def _count_fields(body: bytes, separator: str) -> Int[np.ndarray, " n"]:
+    """Fields of each row, 0 for an empty one."""
+    if b'"' in body:
+        lines = csv.reader(io.StringIO(body.decode()), delimiter=separator, strict=True)
+        return np.array([len(line) for line in lines], np.int64)
+    characters = np.frombuffer(body, np.uint8)
+    ends = np.flatnonzero(characters == ord("\n"))
+    counts = np.diff(np.searchsorted(np.flatnonzero(characters == ord(separator)), ends), prepend=0) + 1
+    return np.where(np.diff(ends, prepend=-1) > 1, counts, 0).astype(np.int64)
+
+
+def find_column(source: Path, header: Sequence[str], name: str) -> int:
+    """Position of a column: of that name, or else the one of that name but for case, spaces and underscores, or with
+    another name of the same finding (`Pleural Effusion`). DataError if there is none, or more than one."""
+    for same in (lambda other: other == name, lambda other: spelling(our_name(other)) == spelling(our_name(name))):
+        if len(found := [i for i, other in enumerate(header) if same(other)]) > 1:
+            both = ", ".join(f"{header[i]!r} (column {i + 1})" for i in found)
+            raise DataError(f"{source}: two columns are {name!r}: {both}. Rename or remove one.")
+        if found:
+            return found[0]
+    hint = did_you_mean(name, header)
+    raise DataError(f"{source}: no column {name!r}. Found {', '.join(header[:40])}.{hint}")
+
+
+# the files
+
+
+def _is(test: Callable[[], bool]) -> bool:
+    try:
+        return test()
+    except OSError:  # a link that leads to itself
+        return False
+
+
+def list_folder(folder: str | Path) -> Files:
+    """What is in a folder, nothing if there is none; links are followed."""
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name: entry for entry in entries}
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        raise DataError(f"{str(folder)[:200]}: cannot be read ({error.strerror}).") from None
+
+
+def walk_images(folders: Iterable[Path]) -> Files:
+    """Image files below some folders, however deep, by name. Links are followed, hidden files and folders passed over.
+    DataError for two files of one name, unless one is a link to the other."""
+    files: Files = {}
+    seen, todo = set[str](), [str(folder) for folder in folders]
+    for folder in todo:
+        if (real := os.path.realpath(folder)) in seen:
+            continue
+        seen.add(real)
+        for name, entry in sorted(list_folder(folder).items()):
+            if name.startswith("."):
+                continue
+            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not _is(entry.is_dir):
+                if (other := files.setdefault(name, entry)) is not entry and not os.path.samefile(other, entry):
+                    where = f"is in {os.path.dirname(other.path)} and in {folder}"
+                    raise DataError(f"{real}: {name} {where}. Remove one.")
+            elif _is(entry.is_dir):
+                todo.append(entry.path)
+    return files
+
+
+def _stem(name: str) -> str:
+    """The name without a suffix of images."""
+    stem, suffix = os.path.splitext(name)
+    return stem if suffix.lower() in IMAGE_SUFFIXES else name
+
+
+def find_images(
+    source: Path, names: pd.Series, root: Path, files: Files | None = None, any_suffix: bool = False
+) -> list[Any]:
+    """The directory entry of each name, None where there is no such file. DataError for a name that leads elsewhere.
+
+    Args:
+        names: Relative to root, or plain names of `files`.
+        any_suffix: Where there is no file of the name, the first of that name with another suffix of an image.
+    """
+    listed = _checked(source, names, plain=files is not None)
+    folders: dict[str, Files] = {"": files} if files is not None else {}
+    stems: dict[str, Files] = {}
+    found: list[os.DirEntry[str] | None] = []
+    for name in listed:
+        folder, _, base = name.rpartition("/")
+        if folder not in folders:
+            folders[folder] = list_folder(os.path.join(root, folder))
+        entry = folders[folder].get(base)
+        if entry is None and any_suffix:
+            if folder not in stems:
+                others = sorted((name for name in folders[folder] if _stem(name) != name), reverse=True)
+                stems[folder] = {_stem(other): folders[folder][other] for other in others}
+            entry = stems[folder].get(_stem(base))
+        found.append(entry if entry is not None and _is(entry.is_file) else None)
+    return found
+
+
+def _checked(source: Path, names: pd.Series, plain: bool) -> list[str]:
+    """The names as a list. DataError for one that could lead out of the folder, or is no name. plain: without folders."""
+    listed: list[str] = names.tolist()
+    wrong = OUTSIDE | ({"it names a folder": re.compile(r"[/\\]|^\.$", re.MULTILINE)} if plain else {})
+    if max(map(len, listed)) > MAX_NAME or any(pattern.search("\n".join(listed)) for pattern in wrong.values()):
+        for row, name in names.items():
+            if len(name) > MAX_NAME:
+                raise DataError(f"{source}: the image name in row {row} has {len(name):,} characters: {name[:40]}...")
+            for reason, pattern in wrong.items():
+                if pattern.search(name):
+                    right = "a plain file name" if plain else "relative to data_root"
+                    outside = f"image name {name!r} points outside the folder: {reason}"
+                    raise DataError(f"{source}: {outside} (row {row}). It should be {right}.")
+    return listed
+
+
+def make_table(name: str, source: Path, names: pd.Series, entries: Sequence[Any], looked: str, **columns: Any) -> Table:
+    """The `Table` of those rows whose file is there. columns: what else a `Table` has, of all rows."""
+    rows = rows_on_disk(source, names, entries, looked)
+    own = {key: value[rows] if isinstance(value, np.ndarray) else value for key, value in columns.items()}
+    return Table(
+        name,
+        source,
+        [Path(entry.path) for entry in entries if entry is not None],
+        names.to_numpy(object)[rows].astype(str),
+        **own,
+    )
+
+
+def _number(file: Any) -> int:
+    """The inode, which a folder knows of what is in it; but a link's number is its own, not its target's."""
+    return os.stat(file).st_ino if file.is_symlink() else int(file.inode())
+
+
+def rows_on_disk(source: Path, names: pd.Series, entries: Sequence[Any], looked: str) -> Int[np.ndarray, " m"]:
+    """Positions of the names that have a file. Warns once with the count of the others. DataError if none has, or if
+    one file has two names or rows: it could be on both sides of a split. looked: where it was looked for."""
+    present = np.array([entry is not None for entry in entries])
+    if not present.any():
+        example = f"e.g. {names.iloc[0]}. Looked {looked}. Check data_root"
+        raise DataError(f"{source}: none of its {len(names)} images is on disk, {example}.")
+    rows = np.flatnonzero(present)
+    files: list[Any] = [entry for entry in entries if entry is not None]
+    numbers: list[Any] = [*map(_number, files)]
+    # some file systems make the numbers up, and each has its own
+    for i in np.flatnonzero(pd.Series(numbers).duplicated(keep=False)):
+        numbers[i] = (status := os.stat(files[i])).st_dev, status.st_ino
+    if (repeated := pd.Series(numbers).duplicated().to_numpy()).any():
+        second = rows[repeated.argmax()]
+        first = rows[numbers.index(numbers[repeated.argmax()])]
+        alike = f"{names.iloc[second]} in row {names.index[second]}"
+        if names.iloc[first] != names.iloc[second]:
+            alike += f", which is the file of {names.iloc[first]} in row {names.index[first]}"
+        raise DataError(f"{source}: {repeated.sum()} images are listed more than once, e.g. {alike}.")
+    if missing := len(names) - len(rows):
+        example = names.iloc[present.argmin()]
+        warn(f"{source}: {missing} of {len(names)} images are not on disk and left out, e.g. {example}.")
+    return rows
+
+
+# the splits
+
+
+def patient_numbers(source: Path, ids: pd.Series) -> Int[np.ndarray, " n"]:
+    """Patients numbered as they come. Ids of digits are compared as numbers: 12, 012 and 12.0 are one patient."""
+    codes, texts = pd.factorize(ids)
+    if "" in (texts := list(texts)):
+        raise DataError(f"{source}: column {ids.name!r} is empty in row {ids.index[codes == texts.index('')][0]}.")
+    plain = [re.sub(r"^0*([0-9]+)(\.0*)?$", r"\1", text) for text in texts]
+    return np.asarray(pd.factorize(np.array(plain, object)[codes])[0], np.int64)
+
+
+def _warn_of_labels(table: Table) -> None:
+    """One warning that lists findings of which nearly all known labels are positive, or most are unknown."""
+    known, doubtful = (~np.isnan(table.labels)).sum(0), []
+    for finding, positive, count in zip(table.findings, np.nansum(table.labels, 0), known, strict=True):
+        if count < 0.3 * len(table.ids):
+            doubtful.append(f"{finding} (known of {count} of {len(table.ids)} images)")
+        elif positive > 0.9 * count:
+            doubtful.append(f"{finding} ({positive / count:.0%} of those known are positive)")
+    if doubtful:
+        advice = "If an empty cell means that a finding was not mentioned, blank='absent' makes it one"
+        warn(f"{table.source}: few labels to learn from: {', '.join(doubtful)}. {advice}.")
 
 
 def splits_from_table(
@@ -75,6 +358,7 @@ def splits_from_table(
     """Split a table, limit each split and decode its images; the arguments are those of `load_dataset`."""
     split = split or ("official" if table.official is not None else "patient")
     check_choice("split", split, ("official", "patient", "image"), DataError)
+    _warn_of_labels(table)
     if split == "image":
         split_of = image_split(len(table.ids), seed=seed)
     elif split == "patient":
@@ -83,15 +367,15 @@ def splits_from_table(
         except ValueError as error:
             raise DataError(f"{table.source}: {error}") from None
     elif table.official is None:
-        needs = "train_val_list.txt and test_list.txt beside the table"
-        raise DataError(f'{table.source}: split="official" needs {needs}. Add them, or use split="patient".')
+        raise DataError(f'{table.source}: split="official" needs {table.to_be_official}. Or use split="patient".')
     else:
-        train_val = table.official == 0
-        if len(np.unique(table.patients[train_val])) < 2:
-            few = "train_val_list.txt names fewer than 2 of the patients here, too few for train and val"
-            raise DataError(f'{table.source}: {few}. Use split="patient".')
-        split_of = np.full(len(table.ids), 2)
-        split_of[train_val] = patient_split(table.labels[train_val], table.patients[train_val], (0.875, 0.125), seed)
+        split_of = table.official.copy()
+        if not (split_of == 1).any():
+            rest = split_of == 0
+            if len(np.unique(table.patients[rest])) < 2:
+                few = "the official split has fewer than 2 of the patients here outside test, too few for train and val"
+                raise DataError(f'{table.source}: {few}. Use split="patient".')
+            split_of[rest] = patient_split(table.labels[rest], table.patients[rest], (0.875, 0.125), seed)
     rows_of = []
     for i, name in enumerate(("train", "val", "test")):
         if not len(rows := np.flatnonzero(split_of == i)):
@@ -103,58 +387,4 @@ def splits_from_table(
     pooled = ChestXrays(images, table.labels[order], table.patients[order], table.findings, table.ids[order])
     ends = np.cumsum([0, *map(len, rows_of)])
     train, val, test = (pooled.subset(slice(start, end)) for start, end in pairwise(ends))
-    return Splits(train, val, test, name=table.name, split=split)
-
-
-def read_csv_table(
-    root: str | Path | None,
-    table: str = "labels.csv",
-    image_column: str = "image",
-    patient_column: str = "patient",
-    finding_columns: Sequence[str] | None = None,
-) -> Table:
-    """Read and check a table of one's own. Raises DataError naming the table, column or row that is wrong.
-
-    Args:
-        table: The CSV file, relative to root or absolute.
-        image_column: File names relative to root.
-        patient_column: Any text or number.
-        finding_columns: The tasks; by default those of the 14 findings that the table has.
-    """
-    root = data_folder(root, "csv", "the images")
-    source = root / table
-    if not source.is_file():
-        raise DataError(f"{source}: no such table. Name it with table=...")
-    try:
-        frame = pd.read_csv(source, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise DataError(f"{source}: not a readable CSV table ({error}).") from None
-    findings = tuple(finding_columns or [name for name in FINDINGS if name in frame.columns])
-    if not findings:
-        raise DataError(f"{source}: no column has the name of a finding. Name them with finding_columns=[...].")
-    for column in (image_column, patient_column, *findings):
-        if column not in frame.columns:
-            raise DataError(f"{source}: no column {column!r}. Found {', '.join(frame.columns)}.")
-    if frame.empty:
-        raise DataError(f"{source}: the table has a header and no row.")
-    labels = np.column_stack([_parse_labels(source, frame, column) for column in findings])
-    names = frame[image_column].str.strip().tolist()
-    paths = [path_inside(root, name, source) for name in names]
-    rows = rows_on_disk(source, names, paths, np.array([path.is_file() for path in paths]))
-    patients = frame[patient_column].str.strip()
-    if (patients == "").any():
-        raise DataError(f"{source}: column {patient_column!r} is empty in row {(patients == '').idxmax() + 2}.")
-    numbers = pd.factorize(patients)[0].astype(np.int64)[rows]
-    kept = [paths[row] for row in rows]
-    return Table("csv", source, kept, np.array(names)[rows], labels[rows], numbers, findings)
-
-
-def _parse_labels(source: Path, frame: pd.DataFrame, column: str) -> Float[np.ndarray, " n"]:
-    """One column as float32: 1, 0, and NaN for empty and -1."""
-    text = frame[column].str.strip()
-    values = pd.to_numeric(text.where(text != "", "-1"), errors="coerce").to_numpy(float)
-    wrong = np.flatnonzero(~np.isin(values, (-1, 0, 1)))
-    if len(wrong):
-        message = f"{source}: column {column!r} says {text.iloc[wrong[0]]!r} in row {wrong[0] + 2}"
-        raise DataError(f"{message}. Allowed are 1, 0, and empty or -1 for unknown.")
-    return np.where(values == -1, np.nan, values).astype(np.float32)
+    return Splits(train, val, test, table.name, split, table.patients_known, str(table.source))

@@ -1,0 +1,391 @@
+"""Readers of tables with a column or a list of findings: one's own CSV, CheXpert, MIMIC-CXR-JPG, PadChest, VinDr-CXR.
+
+Three values of a label are told apart: empty, -1 (uncertain), and 0 or 1. What the first two mean is an argument,
+`blank` and `uncertain`: a text for all findings, or a dictionary from findings to texts in which "others" stands for
+those that it does not name. A row with 1 for "No Finding" has its other empty cells, but for Support Devices, absent.
+"""
+
+import ast
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float, Int
+
+from deepchest_utils.config import check_choice
+from deepchest_utils.datasets.base import DataError, warn
+from deepchest_utils.datasets.findings import FINDINGS, PADCHEST_LABELS, our_name, spelling
+from deepchest_utils.datasets.table import (
+    Table,
+    data_folder,
+    find_column,
+    find_images,
+    make_table,
+    patient_numbers,
+    read_table,
+    walk_images,
+)  # fmt: skip
+
+Policy = str | Mapping[str, str] | None
+MEANING = {"absent": 0.0, "present": 1.0, "unknown": np.nan}
+SPLITS = {"train": 0, "training": 0, "val": 1, "valid": 1, "validate": 1, "validation": 1, "test": 2, "testing": 2}
+CELLS = {"": np.nan, "true": 1.0, "false": 0.0, "-1": -1.0, "0": 0.0, "1": 1.0}
+WRONG = 9.0
+
+
+# labels
+
+
+def _label(cell: object) -> float:
+    """1, 0, -1, NaN for an empty cell; `WRONG` for anything else."""
+    text = "" if pd.isna(cell) else str(cell).strip().lower()
+    try:
+        return CELLS[text] if text in CELLS else value if (value := float(text)) in (-1, 0, 1) else WRONG
+    except ValueError:
+        return WRONG
+
+
+def _read_labels(source: Path, frame: pd.DataFrame, column: str) -> Float[np.ndarray, " n"]:
+    """One column: 1 (True), 0 (False), -1, NaN for an empty cell. DataError for anything else."""
+    codes, cells = pd.factorize(frame[column], use_na_sentinel=False)
+    values = np.array([_label(cell) for cell in cells])[codes]
+    if (wrong := values == WRONG).any():
+        row = frame.index[wrong][0]
+        text = read_table(source, [column], alone=True)[column][row]  # as it is written
+        allowed = "Allowed are 1, 0, True, False, -1 for uncertain, and empty"
+        raise DataError(f"{source}: column {column!r} says {text[:80]!r} in row {row}. {allowed}.")
+    return np.asarray(values)
+
+
+def _meaning(
+    argument: str, policy: Policy, findings: Sequence[str], counts: Int[np.ndarray, " k"], allowed: Collection[str]
+) -> Float[np.ndarray, " k"]:
+    """What such cells, so many, mean for each finding: 0, 1 or NaN."""
+    given = policy if isinstance(policy, Mapping) else {"others": "unknown" if policy is None else policy}
+    for value in given.values():
+        check_choice(argument, value, allowed, DataError)
+    named = {spelling(our_name(str(name))): value for name, value in given.items()}
+    keys = [spelling(our_name(name)) for name in findings]
+    for name in given:
+        if spelling(our_name(str(name))) not in (*keys, "others"):
+            check_choice(f"finding of {argument}", name, [*findings, "others"], DataError)
+    for key, name, count in zip(keys, findings, counts, strict=True):
+        if count and not {key, "others"} & {*named}:
+            raise DataError(f'{argument} should also say what {name} means in {count:,} cells, by name or as "others".')
+    return np.array([MEANING[named.get(key, named.get("others", "unknown"))] for key in keys])
+
+
+def finding_labels(
+    source: Path, frame: pd.DataFrame, columns: Mapping[str, str], blank: Policy, uncertain: Policy
+) -> Float[np.ndarray, "n k"]:
+    """Labels of some findings, each with its column, by the two policies."""
+    labels = np.column_stack([_read_labels(source, frame, column) for column in columns.values()])
+    healthy = next((name for name in frame.columns if spelling(str(name)) == "nofinding"), None)
+    if healthy is not None:
+        rows = _read_labels(source, frame, healthy) == 1
+        others = np.array([spelling(name) not in ("nofinding", "supportdevices") for name in columns])
+        labels[rows[:, None] & others & np.isnan(labels)] = 0
+        if (both := rows & ((labels == 1) & others).any(1)).any():
+            example = f"e.g. row {frame.index[both][0]}"
+            warn(f"{source}: {both.sum()} rows have both {healthy!r} and a finding, {example}; the finding is kept.")
+    empty, unsure = np.isnan(labels), labels == -1
+    if empty.any() and unsure.any() and (blank is None or uncertain is None):
+        found = f"of the cells of its findings {empty.sum():,} are empty and {unsure.sum():,} are -1"
+        say = 'Say blank="absent" or "unknown", and uncertain="unknown", "absent" or "present"'
+        makers = "CheXpert's makers train empty (not mentioned) as absent, and tried all three for -1"
+        raise DataError(f"{source}: {found}. {say}. {makers}.")
+    absent = _meaning("blank", blank, [*columns], empty.sum(0), ("absent", "unknown"))
+    doubtful = _meaning("uncertain", uncertain, [*columns], unsure.sum(0), MEANING)
+    return np.where(empty, absent, np.where(unsure, doubtful, labels)).astype(np.float32)
+
+
+def choose_columns(source: Path, header: Sequence[str], named: object) -> dict[str, str]:
+    """finding -> column, of those that are named: a sequence, or a text with commas; none named: those of our 14."""
+    if named is None:
+        found = [(finding, name) for finding in FINDINGS for name in header if our_name(name) == finding]
+        if not found:
+            there = f"Found {', '.join(header[:40])}. Name them with finding_columns=[...]"
+            raise DataError(f"{source}: no column has the name of a finding. {there}.")
+    else:
+        names: Any = [named] if named in header else named.split(",") if isinstance(named, str) else named
+        if not isinstance(names, Sequence) or not names or not all(isinstance(name, str) for name in names):
+            raise DataError(f"finding_columns should be names of columns. Found {named!r}.")
+        found = [(name.strip(), header[find_column(source, header, name.strip())]) for name in names]
+    for key, what in ((0, "finding"), (1, "column")):
+        one = [pair[key] for pair in found]
+        if twice := [pair for pair in found if one.count(pair[key]) > 1]:
+            columns = " and ".join(repr(pair[1]) for pair in twice[:2])
+            raise DataError(f"{source}: one {what} is there twice, {columns}. Name each once in finding_columns.")
+    return dict(found)
+
+
+def _warn_of_unused(source: Path, frame: pd.DataFrame, used: Sequence[str]) -> None:
+    """Say which further columns hold only 1, 0, -1 and nothing, and more than one of these."""
+
+    def plain(cells: pd.Series) -> bool:
+        return all(_label(cell) != WRONG for cell in cells.unique())
+
+    others = [name for name in frame.columns if name not in used and spelling(name) != "nofinding"]
+    others = [name for name in others if plain(frame[name].iloc[:200]) and plain(frame[name])]
+    if unused := [name for name in others if frame[name].nunique(dropna=False) > 1]:
+        warn(
+            f"{source}: columns that look like findings are not used: {', '.join(unused)}. Name them in finding_columns."
+        )
+
+
+# tables
+
+
+def read_csv_table(
+    root: str | Path | None,
+    table: str = "labels.csv",
+    image_column: str = "image",
+    patient_column: str = "patient",
+    finding_columns: Sequence[str] | str | None = None,
+    blank: Policy = None,
+    uncertain: Policy = None,
+    split_column: str | None = None,
+) -> Table:
+    """Read and check a table of one's own. Raises DataError naming the table, column or row that is wrong.
+
+    A column is found whatever its case, spaces and underscores. Ids of patients that are numbers are compared as such.
+
+    Args:
+        table: The CSV file, relative to root or absolute; packed by gzip, zip, bz2 or xz if need be.
+        image_column: File names relative to root.
+        patient_column: Any text or number.
+        finding_columns: The tasks, as a list or a text with commas; by default those of the 14 findings that are there.
+        blank: What an empty cell means, "absent" or "unknown".
+        uncertain: What -1 means, "unknown" (U-Ignore), "absent" (U-Zeros) or "present" (U-Ones). Both are "unknown"
+            where a table has only one of the two kinds, and have to be said where it has both.
+        split_column: Says train, val or test (or nothing but train and test) of each image: the official split.
+    """
+    root = data_folder(root, "csv", "the images")
+    source = root / table
+    if not source.is_file():
+        raise DataError(f"{source}: no such table. Name it with table=...")
+    text = [name for name in (image_column, patient_column, split_column) if name is not None]
+    frame = read_table(source, text)
+    columns = choose_columns(source, [*frame.columns], finding_columns)
+    labels = finding_labels(source, frame, columns, blank, uncertain)
+    if finding_columns is None:
+        _warn_of_unused(source, frame, [*text, *columns.values()])
+    official = None if split_column is None else _official(source, frame[split_column])
+    names = frame[image_column]
+    entries = find_images(source, names, root)
+    needs = 'a column that says train, val or test of each image: split_column="..."'
+    patients = patient_numbers(source, frame[patient_column])
+    return make_table(
+        "csv", source, names, entries, f"below {root}", labels=labels, patients=patients, findings=tuple(columns),
+        official=official, to_be_official=needs,
+    )  # fmt: skip
+
+
+def _official(source: Path, cells: pd.Series) -> np.ndarray:
+    """0 train, 1 val, 2 test of each row."""
+    if len(wrong := cells[~cells.str.lower().isin(SPLITS)]):
+        place = f"column {cells.name!r} says {wrong.iloc[0][:80]!r} in row {wrong.index[0]}"
+        raise DataError(f"{source}: {place}. Allowed are train, val and test.")
+    return np.asarray(cells.str.lower().map(SPLITS), np.int64)
+
+
+# public data sets
+
+
+def _first(root: Path, *names: str) -> Path:
+    """The first of some files that is there."""
+    for name in names:
+        if (root / name).is_file():
+            return root / name
+    raise DataError(f"{root}: no table {' or '.join(names)} in it. data_root should be the folder of the download.")
+
+
+def _of_view(source: Path, views: str, kinds: pd.Series, **kinds_of: Sequence[str]) -> Bool[np.ndarray, " n"]:
+    """Which images are of the views asked for. DataError if none is."""
+    check_choice("views", views, ("frontal", "lateral", "all"), DataError)
+    kept = kinds.isin(kinds.unique() if views == "all" else kinds_of[views]).to_numpy()
+    if not kept.any():
+        raise DataError(f"{source}: no image is of views={views!r}. Found {', '.join(sorted(set(kinds))[:10])}.")
+    return np.asarray(kept)
+
+
+def _read_parts(
+    sources: Sequence[Path], keys: Sequence[str], named: object, others: Sequence[str], blank: Policy, uncertain: Policy
+) -> tuple[pd.DataFrame, Float[np.ndarray, "n k"], tuple[str, ...]]:
+    """Tables below one another: columns `keys` with the number of the table as `part`, labels, and findings: those
+    named, or all but "No Finding" and some others, under our names where we have one."""
+    frames, labels, columns = [], [], dict[str, str]()
+    for part, source in enumerate(sources):
+        frame = read_table(source, keys)
+        if not columns:
+            header = [name for name in frame.columns if spelling(name) not in (*map(spelling, keys), *others)]
+            all_of_them = {our_name(name): name for name in header if spelling(name) != "nofinding"}
+            columns = all_of_them if named is None else choose_columns(source, header, named)
+        own = {name: frame.columns[find_column(source, frame.columns, column)] for name, column in columns.items()}
+        labels.append(finding_labels(source, frame, own, blank, uncertain))
+        frames.append(frame[[*keys]].assign(part=part))
+    return pd.concat(frames), np.concatenate(labels), tuple(columns)
+
+
+def read_chexpert(
+    root: str | Path | None,
+    views: str = "frontal",
+    finding_columns: Sequence[str] | str | None = None,
+    blank: Policy = "absent",
+    uncertain: Policy = "unknown",
+) -> Table:
+    """Read CheXpert as downloaded: train.csv, valid.csv and the folders that their `Path` names.
+
+    Irvin et al., AAAI 2019, arXiv 1901.07031. Patients are those of the paths. The official split: val is split off
+    train.csv by patient, and valid.csv, which radiologists labelled, is test; with a test.csv, valid.csv is val.
+
+    Args:
+        root: The folder CheXpert-v1.0* or the one that holds it.
+        views: "frontal", "lateral" or "all".
+        finding_columns: The tasks; by default all 13 but "No Finding", Pleural Effusion under our name of it.
+        blank, uncertain: See the top of this module. The makers say that they train an empty cell as negative, and that
+            they tried several ways with -1 (issues 9 and 29 of stanfordmlgroup/chexpert-labeler).
+    """
+    root = data_folder(root, "chexpert", "CheXpert")
+    base = next((path for path in (root, *sorted(root.glob("CheXpert*"))) if (path / "train.csv").is_file()), root)
+    sources = [_first(base, "train.csv"), *(path for path in (base / "valid.csv", base / "test.csv") if path.is_file())]
+    others = ("sex", "age", "frontallateral", "appa")
+    frame, labels, findings = _read_parts(sources, ["Path"], finding_columns, others, blank, uncertain)
+    names = frame["Path"].str.replace(r"^CheXpert-v1\.0[^/]*/", "", regex=True)
+    patients = names.str.extract(r"(?:^|/)patient([0-9]+)/")[0]
+    if patients.isna().any():
+        name = names[patients.isna()].iloc[0]
+        raise DataError(f"{base}: no patient in the path {name!r}. It should be like train/patient00001/study1/...")
+    view = names.str.extract(r"_(frontal|lateral)\.\w+$")[0].fillna("neither")
+    kept = _of_view(base, views, view, frontal=["frontal"], lateral=["lateral"])
+    official = frame["part"].replace({1: 2} if len(sources) == 2 else {}).to_numpy()[kept] if sources[1:] else None
+    entries = find_images(base, names[kept], base, any_suffix=True)
+    return make_table(
+        "chexpert", base, names[kept], entries, f"below {base}", labels=labels[kept], findings=findings, official=official,
+        patients=patients[kept].astype(np.int64).to_numpy(), to_be_official="valid.csv beside train.csv",
+    )  # fmt: skip
+
+
+def read_mimic(
+    root: str | Path | None,
+    views: str = "frontal",
+    labeler: str = "chexpert",
+    finding_columns: Sequence[str] | str | None = None,
+    blank: Policy = "absent",
+    uncertain: Policy = "unknown",
+) -> Table:
+    """Read MIMIC-CXR-JPG 2 as downloaded: its tables of labels, metadata and split, packed or not, and files/p10/...
+
+    Johnson et al., arXiv 1901.07042. An image has the labels of its study. The official split is that of its table.
+    MIMIC-CXR's own DICOM files in the same folders do as well.
+
+    Args:
+        views: "frontal" (ViewPosition PA or AP), "lateral" (LATERAL or LL) or "all".
+        labeler: "chexpert" or "negbio", whose labels are taken.
+        finding_columns, blank, uncertain: As for `read_chexpert`, whose labeller this is.
+    """
+    root = data_folder(root, "mimic", "MIMIC-CXR-JPG")
+    check_choice("labeler", labeler, ("chexpert", "negbio"), DataError)
+    tables = [f"mimic-cxr-2.0.0-{name}.csv" for name in (labeler, "metadata", "split")]
+    source, metadata, splits = (_first(root, f"{name}.gz", name) for name in tables)
+    keys = ["subject_id", "study_id"]
+    studies, labels, findings = _read_parts([source], keys, finding_columns, (), blank, uncertain)
+    images = read_table(metadata, ["dicom_id", *keys, "ViewPosition"], alone=True)
+    split = read_table(splits, ["dicom_id", "split"], alone=True)
+    for path, ids in ((source, studies["study_id"]), (splits, split["dicom_id"])):
+        if (twice := ids.duplicated()).any():
+            raise DataError(f"{path}: {ids[twice].iloc[0]!r} is listed twice, again in row {ids.index[twice][0]}.")
+    images = images[_of_view(metadata, views, images["ViewPosition"], frontal=["PA", "AP"], lateral=["LATERAL", "LL"])]
+    study = pd.Index(studies["study_id"]).get_indexer(images["study_id"])
+    part = pd.Index(split["dicom_id"]).get_indexer(images["dicom_id"])
+    if len(without := images.index[(study < 0) | (part < 0)]):
+        warn(f"{metadata}: {len(without)} images without labels or split are left out, e.g. that of row {without[0]}.")
+    images, study, part = (column[(study >= 0) & (part >= 0)] for column in (images, study, part))
+    subject = images["subject_id"]
+    names = "files/p" + subject.str[:2] + "/p" + subject + "/s" + images["study_id"] + "/" + images["dicom_id"] + ".jpg"
+    entries = find_images(metadata, names, root, any_suffix=True)
+    return make_table(
+        "mimic", source, names, entries, f"below {root}/files", labels=labels[study], findings=findings,
+        patients=patient_numbers(metadata, subject), official=_official(splits, split["split"])[part],
+    )  # fmt: skip
+
+
+def read_padchest(
+    root: str | Path | None,
+    views: str = "frontal",
+    finding_columns: Sequence[str] | str | None = None,
+    table: str | None = None,
+) -> Table:
+    """Read PadChest: its table, PADCHEST_chest_x_ray_images_labels_160K*.csv, and images anywhere below `root`.
+
+    Bustos et al., Medical Image Analysis 2020, arXiv 1901.07441. It has no official split. An image has a list of
+    labels, and what is not on it is absent; images without a list are left out.
+
+    Args:
+        views: "frontal" (Projection PA, AP or AP_horizontal), "lateral" (L) or "all".
+        finding_columns: Our names of findings, each made of the labels in `findings.PADCHEST_LABELS`, or labels of
+            PadChest such as "scoliosis"; by default the 14.
+        table: Another name of the table.
+    """
+    root = data_folder(root, "padchest", "PadChest")
+    pattern = "PADCHEST_chest_x_ray_images_labels_160K*.csv"
+    source = _first(root, *([table] if table else sorted(path.name for path in root.glob(f"{pattern}*")) or [pattern]))
+    frame = read_table(source, ["ImageID", "PatientID", "Projection", "Labels"], alone=True)
+    kinds = frame["Projection"]
+    frame = frame[_of_view(source, views, kinds, frontal=["PA", "AP", "AP_horizontal"], lateral=["L"])]
+    if (without := frame["Labels"] == "").any():
+        warn(f"{source}: {without.sum()} images have no labels and are left out.")
+        frame = frame[~without]
+    codes, texts = pd.factorize(frame["Labels"])
+    lists = []
+    for i, text in enumerate(texts):
+        try:
+            lists.append({label.strip().lower() for label in ast.literal_eval(text)})
+        except (ValueError, SyntaxError, AttributeError, TypeError, MemoryError, RecursionError):
+            place = f"column 'Labels' says {text[:80]!r} in row {frame.index[codes == i][0]}"
+            raise DataError(f"{source}: {place}. It should be a list, as ['pleural effusion', 'scoliosis'].") from None
+    known = [*FINDINGS, *sorted(set().union(*lists) - {*map(str.lower, FINDINGS)})]
+    findings = FINDINGS if finding_columns is None else tuple(choose_columns(source, known, finding_columns).values())
+    meant = [PADCHEST_LABELS.get(name, (name,)) for name in findings]
+    labels = np.array([[not own.isdisjoint(any_of) for any_of in meant] for own in lists], np.float32)[codes]
+    names = frame["ImageID"]
+    entries = find_images(source, names, root, walk_images([root]), any_suffix=True)
+    return make_table(
+        "padchest", source, names, entries, f"below {root}", labels=labels, findings=findings,
+        patients=patient_numbers(source, frame["PatientID"]), to_be_official="a list that PadChest does not have",
+    )  # fmt: skip
+
+
+def read_vindr(
+    root: str | Path | None, finding_columns: Sequence[str] | str | None = None, readers: str = "majority"
+) -> Table:
+    """Read VinDr-CXR 1.0.0: image_labels_train.csv and _test.csv, in `root` or `annotations`, and images below `root`.
+
+    Nguyen et al., Scientific Data 2022, arXiv 2012.15029. Each of three radiologists (rad_id) has a row for an image of
+    train; test is the consensus of five. The official split is that of the two tables; val is split off train. The
+    tables name no patient: each image counts as one of its own.
+
+    Args:
+        finding_columns: The tasks; by default all but "No finding" and "Other disease(s)".
+        readers: A finding is present where the "majority" of the radiologists says so, or "any".
+    """
+    root = data_folder(root, "vindr", "VinDr-CXR")
+    check_choice("readers", readers, ("majority", "any"), DataError)
+    folder = root / "annotations" if (root / "annotations").is_dir() else root
+    tables = ("image_labels_train.csv", "image_labels_test.csv")
+    sources = [path for path in (folder / name for name in tables) if path.is_file()] or [_first(folder, *tables)]
+    others = ("radid", "otherdiseases", "otherdisease")
+    frame, labels, findings = _read_parts(sources, ["image_id"], finding_columns, others, None, None)
+    codes, _ = pd.factorize(frame["image_id"])
+    first = np.unique(codes, return_index=True)[1]  # row of each image
+    share = pd.DataFrame(labels).groupby(codes).mean().to_numpy()
+    labels = np.where(np.isnan(share), np.nan, share > (0.5 if readers == "majority" else 0)).astype(np.float32)
+    names = frame["image_id"].iloc[first]
+    entries = find_images(folder, names, root, walk_images([root]), any_suffix=True)
+    official = 2 * frame["part"].to_numpy()[first] if sources[1:] else None
+    return make_table(
+        "vindr", folder, names, entries, f"below {root}", labels=labels, findings=findings, official=official,
+        patients=np.arange(len(names)), to_be_official=" and ".join(tables), patients_known=False,
+    )  # fmt: skip
