@@ -26,7 +26,7 @@ def missing_extra(error: ModuleNotFoundError) -> str:
     module = (error.name or "").partition(".")[0]
     if module == __name__:
         raise error
-    extra = "notebooks" if module in _NOTEBOOKS else "train"
+    extra = "notebooks" if module in _NOTEBOOKS else "dicom" if module == "pydicom" else "train"
     return f"{module} is missing. It comes with the extra `{extra}`: pip install 'deepchest-utils[{extra}]'."
 
 

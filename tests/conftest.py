@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 # no deadline: a slow machine is no failure; derandomised: a test that fails was broken by a change, not by
 # the day
@@ -137,10 +138,12 @@ def nih_rows(num_patients: int) -> list[tuple[str, str, int]]:
 
 def write_radiograph(path: Path, grey: int, number: int = 0):
     """A file of one grey value, in one of the modes and sizes that NIH files have; 16-bit files hold it in
-    the upper byte."""
+    the upper byte, and say that they use all 16 bits."""
     mode, size = MODES[number % 4], ((48, 48), (40, 56), (32, 32), (96, 64))[number // 4 % 4]
     if mode == "I;16":
-        Image.fromarray(np.full(size[::-1], (grey << 8) | 0x7F, np.uint16)).save(path)
+        depth = PngInfo()
+        depth.add(b"sBIT", bytes([16]))
+        Image.fromarray(np.full(size[::-1], (grey << 8) | 0x7F, np.uint16)).save(path, pnginfo=depth)
     else:
         Image.new(mode, size, {"L": grey, "RGB": (grey,) * 3, "RGBA": (grey,) * 3 + (90,)}[mode]).save(path)
 

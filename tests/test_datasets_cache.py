@@ -1,16 +1,19 @@
 """Files are decoded once, whatever their mode and size, into a memory map whose name covers what it was made
 from."""
 
+import json
 import os
 import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
 from deepchest_utils import paths
-from deepchest_utils.datasets import DataError, cache
+from deepchest_utils.datasets import ChestXrays, DataError, DataWarning, Splits, cache, load_dataset
+from deepchest_utils.datasets import decode as decoding
 
 
 @pytest.fixture
@@ -62,10 +65,25 @@ def rewrite(files):
     os.utime(files[3], ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
+def rewrite_unseen(files):
+    """Other pixels, the same number of bytes, the time of change as before: what `rsync -t` and `cp -p` leave."""
+    stat = files[3].stat()
+    Image.new("L", (24, 20), 200).save(files[3])
+    assert files[3].stat().st_size == stat.st_size
+    os.utime(files[3], ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
 @pytest.mark.parametrize(
     ("change", "size"),
-    [(touch, 16), (rewrite, 16), (lambda files: files.reverse(), 16), (lambda files: files.pop(), 16), (None, 17)],
-    ids=["time", "bytes", "order", "fewer", "size"],
+    [
+        (touch, 16),
+        (rewrite, 16),
+        (rewrite_unseen, 16),
+        (lambda files: files.reverse(), 16),
+        (lambda files: files.pop(), 16),
+        (None, 17),
+    ],
+    ids=["time", "bytes", "pixels alone", "order", "fewer", "size"],
 )
 def test_a_change_of_the_source_decodes_again(files, decoded, tmp_path, change, size):
     cache.decode_all("made", files, 16, tmp_path / "cache")
@@ -76,6 +94,44 @@ def test_a_change_of_the_source_decodes_again(files, decoded, tmp_path, change, 
     assert len(decoded) == before + len(files)
     assert len(list((tmp_path / "cache").iterdir())) == 2
     np.testing.assert_array_equal(images, np.stack([cache.decode(path, size) for path in files]))
+
+
+def test_pictures_without_grey_levels_are_counted_each_time(files, tmp_path):
+    ramp = np.arange(32, dtype=np.uint8)[None].repeat(32, 0)
+    for path in files[5:]:
+        Image.fromarray(ramp).save(path)
+    Image.fromarray(ramp.clip(1)).save(files[4])  # 31 levels
+    for _ in range(2):  # decoded, and out of the cache
+        with pytest.warns(
+            DataWarning, match=r"made: 5 of 70 pictures have fewer than 32 grey levels, e\.g\..*000\.png"
+        ):
+            cache.decode_all("made", files, 32, tmp_path / "cache")
+
+
+def test_the_fingerprint_knows_the_pixels_but_the_phantoms():
+    images = np.random.default_rng(0).integers(0, 256, (3000, 4, 4), np.uint8)
+    others = images.copy()
+    others[2999, 3, 3] ^= 1  # in the test split
+    labels, patients = np.eye(2, dtype=np.float32)[np.arange(3000) % 2], np.arange(3000)
+
+    def fingerprint(images, name):
+        pooled = ChestXrays(images, labels, patients, ("Mass", "Nodule"), patients.astype(str))
+        parts = [pooled.subset(slice(start, end)) for start, end in ((0, 1500), (1500, 1600), (1600, 3000))]
+        return Splits(*parts, name=name, split="patient").fingerprint()
+
+    assert fingerprint(images, "nih") == fingerprint(images.copy(), "nih")
+    assert fingerprint(images, "nih") != fingerprint(others, "nih")
+    assert fingerprint(images, "chestmnist") != fingerprint(others, "chestmnist")
+    assert fingerprint(images, "phantom") == fingerprint(others, "phantom")
+
+
+@pytest.mark.slow
+def test_the_fingerprint_of_the_phantom_is_that_of_the_committed_tables():
+    table = pd.read_csv(paths.PROJECT / "data" / "results" / "candidates_1000_cells.csv", dtype=str)
+    settings = json.loads(table.settings[0])
+    sizes = settings["data_options"]
+    data = load_dataset("phantom", image_size=settings["image_size"], seed=settings["data_seed"], **sizes)
+    assert data.fingerprint() == table.data[0]
 
 
 def test_failure_midway_leaves_no_file(files, tmp_path):
@@ -147,7 +203,7 @@ def save_as(mode: str, path):
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "P transparent", "I;16"])
 def test_every_mode_is_the_same_grey(mode, tmp_path):
-    """Alpha is not blended in, 16 bits keep the upper 8, a palette is looked up."""
+    """Alpha is not blended in, 16 bits that are all used keep the upper 8, a palette is looked up."""
     save_as(mode, tmp_path / "image.png")
     np.testing.assert_array_equal(cache.decode(tmp_path / "image.png", 64), RAMP)
 
@@ -192,11 +248,18 @@ def test_damaged_file_is_named(damage, tmp_path):
 def test_oversized_file_is_named_before_it_is_decoded(pillows, tmp_path, monkeypatch):
     path = tmp_path / "film.png"
     Image.new("L", (60, 50)).save(path)
-    monkeypatch.setattr(cache, "MAX_PIXELS", 2_000)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 2_000)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pillows)
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
     with pytest.raises(DataError, match=r"film\.png"):
         cache.decode(path, 32)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_refused_at_once(make, tmp_path):
+    make(tmp_path / "film.png")
+    with pytest.raises(DataError, match=r"film\.png: an image should be a file"):
+        cache.decode(tmp_path / "film.png", 32)
 
 
 def test_missing_file_is_named(tmp_path):

@@ -9,15 +9,13 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 from joblib import Parallel, delayed
-from PIL import Image
-from tqdm import tqdm
 
-from deepchest_utils.datasets.base import DataError
+from deepchest_utils.datasets.base import warn
+from deepchest_utils.datasets.decode import MIN_LEVELS, decode, has_few_levels
 from deepchest_utils.files import FileError, atomic_write, one_line
 from deepchest_utils.paths import default_cache_dir
+from deepchest_utils.progress import progress
 
-MAX_PIXELS = 50_000_000  # the largest NIH original has 13 million; more is refused before it is decoded
-FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "PPM", "WEBP")  # others, as EPS, hand the file to a program
 BLOCK = 16  # images a job
 Blocks = Iterator[tuple[int, np.ndarray]]  # first row, block of images
 
@@ -58,33 +56,14 @@ def cached_images(
     return images
 
 
-def decode(path: Path, size: int) -> UInt8[np.ndarray, "{size} {size}"]:
-    """One image file as grey values, whatever its size and mode. An oblong image becomes square, alpha is ignored,
-    a 16-bit file keeps its upper 8 bits. Raises DataError for a file that is missing, too large or no readable image."""
-    image: Image.Image
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                dimensions = f"{image.width} x {image.height}"
-                raise DataError(f"{path}: an image should have at most {MAX_PIXELS:,} pixels. Found {dimensions}.")
-            if image.mode.startswith("I"):
-                image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-            if image.mode == "P":  # straight to grey, Pillow warns of a palette with transparency
-                image = image.convert("RGBA")
-            # averages when it shrinks
-            return np.asarray(image.convert("L").resize((size, size), Image.Resampling.BILINEAR))
-    except DataError:
-        raise
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such image file.") from None
-    except Exception as error:  # Pillow raises some ten types for damaged files
-        raise DataError(f"{path}: not a readable image ({type(error).__name__}: {error}).") from error
-
-
 def decode_all(
     name: str, paths: list[Path], size: int, cache_dir: str | Path | None = None
 ) -> UInt8[np.ndarray, "n {size} {size}"]:
-    """Decode files into `cached_images`. Its key covers their paths, sizes in bytes and times of change."""
+    """Decode files into `cached_images`. Warns of pictures with next to no grey levels.
+
+    Its key covers their paths, sizes in bytes and both times of change: that of the content can be set to what it was, that of
+    the file itself cannot. So files that were moved, linked or given other rights are decoded anew.
+    """
 
     def decode_block(start: int) -> tuple[int, np.ndarray]:
         return start, np.stack([decode(path, size) for path in paths[start : start + BLOCK]])
@@ -94,9 +73,13 @@ def decode_all(
         # threads: Pillow decodes and resizes outside Python's lock
         pool = Parallel(n_jobs=os.cpu_count(), prefer="threads", return_as="generator_unordered")
         blocks = pool(delayed(decode_block)(start) for start in starts)
-        bar = {"desc": f"decoding {name}", "unit": "image", "unit_scale": BLOCK, "disable": None}
-        yield from tqdm(blocks, total=len(starts), **bar)
+        bar = {"unit": "image", "unit_scale": BLOCK}
+        yield from progress(blocks, f"decoding {name}", len(starts), logged=True, **bar)
 
-    files = [(str(path), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in paths]
-    key = cache_key(decoder=1, size=size, files=files)
-    return cached_images(f"{name}-{size}", key, (len(paths), size, size), make, cache_dir)
+    files = [(str(path), (stat := path.stat()).st_size, stat.st_mtime_ns, stat.st_ctime_ns) for path in paths]
+    key = cache_key(decoder=2, size=size, files=files)
+    images = cached_images(f"{name}-{size}", key, (len(paths), size, size), make, cache_dir)
+    if poor := [path for path, image in zip(paths, images, strict=True) if has_few_levels(image)]:
+        of = f"{len(poor)} of {len(paths)} pictures have fewer than {MIN_LEVELS} grey levels, e.g. {poor[0]}"
+        warn(f"{name}: {of}. They are blank, or were saved in a fraction of their depth.")
+    return images

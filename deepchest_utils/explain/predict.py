@@ -27,12 +27,25 @@ class Trained:
     net: nn.Module
     findings: tuple[str, ...]  # K names
     image_size: int  # px
+    dataset: str  # name of the data set that it was trained on
     calibration: np.ndarray | None  # (K, 2), slope and offset, if the run has a calibration
+
+    @property
+    def about(self) -> str:
+        """What its probabilities are worth, for the line above them."""
+        calibrated = ", calibrated on its validation images"
+        if self.calibration is None:
+            calibrated = f", not calibrated: the run has no {CALIBRATION}"
+        if self.dataset == "phantom":
+            meaning = ": on any other image, as a radiograph, these numbers mean nothing"
+            return f"trained on the phantom, drawn chests{calibrated if self.calibration is None else ''}{meaning}"
+        return f"trained on {self.dataset}{calibrated}"
 
 
 def load_trained(checkpoint: str | Path, device: str = "auto") -> Trained:
     """The network of a checkpoint, a file or the folder of its run, with the `calibration.json` beside it.
-    Raises FileError: if the file is no checkpoint, holds no finished epoch, or the calibration is for other findings.
+    Raises FileError: the file is no checkpoint, holds no finished epoch or weights that are not finite, or the calibration is
+    for other findings.
     """
     path = Path(checkpoint).expanduser()
     path = path / "checkpoint.pt" if path.is_dir() else path
@@ -44,9 +57,11 @@ def load_trained(checkpoint: str | Path, device: str = "auto") -> Trained:
         net.load_state_dict(state["best"]["model"])
     except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise FileError(f"{path}: no network can be made of it ({one_line(error)}).") from error
+    if broken := [name for name, values in net.state_dict().items() if not values.isfinite().all()]:
+        raise FileError(f"{path}: weights should be finite. Found NaN or infinity in {broken[0]}: train it again.")
     calibration = path.with_name(CALIBRATION)
     pairs = read_calibration(calibration, findings) if calibration.is_file() else None
-    return Trained(net.to(resolve_device(device)).eval(), findings, config.image_size, pairs)
+    return Trained(net.to(resolve_device(device)).eval(), findings, config.image_size, config.dataset, pairs)
 
 
 @torch.no_grad()
@@ -54,9 +69,13 @@ def predict_image(trained: Trained, image: UInt8[np.ndarray, "h w"]) -> pd.Serie
     """The probability of each finding, highest first, calibrated if the run has a calibration.
 
     The image should have the network's size, as `decode(path, trained.image_size)` gives it.
+    Raises ValueError: the network's output is not finite.
     """
     device = next(trained.net.parameters()).device
     logits = trained.net(to_input(torch.tensor(image)[None]).to(device)).double().cpu().numpy()
+    if not np.isfinite(logits).all():
+        where = trained.findings[np.isfinite(logits[0]).argmin()]
+        raise ValueError(f"the network's output should be finite. Found NaN or infinity for {where}: train it again.")
     calibration = np.tile([1.0, 0.0], (logits.shape[1], 1)) if trained.calibration is None else trained.calibration
     index = pd.Index(trained.findings, name="finding")
     return pd.Series(calibrate(logits, calibration)[0], index, name="probability").sort_values(ascending=False)
