@@ -130,10 +130,10 @@ def test_inputs_are_never_changed():
     losses = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
     reported = report({"loss": [0.5, NAN, 0.3]})
     copies = [t.clone() for t in (initial, scores, losses, reported.train["loss"])]
-    w = DeepChest(3, signal="loss_trend", initial=initial)
+    w, plain = DeepChest(3, signal="loss_trend", initial=initial), DeepChest(3, initial=initial)
     for _ in range(3):
         w(losses)
-        w.update(scores)
+        plain.update(scores)
         w.end_epoch(reported)
     for now, before in zip((initial, scores, losses, reported.train["loss"]), copies, strict=True):
         torch.testing.assert_close(now, before, rtol=0, atol=0, equal_nan=True)

@@ -1,11 +1,16 @@
 """The protocol between the training loop and a method: `begin`, a `backward` a step, `end_epoch`, `state_dict()`."""
 
+import functools
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from numbers import Integral, Real
+from types import NoneType
+from typing import TYPE_CHECKING, Any, cast, get_args
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -40,6 +45,23 @@ class EpochReport:
         return torch.where(entropy > 0, loss / entropy, torch.nan)
 
 
+def noting_arguments(init: Callable[..., None]) -> Callable[..., None]:
+    """A constructor that checks its numbers, truth values and texts (ValueError), and notes its arguments for `repr`."""
+    parameters = inspect.signature(init).parameters
+
+    @functools.wraps(init)
+    def noting(self: Any, *args: Any, **options: Any) -> None:
+        if "arguments" not in vars(self):  # the outermost class's, not those that it hands on
+            named = dict(zip([*parameters][1:], args, strict=False)) | options
+            defaults = {n: p.default for n, p in parameters.items() if p.default is not p.empty}
+            self.arguments = {n: (defaults | named)[n] for n in parameters if n in defaults | named} | named
+            for name in parameters.keys() & named.keys():
+                check_scalar(name, parameters[name].annotation, named[name])
+        init(self, *args, **options)
+
+    return noting
+
+
 class Method(nn.Module):
     """A way to train K tasks together. Buffers and parameters are its state.
 
@@ -53,6 +75,12 @@ class Method(nn.Module):
 
         def __getattr__(self, name: str) -> Tensor: ...
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__init__" in vars(cls):
+            setattr(cls, "__init__", noting_arguments(cls.__init__))  # noqa: B010
+
+    @noting_arguments
     def __init__(self, num_tasks: int):
         super().__init__()
         check_options("be at least 1", num_tasks=num_tasks)
@@ -60,6 +88,10 @@ class Method(nn.Module):
         # the sum of the weights that this epoch's steps have used, and the number of these steps
         self.register_buffer("_used", torch.zeros(num_tasks, dtype=torch.float64))
         self.register_buffer("_steps", torch.zeros((), dtype=torch.float64))
+
+    def extra_repr(self) -> str:
+        given = getattr(self, "arguments", {})
+        return ", ".join(f"{name}={value!r}" for name, value in given.items() if not isinstance(value, Method))
 
     @property
     def weights(self) -> Float[Tensor, " k"]:
@@ -99,12 +131,10 @@ class Method(nn.Module):
             losses = torch.stack([torch.as_tensor(loss) for loss in losses]) if losses else torch.empty(0)
         shape = (self.num_tasks,)
         if losses.shape != shape:
-            hint = (
-                ": take the mean over images, losses.mean(0)" if losses.ndim == 2 and losses.shape[1:] == shape else ""
-            )
-            raise ValueError(
-                f"losses should have shape {shape}, one loss a task. Found shape {tuple(losses.shape)}{hint}."
-            )
+            of_images = losses.ndim == 0 or (losses.ndim == 2 and losses.shape[1:] == shape)
+            hint = ": take reduction='none' and the mean over images, losses.mean(0)" if of_images else ""
+            found = f"Found shape {tuple(losses.shape)}{hint}."
+            raise ValueError(f"losses should have shape {shape}, one loss a task. {found}")
         if losses.dtype in (torch.float16, torch.bfloat16):
             losses = losses.float()
         if mask is None:
@@ -125,6 +155,15 @@ class Method(nn.Module):
 
     def after_step(self, losses: Float[Tensor, " k"]) -> None:
         """Called with the losses of the same batch after the optimiser's step, without gradient."""
+
+    def forward(self, *losses: Any, **options: Any) -> Tensor:
+        name = type(self).__name__
+        raise NotImplementedError(f"{name} has no loss to differentiate. Call backward(losses, features, mask).")
+
+    def update(self, scores: Any, counts: Any = None) -> None:
+        """DeepChest's alone."""
+        name, call = type(self).__name__, "end_epoch(EpochReport(epoch, prevalence, train, val))"
+        raise NotImplementedError(f"{name} takes no scores. Call {call}.")
 
     def end_epoch(self, report: EpochReport) -> None:
         """Learn from the epoch. An override calls this one too, which starts the log of the next epoch."""
@@ -211,6 +250,17 @@ def without_autocast(losses: Float[Tensor, " k"]) -> AbstractContextManager[Any]
     kind = losses.device.type
     on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     return torch.autocast(kind, enabled=False) if on else nullcontext()
+
+
+def check_scalar(name: str, hint: Any, value: object) -> None:
+    """Raise ValueError for a value that is none of the numbers, truth values or texts that the hint declares."""
+    kinds = get_args(hint) or (hint,)
+    fits: dict[Any, Any] = {bool: (bool, np.bool_), int: Integral, float: Real, str: str, NoneType: NoneType}
+    if set(kinds) <= set(fits):
+        is_bool = isinstance(value, (bool, np.bool_))
+        if not any(isinstance(value, fits[kind]) and is_bool in (False, kind is bool) for kind in kinds):
+            names = " or ".join("None" if kind is NoneType else kind.__name__ for kind in kinds)
+            raise ValueError(f"{name} should be of type {names}. Found {value!r}.")
 
 
 def check_options(bound: str, **options: Any) -> None:

@@ -1,12 +1,15 @@
 """DeepChest: after each epoch, tasks behind the mean gain weight and the others lose it (arXiv 2505.23595)."""
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from deepchest_utils.config import check_choice, did_you_mean
+from deepchest_utils.distributed import gather_objects, world_size
 from deepchest_utils.weighting.base import EpochReport, LossWeighting, check_options
 from deepchest_utils.weighting.static import PUBLISHED_INITIAL_WEIGHTS, as_weights
 
@@ -23,7 +26,7 @@ class DeepChest(LossWeighting):
     State (`raw_weights`, `previous_loss`) is float64; keep the module on a device that has it.
 
     Args:
-        signal: What `end_epoch` takes as the score of task k in epoch t.
+        signal: What `end_epoch` takes as the score of task k in epoch t; `update` is given the scores.
             "accuracy", "auroc", "balanced_accuracy": as measured.
             "loss_trend": -L_k(t) / L_k(t - 1), so that a loss that falls slowly is behind; no score in the first epoch.
             "relative_loss": -L_k(t) / H_k, H_k the loss of the best constant predictor (entropy of the prevalence).
@@ -82,13 +85,47 @@ class DeepChest(LossWeighting):
         raw = self._raw_weights
         return raw / raw.mean() if self.normalize else raw
 
+    def update(self, scores: Any, counts: Any = None) -> None:
+        """One step of the rule on the scores of an epoch, for a loop of your own.
+
+        Collective if torch.distributed is at work: each process gives the scores of its own images, and all take the
+        step of their mean.
+
+        Args:
+            scores: (K,) numbers, higher is better, in any sequence; a task with NaN or None is not scored, and its
+                weight stays.
+            counts: (K,) how many labels each score is the mean of, which weigh the mean over processes; by default all
+                weigh alike.
+
+        Raises:
+            ValueError: For another shape, an infinite score, or with a `signal` that is not a score as measured.
+        """
+        if self.signal in ("loss_trend", "relative_loss", "prevalence"):
+            call = "end_epoch(EpochReport(epoch, prevalence, train={'loss': losses}))"
+            raise ValueError(f"signal {self.signal!r} is no score that update could take. Call {call}.")
+        s = self._numbers("scores", scores)
+        if world_size() > 1:
+            n = torch.ones_like(s) if counts is None else self._numbers("counts", counts)
+            parts = torch.tensor(gather_objects([s.tolist(), n.tolist()]), dtype=s.dtype, device=s.device)
+            s, n = parts.unbind(1)
+            n = n.where(~s.isnan(), 0)
+            s = (s.nan_to_num(0.0) * n).sum(0) / n.sum(0)  # NaN, not scored, where no process has a score
+        self._learn(s)
+
+    def _numbers(self, name: str, values: Any) -> Float[Tensor, " k"]:
+        """(K,) float64 of any sequence of K numbers, NaN for None; ValueError for anything else."""
+        try:
+            if not isinstance(values, Tensor):
+                values = [math.nan if value is None else float(value) for value in values]
+        except (TypeError, ValueError):
+            raise ValueError(f"{name} should be {self.num_tasks} numbers, one a task. Found {values!r}.") from None
+        numbers = torch.as_tensor(values, dtype=torch.float64, device=self._raw_weights.device).detach()
+        if numbers.shape != (self.num_tasks,):
+            raise ValueError(f"{name} should have shape ({self.num_tasks},). Found {tuple(numbers.shape)}.")
+        return numbers
+
     @torch.no_grad()
-    def update(self, scores: Sequence[float] | Tensor) -> None:
-        """One step of the rule on scores (K,), higher is better; a task with NaN is not scored, and its weight stays.
-        Raises ValueError for another shape, or an infinite score."""
-        s = torch.as_tensor(scores, dtype=torch.float64, device=self._raw_weights.device).detach()
-        if s.shape != (self.num_tasks,):
-            raise ValueError(f"scores should have shape ({self.num_tasks},). Found {tuple(s.shape)}.")
+    def _learn(self, s: Float[Tensor, " k"]) -> None:
         if s.isinf().any():
             raise ValueError(f"scores should be finite, or NaN if there is none. Found {s.tolist()}.")
         # summed from the lowest up: the rule knows no order of tasks, and equal scores have exactly their value as mean
@@ -102,7 +139,7 @@ class DeepChest(LossWeighting):
 
     def end_epoch(self, report: EpochReport) -> None:
         super().end_epoch(report)
-        self.update(self.scores(report))
+        self._learn(self._numbers("scores", self.scores(report)))
 
     @torch.no_grad()
     def scores(self, report: EpochReport) -> Float[Tensor, " k"]:
