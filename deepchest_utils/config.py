@@ -1,5 +1,6 @@
 """Everything that a run depends on, in one place, checked when it is made."""
 
+import ast
 import dataclasses
 import difflib
 import json
@@ -9,7 +10,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin, get_type_hints, no_type_check
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints, no_type_check
 
 Architecture = Literal["hard_sharing", "single_task", "cross_stitch", "mtan"]
 Optimizer = Literal["adamw", "adam", "rmsprop", "sgd"]
@@ -35,8 +36,8 @@ class TrainConfig:
     split: str | None = None  # official, patient, or None for the data set's default
     data_seed: int = 0  # of the phantom and of our own splits
     data_options: dict[str, Any] = field(default_factory=dict)  # further options of load_dataset
-    method: str = "deepchest"  # a name of make_method
-    method_options: dict[str, Any] = field(default_factory=dict)  # its options
+    method: str = "deepchest"  # with its options, as in deepchest(floor=0.25); A+B; README.md, Methods, lists all
+    method_options: dict[str, Any] = field(default_factory=dict)  # its options, apart
     architecture: Architecture = "hard_sharing"  # what the tasks share
     backbone: str = "resnet18_thin"  # resnet18_thin or a classifier of torchvision.models
     pretrained: bool = False  # start from ImageNet weights
@@ -57,7 +58,13 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
-            object.__setattr__(self, name, _checked(name, hint, getattr(self, name)))
+            object.__setattr__(self, name, check_type(name, hint, getattr(self, name)))
+        if "(" in self.method:
+            method, options = parse_method(self.method, self.method_options)
+            object.__setattr__(self, "method", method)
+            object.__setattr__(self, "method_options", options)
+        if taken := {"name", "num_tasks"} & self.method_options.keys():
+            raise ValueError(f"method_options should not have {' and '.join(taken)}: the run decides.")
         for name in ("image_size", "epochs", "batch_size", "lr", "min_positives"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} should be greater than 0. Found {getattr(self, name)}.")
@@ -80,10 +87,56 @@ class TrainConfig:
 no_type_check(TrainConfig.__init__)  # by the tests: it checks its values itself, and takes NumPy's numbers too
 
 
-def _checked(name: str, hint: Any, value: object) -> object:
-    """The value as the type that the field declares; integers and floats may be NumPy's, a float may be an integer."""
+def parse_method(spec: str, given: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+    """The name and the options, for `make_method`, of a text like `deepchest(normalize=True)+pcgrad(level="features")`.
+
+    Raises ValueError for anything but names joined by "+", at most ten, each with options that are literals; or if
+    `given`, further options that stand apart, has one of the text's."""
+    try:
+        terms = [_parse_term(tree) for tree in _split_sum(ast.parse(spec, mode="eval").body)]
+    except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError):  # TypeError: a literal like {[]: 1}
+        form = "NAME, NAME(option=value, ...) or A+B of these, at most ten"
+        raise ValueError(f"a method should read {form}. Found {spec[:200]!r}.") from None
+    options: dict[str, Any] = {}
+    for _, term_options in reversed(terms):  # each term's options hold those of the terms after it
+        options = {**term_options, **({"inner_options": options} if options else {})}
+    return "+".join(name for name, _ in terms), _merged(options, given or {}, spec)
+
+
+def _merged(options: dict[str, Any], given: dict[str, Any], spec: str) -> dict[str, Any]:
+    merged = {**options, **given}
+    for name in options.keys() & given.keys():
+        if name != "inner_options" or not isinstance(given[name], dict):
+            raise ValueError(f"option {name} stands in {spec!r} and again apart, {given[name]!r}. Leave one out.")
+        merged[name] = _merged(options[name], given[name], spec)
+    return merged
+
+
+def _split_sum(tree: ast.expr) -> list[ast.expr]:
+    terms = [tree]
+    while isinstance(terms[0], ast.BinOp) and isinstance(terms[0].op, ast.Add):
+        terms[:1] = [terms[0].left, terms[0].right]
+        if len(terms) > 10:
+            raise ValueError
+    return terms
+
+
+def _parse_term(tree: ast.expr) -> tuple[str, dict[str, Any]]:
+    match tree:
+        case ast.Name(id=name):
+            return name, {}
+        case ast.Call(func=ast.Name(id=name), args=[], keywords=keywords):
+            options = {k.arg: ast.literal_eval(k.value) for k in keywords}
+            if len(options) == len(keywords) and None not in options:  # no option twice, no **
+                return name, cast("dict[str, Any]", options)
+    raise ValueError
+
+
+def check_type(name: str, hint: Any, value: object, error: type[ValueError] = ValueError) -> Any:
+    """The value as the type that is declared; integers and floats may be NumPy's, a float may be an integer, but not the
+    other way round. Else raise the error."""
     if get_origin(hint) is Literal:
-        check_choice(name, value, get_args(hint))
+        check_choice(name, value, get_args(hint), error)
         return value
     optional = NoneType in get_args(hint)
     kind = get_args(hint)[0] if optional else get_origin(hint) or hint
@@ -99,7 +152,7 @@ def _checked(name: str, hint: Any, value: object) -> object:
         return os.fspath(value)
     elif isinstance(value, kind):
         return value
-    raise ValueError(f"{name} should be of type {hint if optional else kind.__name__}. Found {value!r}.")
+    raise error(f"{name} should be of type {hint if optional else kind.__name__}. Found {value!r}.")
 
 
 def check_choice(name: str, value: object, allowed: Collection[str], error: type[ValueError] = ValueError) -> None:
@@ -107,6 +160,11 @@ def check_choice(name: str, value: object, allowed: Collection[str], error: type
     if not isinstance(value, str) or value not in allowed:
         names, hint = ", ".join(allowed), did_you_mean(value, allowed)
         raise error(f"{name} should be one of {names}. Found {value!r}.{hint}")
+
+
+def count_of(number: int, noun: str) -> str:
+    """ "1 run", "2 runs"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def did_you_mean(name: object, allowed: Iterable[str]) -> str:

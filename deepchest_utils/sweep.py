@@ -19,18 +19,18 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 import torch
-from tqdm import tqdm
+from scipy.stats import qmc
 
 from deepchest_utils.config import TrainConfig, check_choice, did_you_mean
 from deepchest_utils.datasets import Splits, load_dataset
 from deepchest_utils.files import exclusive_lock
+from deepchest_utils.progress import progress, say
 from deepchest_utils.results import store
 from deepchest_utils.results.metrics import CALIBRATION
 from deepchest_utils.results.statistics import BOOTSTRAP_METRICS, bootstrap_metric
 from deepchest_utils.results.store import RunTable
 from deepchest_utils.training import Run, train
-from deepchest_utils.weighting import check_names
-from deepchest_utils.weighting.spec import parse_method
+from deepchest_utils.weighting import check_method
 
 PATIENTS_SEED = 20_250_523  # of the bootstrap: every trial draws the same patients, so that trials can be compared
 REPLICATES = 100
@@ -132,8 +132,7 @@ def make_trials(
         spec = settings.get("method", base.method)
         method, _, architecture = spec.partition("@")
         if "method" in lists:
-            settings["method"], settings["method_options"] = parse_method(method)
-            check_names(settings["method"])
+            settings["method"], settings["method_options"] = check_method(method)
             if architecture:
                 settings["architecture"] = architecture
         if lr is not None:
@@ -143,6 +142,17 @@ def make_trials(
         trial = Trial(spec, dataclasses.replace(base, **settings), tune, history)
         trials[trial.id] = trial
     return list(trials.values())
+
+
+Setting = dict[str, float]  # "lr" and "weight_decay"
+
+
+def draw_settings(first: int, last: int, rates: tuple[float, float], decays: tuple[float, float]) -> list[Setting]:
+    """Learning rate and weight decay, log-uniform between their ends, of two digits: points number first to last - 1, up to
+    32, of Sobol's sequence. Of the first 16 no two have a rate, or a decay, in the same sixteenth of its range."""
+    low, high = np.array([rates, decays]).T
+    values = low * (high / low) ** (qmc.Sobol(2, scramble=False).random_base2(5)[first:last] + 1 / 32)
+    return [dict(zip(("lr", "weight_decay"), (float(f"{value:.2g}") for value in row), strict=True)) for row in values]
 
 
 @lru_cache(maxsize=1)
@@ -253,13 +263,14 @@ def run_sweep(
         waiting = [trial for trial in trials if trial.id not in finished or not (trial.tune or trial.id in tested)]
         joblib = with_joblib(waiting, jobs, threads, tables.folder)
         results = joblib if scheduler is None else with_dask(waiting, scheduler, threads)
-        bar = tqdm(results, "sweep", len(trials), initial=len(trials) - len(waiting), unit="run", disable=None)
-        for result in bar:
+        bar = progress(results, "sweep", len(trials), initial=len(trials) - len(waiting), unit="run")
+        for done, result in enumerate(bar, len(trials) - len(waiting) + 1):
             if result.record["status"] == "failed":
                 store.write_json(tables.folder / result.trial.id / store.FAILURE, result.record)
             tables.add(result.record, result.rows, result.replicates)
-            name = f"{result.trial.method} seed {result.trial.config.seed}"
-            bar.set_postfix_str(f"{name}: {result.record['status']}")
+            state = f"{result.trial.method} seed {result.trial.config.seed}: {result.record['status']}"
+            bar.set_postfix_str(state)
+            say(f"{done} of {len(trials)}, {state}", "sweep", "localize")
     return tables
 
 

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from deepchest_utils import distributed as dist
-from deepchest_utils.config import TrainConfig
+from deepchest_utils.config import TrainConfig, count_of
 from deepchest_utils.datasets import Splits, load_dataset
 from deepchest_utils.files import FileError, exclusive_lock, one_line
 from deepchest_utils.models.augment import sample_augmentation
@@ -30,7 +30,7 @@ from deepchest_utils.results import store
 from deepchest_utils.results.metrics import choose_thresholds, fit_calibration, macro, score_tasks
 from deepchest_utils.threads import adapt_threads
 from deepchest_utils.training import setup
-from deepchest_utils.weighting import EpochReport, Method, make_method
+from deepchest_utils.weighting import EpochReport, Method, check_method, make_method
 
 _STATEFUL = ("net", "method", "optimizer", "schedule", "scaler")
 _ABOVE_TRAINING = ("sweep.py", "explain", "notebook", "studies", "__main__.py")  # no run depends on them
@@ -69,6 +69,7 @@ def train(config: TrainConfig, data: Splits | None = None) -> Run:
         KeyboardInterrupt: With `run_dir`, the message says after how many epochs the run goes on.
     """
     folder = Path(config.run_dir) if config.run_dir else None
+    check_method(config.method, config.method_options)  # before the data are loaded, which may take long
     with dist.process_group(config.device), torch.random.fork_rng():
         with dist.rank_zero_first():
             data = _load(config) if data is None else data
@@ -90,7 +91,7 @@ def train(config: TrainConfig, data: Splits | None = None) -> Run:
             except KeyboardInterrupt as stop:
                 if folder is None:
                     raise
-                raise type(stop)(f"stopped after {saved} epochs; the same command goes on from {folder}") from stop
+                raise type(stop)(f"stopped after {count_of(saved, 'epoch')}; the same command goes on from {folder}") from stop
 
 
 class Loop:
@@ -282,6 +283,7 @@ def train_once(config: TrainConfig, data: Splits | None = None) -> Run:
     The id is a hash of configuration, data, versions and the source of this package: changed code trains anew. So does,
     each time, a method registered from outside. A second process waits for the first. With `run_dir` it is `train`.
     """
+    check_method(config.method, config.method_options)
     data = _load(config) if data is None else data
     method = make_method(config.method, len(data.findings), **config.method_options)
     packages = {type(module).__module__.partition(".")[0] for module in method.modules()}

@@ -1,7 +1,7 @@
 """Every weighting method by name: `make_method("deepchest", num_tasks=14, **options)`."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from functools import partial
 from typing import Any, cast
 
@@ -15,6 +15,7 @@ from deepchest_utils.weighting.ldc_mtl import LDCMTL
 from deepchest_utils.weighting.loss_ratio import IGB, LBTW
 from deepchest_utils.weighting.scalarization import DBMTLL, DWA, FAMO, GLS, IMTLL, RLW, STCH, GradNorm, Uncertainty
 from deepchest_utils.weighting.slaw import SLAW
+from deepchest_utils.weighting.spec import parse_method
 from deepchest_utils.weighting.static import PREVALENCE_RULES, PUBLISHED_INITIAL_WEIGHTS, Equal, Static, initial_weights
 from deepchest_utils.weighting.torchjd_adapter import ADAPTERS
 from deepchest_utils.weighting.uw_so import UWSO
@@ -52,24 +53,56 @@ METHODS: dict[str, Callable[..., Method]] = {
 
 def check_names(name: str) -> None:
     """Raise ValueError, with the names there are, unless `name` is one of METHODS or several joined by "+"."""
-    for term in name.split("+"):
+    terms = name.split("+")
+    for term in terms:
         if term not in METHODS:
             names, hint = ", ".join(METHODS), did_you_mean(term, METHODS)
-            raise ValueError(f"method should be one of {names}, or two of them as A+B. Found {name!r}.{hint}")
+            raise ValueError(f"method should be one of {names}, or two of them as A+B. Found {name[:200]!r}.{hint}")
+    if len(terms) > 10:
+        raise ValueError(f"method should be at most ten names joined by +. Found {len(terms)}.")
 
 
-def make_method(name: str, num_tasks: int, inner_options: dict[str, Any] | None = None, **options: Any) -> Method:
+def check_method(text: str, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+    """The name and the options of a method, with or without options in its text, before there are data.
+
+    Raises ValueError, as `make_method` would, for what is wrong with any number of tasks: an unknown name or option, or
+    an option out of bounds."""
+    name, options = parse_method(text, options) if "(" in text else (text, options or {})
+    check_names(name)
+    classes = [getattr(METHODS[term], "func", METHODS[term]) for term in name.split("+")]
+    if all(method.__module__.startswith(f"{__name__}.") for method in classes):  # others may ask for a number of tasks
+        make_method(name, _num_tasks(options), **options)
+    return name, options
+
+
+def _num_tasks(options: dict[str, Any]) -> int:
+    """That which the options are for: the length of one that has a value a task, or that of the published ones."""
+    own = {name: value for name, value in options.items() if name != "inner_options"}
+    lengths = [len(value) for value in own.values() if isinstance(value, Sized) and not isinstance(value, str)]
+    if not lengths and isinstance(options.get("inner_options"), dict):
+        return _num_tasks(options["inner_options"])
+    return lengths[0] if lengths else len(PUBLISHED_INITIAL_WEIGHTS["resnet"])
+
+
+def make_method(name: str, num_tasks: int, inner_options: Any = None, **options: Any) -> Method:
     """A method by name. Its class in METHODS has its rule, its source and its options.
 
     Args:
-        name: One of METHODS, or "A+B", a loss weighting A over any method B: A's weights multiply B's losses.
-        inner_options: Options of B.
+        name: One of METHODS, or "A+B", a loss weighting A over any method B: A's weights multiply B's losses. Options
+            may stand in brackets: "deepchest(floor=0.25)".
+        inner_options: Options of B, a dictionary.
         options: Options of the method, or of A.
 
     Raises:
         ValueError: For an unknown name or option, with those there are, or an option out of bounds.
     """
+    if "(" in name:
+        given = {**options, **({"inner_options": inner_options} if inner_options else {})}
+        name, options = parse_method(name, given)
+        return make_method(name, num_tasks, **options)
     check_names(name)
+    if not isinstance(inner_options or {}, dict):
+        raise ValueError(f"inner_options should be of type dict. Found {inner_options!r}.")
     outer, plus, inner = name.partition("+")
     fixed = getattr(METHODS[outer], "keywords", {})  # of a partial: what its name promises
     for option in sorted(set(fixed) & set(options)):
@@ -93,5 +126,5 @@ def make_method(name: str, num_tasks: int, inner_options: dict[str, Any] | None 
 
 __all__ = [
     "METHODS", "PUBLISHED_INITIAL_WEIGHTS", "SIGNALS", "Composed", "DeepChest", "EpochReport", "Equal", "LossWeighting",
-    "Method", "Static", "check_names", "initial_weights", "make_method",
+    "Method", "Static", "check_method", "check_names", "initial_weights", "make_method",
 ]  # fmt: skip
