@@ -223,7 +223,7 @@ def _read_parts(
             header = [name for name in frame.columns if spelling(name) not in (*map(spelling, keys), *others)]
             all_of_them = {our_name(name): name for name in header if spelling(name) != "nofinding"}
             columns = all_of_them if named is None else choose_columns(source, header, named)
-        own = {name: frame.columns[find_column(source, frame.columns, column)] for name, column in columns.items()}
+        own = {name: frame.columns[find_column(source, [*frame.columns], column)] for name, column in columns.items()}
         labels.append(finding_labels(source, frame, own, blank, uncertain))
         frames.append(frame[[*keys]].assign(part=part))
     return pd.concat(frames), np.concatenate(labels), tuple(columns)
@@ -346,7 +346,7 @@ def read_padchest(
         except (ValueError, SyntaxError, AttributeError, TypeError, MemoryError, RecursionError):
             place = f"column 'Labels' says {text[:80]!r} in row {frame.index[codes == i][0]}"
             raise DataError(f"{source}: {place}. It should be a list, as ['pleural effusion', 'scoliosis'].") from None
-    known = [*FINDINGS, *sorted(set().union(*lists) - {*map(str.lower, FINDINGS)})]
+    known = [*FINDINGS, *sorted(label for label in set().union(*lists) if our_name(label) not in FINDINGS)]
     findings = FINDINGS if finding_columns is None else tuple(choose_columns(source, known, finding_columns).values())
     meant = [PADCHEST_LABELS.get(name, (name,)) for name in findings]
     labels = np.array([[not own.isdisjoint(any_of) for any_of in meant] for own in lists], np.float32)[codes]

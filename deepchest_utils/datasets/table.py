@@ -30,10 +30,10 @@ from deepchest_utils.files import one_line
 MAX_BYTES = 2**30  # of a table, unpacked; the largest public one, PadChest's, has a tenth
 MAX_NAME = 1000  # characters of an image's name, more than file systems take
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm"}
-OUTSIDE = {  # what is wrong with a name -> how it is told
-    "it is empty": re.compile(r"^$", re.MULTILINE),
-    "it is absolute": re.compile(r"^(?:[/\\]|[A-Za-z]:[/\\])", re.MULTILINE),
-    "it climbs out with '..'": re.compile(r"(?:^|[/\\])\.\.(?:[/\\]|$)", re.MULTILINE),
+OUTSIDE = {  # how it is told -> what is wrong with a name
+    "it is empty": re.compile(r"^$"),
+    "it is absolute": re.compile(r"^(?:[/\\]|[A-Za-z]:[/\\])"),
+    "it climbs out with '..'": re.compile(r"(?:^|[/\\])\.\.(?:[/\\]|$)"),
 }
 Files = dict[str, os.DirEntry[str]]
 
@@ -50,7 +50,7 @@ class Table:
 
     name: str
     source: Path
-    paths: list[Path]
+    paths: list[str]
     ids: np.ndarray
     labels: Float[np.ndarray, "n k"]
     patients: Int[np.ndarray, " n"]
@@ -126,8 +126,8 @@ def read_table(source: Path, text: Sequence[str], alone: bool = False) -> pd.Dat
         content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     comments = re.match(rb"(?:[ \t]*(?:#[^\n]*)?\n)*", content).group()  # type: ignore[union-attr]
     head, _, body = content[len(comments) :].partition(b"\n")
-    if re.search(rb"^[,;\t]+$", body, re.MULTILINE):  # rows of nothing but separators, as spreadsheets leave them
-        body = re.sub(rb"^[,;\t]+$", b"", body, flags=re.MULTILINE)
+    if any(b"\n" + character in b"\n" + body for character in (b",", b";", b"\t")):
+        body = re.sub(rb"^[,;\t]+$", b"", body, flags=re.MULTILINE)  # rows of no text, as spreadsheets leave them
     separator = max(",;\t", key=lambda character: head.count(character.encode()))
     try:
         header = [name.strip() for name in next(csv.reader([head.decode()], delimiter=separator), [])]
@@ -222,15 +222,15 @@ def walk_images(folders: Iterable[Path]) -> Files:
         if (real := os.path.realpath(folder)) in seen:
             continue
         seen.add(real)
-        for name, entry in sorted(list_folder(folder).items()):
-            if name.startswith("."):
-                continue
-            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not _is(entry.is_dir):
-                if (other := files.setdefault(name, entry)) is not entry and not os.path.samefile(other, entry):
-                    where = f"is in {os.path.dirname(other.path)} and in {folder}"
-                    raise DataError(f"{real}: {name} {where}. Remove one.")
-            elif _is(entry.is_dir):
-                todo.append(entry.path)
+        content = {name: entry for name, entry in list_folder(folder).items() if not name.startswith(".")}
+        images = {name: entry for name, entry in content.items() if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES}
+        for name in sorted(files.keys() & images.keys()):
+            if not os.path.samefile(files[name], images[name]):
+                raise DataError(
+                    f"{real}: {name} is in {os.path.dirname(files[name].path)} and in {folder}. Remove one."
+                )
+        files |= images
+        todo += [content[name].path for name in sorted(content.keys() - images.keys()) if _is(content[name].is_dir)]
     return files
 
 
@@ -262,7 +262,8 @@ def find_images(
             if folder not in stems:
                 others = sorted((name for name in folders[folder] if _stem(name) != name), reverse=True)
                 stems[folder] = {_stem(other): folders[folder][other] for other in others}
-            entry = stems[folder].get(_stem(base))
+            if base in stems[folder] or base.rpartition(".")[0] in stems[folder]:
+                entry = stems[folder].get(_stem(base))
         found.append(entry if entry is not None and _is(entry.is_file) else None)
     return found
 
@@ -270,16 +271,17 @@ def find_images(
 def _checked(source: Path, names: pd.Series, plain: bool) -> list[str]:
     """The names as a list. DataError for one that could lead out of the folder, or is no name. plain: without folders."""
     listed: list[str] = names.tolist()
-    wrong = OUTSIDE | ({"it names a folder": re.compile(r"[/\\]|^\.$", re.MULTILINE)} if plain else {})
-    if max(map(len, listed)) > MAX_NAME or any(pattern.search("\n".join(listed)) for pattern in wrong.values()):
-        for row, name in names.items():
-            if len(name) > MAX_NAME:
-                raise DataError(f"{source}: the image name in row {row} has {len(name):,} characters: {name[:40]}...")
-            for reason, pattern in wrong.items():
-                if pattern.search(name):
-                    right = "a plain file name" if plain else "relative to data_root"
-                    outside = f"image name {name!r} points outside the folder: {reason}"
-                    raise DataError(f"{source}: {outside} (row {row}). It should be {right}.")
+    wrong = OUTSIDE | ({"it names a folder": re.compile(r"[/\\]|^\.$")} if plain else {})
+    joined = "\n".join(["", *listed, ""])  # the quick look, at all at once
+    suspect = any(text in joined for text in ("..", ":", "\\", "\n/", "\n\n", *(("/", "\n.\n") if plain else ())))
+    for row, name in names.items() if suspect or max(map(len, listed)) > MAX_NAME else ():
+        if len(name) > MAX_NAME:
+            raise DataError(f"{source}: the image name in row {row} has {len(name):,} characters: {name[:40]}...")
+        for reason, pattern in wrong.items():
+            if pattern.search(name):
+                right = "a plain file name" if plain else "relative to data_root"
+                outside = f"image name {name!r} points outside the folder: {reason}"
+                raise DataError(f"{source}: {outside} (row {row}). It should be {right}.")
     return listed
 
 
@@ -290,7 +292,7 @@ def make_table(name: str, source: Path, names: pd.Series, entries: Sequence[Any]
     return Table(
         name,
         source,
-        [Path(entry.path) for entry in entries if entry is not None],
+        [entry.path for entry in entries if entry is not None],
         names.to_numpy(object)[rows].astype(str),
         **own,
     )
@@ -335,7 +337,7 @@ def patient_numbers(source: Path, ids: pd.Series) -> Int[np.ndarray, " n"]:
     codes, texts = pd.factorize(ids)
     if "" in (texts := list(texts)):
         raise DataError(f"{source}: column {ids.name!r} is empty in row {ids.index[codes == texts.index('')][0]}.")
-    plain = [re.sub(r"^0*([0-9]+)(\.0*)?$", r"\1", text) for text in texts]
+    plain = [re.sub(r"^0*([0-9]+)(\.0*)?$", r"\1", text) if text[0].isdigit() else text for text in texts]
     return np.asarray(pd.factorize(np.array(plain, object)[codes])[0], np.int64)
 
 
@@ -383,7 +385,7 @@ def splits_from_table(
             raise DataError(f"{message}. Add images, or use another split.")
         rows_of.append(rows[limit_images(table.patients[rows], max_images, seed)])
     order = np.concatenate(rows_of)  # by split: each is one slice of the memory map
-    images = decode_all(table.name, [table.paths[row] for row in order], image_size, cache_dir)
+    images = decode_all(table.name, [Path(table.paths[row]) for row in order], image_size, cache_dir)
     pooled = ChestXrays(images, table.labels[order], table.patients[order], table.findings, table.ids[order])
     ends = np.cumsum([0, *map(len, rows_of)])
     train, val, test = (pooled.subset(slice(start, end)) for start, end in pairwise(ends))
