@@ -1,11 +1,14 @@
 """The phantom as a data set: noise, unknown labels and splits are what their options say."""
 
 import numpy as np
+import pandas as pd
 import pytest
+from scipy.stats import spearmanr
 
-from deepchest_utils import FINDINGS, DataError, load_dataset
+from deepchest_utils import FINDINGS, DataError, TrainConfig, load_dataset, train
 from deepchest_utils.datasets.phantom import load as phantom_load
 from deepchest_utils.datasets.phantom.load import phantom_of
+from deepchest_utils.paths import PROJECT
 
 pytestmark = pytest.mark.filterwarnings("ignore:phantom. findings without a positive")  # Hernia, in so few
 
@@ -165,6 +168,71 @@ def test_controlled_label_noise_is_of_one_finding_and_keeps_its_prevalence():
 def test_controlled_factors_are_checked(controlled, named):
     with pytest.raises(DataError, match=named):
         load(controlled=controlled)
+
+
+# --- the difficulty of real radiographs
+
+
+def test_difficulty_fades_signs_and_falsifies_labels_finding_by_finding():
+    """Who has what stays; each finding has the visibility and the share of wrong labels of its row."""
+    usual, hard = load(num_train=6000), load(num_train=6000, difficulty="nih")
+    rows = phantom_load.DIFFICULTIES["nih"]
+    assert tuple(rows) == FINDINGS
+    behind = phantom_of(0, "train", 6000, difficulty="nih")
+    assert behind.visibility.tolist() == [visibility for visibility, _ in rows.values()]
+    np.testing.assert_array_equal(hard.train.images[:20], behind.render(28, np.arange(20)))
+    np.testing.assert_array_equal(usual.test.labels, hard.test.labels)  # clean
+    for k, (name, (_, noise)) in enumerate(rows.items()):
+        a, b = usual.train.labels[:, k], hard.train.labels[:, k]
+        assert a.sum() == b.sum()
+        # one of the noise's images has another label as often as two strangers differ
+        expected = float(noise * 2 * a.mean() * (1 - a.mean()))
+        assert (a != b).mean() == pytest.approx(expected, abs=4 * np.sqrt(expected / len(a)) + 1e-9), name
+    normal = ~usual.test.labels.any(1)
+    np.testing.assert_array_equal(usual.test.images[normal], hard.test.images[normal])
+    assert (usual.test.images != hard.test.images).any()
+
+
+def test_difficulty_leaves_the_usual_phantom_alone():
+    assert load(difficulty=None).fingerprint() == load().fingerprint()
+    assert load(difficulty="nih").fingerprint() != load().fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"difficulty": "nhi"}, "difficulty should be one of nih. Found 'nhi'. Did you mean 'nih'"),
+        ({"difficulty": "nih", "controlled": {}}, "difficulty 'nih'.*controlled"),
+    ],
+)
+def test_difficulty_is_checked(options, named):
+    with pytest.raises(DataError, match=named):
+        load(**options)
+
+
+def order_of_published(auroc: pd.Series) -> float:
+    """Rank correlation with the mean of three published results on NIH ChestX-ray14."""
+    return spearmanr(auroc[list(FINDINGS)], phantom_load.PUBLISHED_AUROC.mean(0)).statistic
+
+
+def test_the_usual_phantom_has_another_order_of_difficulty():
+    table = pd.read_csv(PROJECT / "data" / "results" / "phantom.csv").query(
+        "method == 'equal' and metric == 'auroc' and split == 'test'"
+    )
+    assert order_of_published(table.groupby("task").value.mean()) < 0.3
+
+
+@pytest.mark.slow
+def test_difficulty_is_that_of_real_radiographs():
+    """Equal weighting on three draws that were not used to set it (six have 0.90)."""
+    options = {"num_train": 4000, "num_val": 2000, "num_test": 8000, "difficulty": "nih"}
+    common = {"image_size": 32, "augment": False, "data_options": options, "device": "cpu", "min_positives": 10}
+    scores = []
+    for seed in (9211, 9212, 9213):
+        config = TrainConfig(method="equal", lr=4e-3, weight_decay=0.5, epochs=48, seed=seed, data_seed=seed, **common)
+        scores.append(train(config).test.query("metric == 'auroc'").set_index("task").value)
+    assert order_of_published(sum(scores)) >= 0.8
+    assert np.mean([score[list(FINDINGS)].mean() for score in scores]) == pytest.approx(0.79, abs=0.03)
 
 
 @pytest.mark.parametrize("share", [0.1, 1.0])

@@ -7,6 +7,8 @@
 #   bash data/results/study.sh candidates controlled rule_tuning judge_{4000,1000,16000,noise,rate}
 #   NIH_ROOT=PATH bash data/results/study.sh judge_nih
 # There are more parts, for which the budget had no room: more, architectures, parameters.
+# The study of PROTOCOL.md, about 16 hours on two idle cores; `plan` prints what is left to run and its hours:
+#   bash data/results/study.sh plan study_tune study_main study_regimes study_curves; NOMINEE=METHOD bash data/results/study.sh study_rule
 set -euo pipefail
 out=${OUT:-data/results}
 sweep() { python -m deepchest_utils sweep --device "${DEVICE:-cpu}" --jobs "${JOBS:-2}" "$@"; }
@@ -15,6 +17,10 @@ at_rate_of() { # METHOD ARGUMENT...: a sweep at the learning rate that was chose
   lr=$(python -c 'import sys; from deepchest_utils.sweep import best_lr; print(best_lr(sys.argv[1])[sys.argv[2]])' \
     "$out/phantom_tuning.csv" "$1")
   sweep "${large[@]}" --lr "$lr" --out "$out/phantom.csv" --baseline equal deepchest "${@:2}"
+}
+replicates() { # STAGE: one thread a process, so that a cell has the same row wherever it runs
+  OMP_NUM_THREADS=1 python -c 'from deepchest_utils.studies.replication import main; main()' "$1" --out "$out" \
+    --jobs "${JOBS:-2}" ${NOMINEE:+--methods "$NOMINEE"} "${@:2}"
 }
 features() { printf '%s(level="features")\n' "$@"; }
 
@@ -138,6 +144,8 @@ for part in "$@"; do
     judge_nih)
       # in a shell of its own: the parts after it have all seeds
       (many=("${many[@]:0:10}") && judge nih --dataset nih --data-root "${NIH_ROOT:-}" --split patient --epochs 12) ;;
-    *) echo "no part $part: tuning, main, more, composed, rate, single_task, architectures, parameters, ablations, summary, nih, localization, candidates, controlled, rule_tuning or judge_*" >&2; exit 2 ;;
+    study_*) replicates "${part#study_}" ;;
+    plan) for stage in tune main regimes curves rule; do replicates "$stage" --plan; done ;;
+    *) echo "no part $part: plan, study_*, tuning, main, more, composed, rate, single_task, architectures, parameters, ablations, summary, nih, localization, candidates, controlled, rule_tuning or judge_*" >&2; exit 2 ;;
   esac
 done

@@ -5,34 +5,60 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
-from tqdm import tqdm
 
-from deepchest_utils.config import did_you_mean
+from deepchest_utils.config import check_choice, did_you_mean
 from deepchest_utils.datasets.base import ChestXrays, DataError, Splits, image_split
 from deepchest_utils.datasets.cache import Blocks, cache_key, cached_images
 from deepchest_utils.datasets.findings import FINDINGS
 from deepchest_utils.datasets.phantom import MAX_SIZE, Phantom, make_phantom
+from deepchest_utils.progress import progress
 
 SIZES = {"train": 6000, "val": 2000, "test": 8000}
 FACTORS = {  # of a controlled population: value of a finding that is not named, smallest, largest
     "prevalence": (0.1, 0.001, 0.999),  # a finding that nobody or everybody has cannot be learned
-    "visibility": (1.0, 0.0, 1.0),  # contrast of the sign
+    "visibility": (1.0, 0.0, 3.0),  # contrast of the sign
     "loading": (0.0, 0.0, 1.0),  # the correlation of two findings is the product of theirs
     "label_noise": (0.0, 0.0, 1.0),  # share of the images of train and val that get the label of another of them
 }
+# fmt: off
+PUBLISHED_AUROC = np.array([  # (3, 14) on NIH ChestX-ray14, as CheXNet's table 2 lists them (arXiv 1711.05225)
+    [0.716, 0.807, 0.784, 0.609, 0.706, 0.671, 0.633, 0.806, 0.708, 0.835, 0.815, 0.769, 0.708, 0.767],  # Wang 2017
+    [0.772, 0.904, 0.859, 0.695, 0.792, 0.717, 0.713, 0.841, 0.788, 0.882, 0.829, 0.767, 0.765, 0.914],  # Yao 2017
+    [0.8094, 0.9248, 0.8638, 0.7345, 0.8676, 0.7802, 0.7680, 0.8887, 0.7901, 0.8878, 0.9371, 0.8047, 0.8062, 0.9164],
+])
+DIFFICULTIES = {
+    "nih": {  # visibility, label noise: so that AUROCs of equal weighting are ordered as the mean of PUBLISHED_AUROC
+        "Atelectasis": (0.85, 0.2), "Cardiomegaly": (0.85, 0.0), "Effusion": (0.45, 0.1), "Infiltration": (0.65, 0.4),
+        "Mass": (0.7, 0.1), "Nodule": (1.5, 0.2), "Pneumonia": (0.5, 0.4), "Pneumothorax": (1.4, 0.1),
+        "Consolidation": (0.42, 0.3), "Edema": (0.6, 0.1), "Emphysema": (0.52, 0.0), "Fibrosis": (1.05, 0.2),
+        "Pleural_Thickening": (1.35, 0.2), "Hernia": (2.5, 0.0),
+    },
+}
+# fmt: on
 DRAWING_CODE = [Path(__file__).with_name(f"{name}.py") for name in ("population", "anatomy", "signs", "__init__")]
 BLOCK = 1024  # images drawn between two steps of the progress bar
 Controlled = dict[str, dict[str, float]]  # factor -> finding -> value
 
 
-def phantom_of(seed: int, split: str, num_images: int, controlled: Controlled | None = None) -> Phantom:
+def phantom_of(
+    seed: int, split: str, num_images: int, controlled: Controlled | None = None, difficulty: str | None = None
+) -> Phantom:
     """The population behind one split of `load_phantom`; its `masks(64, rows)` are those of the split's images."""
-    factors = {name: values for name, values in _factor_values(controlled).items() if name != "label_noise"}
+    values_of = _factor_values(controlled, difficulty)
+    factors = {name: values for name, values in values_of.items() if name != "label_noise"}
     return make_phantom(num_images, 3 * seed + list(SIZES).index(split), **factors)
 
 
-def _factor_values(controlled: Controlled | None) -> dict[str, Float[np.ndarray, " k"]]:
-    """Each factor's value for each finding; no factor for NIH's population."""
+def _factor_values(controlled: Controlled | None, difficulty: str | None) -> dict[str, Float[np.ndarray, " k"]]:
+    """Each factor's value for each finding; of NIH's population visibility and label noise alone, if they are given."""
+    if difficulty is not None:
+        check_choice("difficulty", difficulty, DIFFICULTIES, DataError)
+        if controlled is not None:
+            raise DataError(
+                f"difficulty {difficulty!r} goes with NIH's population. Found controlled as well: leave one out."
+            )
+        visibility, noise = zip(*(DIFFICULTIES[difficulty][finding] for finding in FINDINGS), strict=True)
+        return {"visibility": np.array(visibility), "label_noise": np.array(noise)}
     if controlled is None:
         return {}
     if unknown := sorted(set(controlled) - set(FACTORS)):
@@ -62,6 +88,7 @@ def load_phantom(
     unknown: float = 0.0,
     max_images: int | None = None,
     controlled: Controlled | None = None,
+    difficulty: str | None = None,
     cache_dir: str | Path | None = None,
 ) -> Splits:
     """Draw three splits, or take them from the cache. The test split does not depend on `num_train`.
@@ -71,6 +98,7 @@ def load_phantom(
         label_noise: Share of the images of train and val that get the labels of another of them.
         unknown: Share of all labels made NaN.
         controlled: A population whose findings differ in nothing but these values of `FACTORS`.
+        difficulty: "nih": signs as hard to see, and labels as often wrong, as to give real radiographs' order of AUROCs.
     Raises DataError: A share outside [0, 1], a size outside 28 to 256 px, an unknown split, factor or finding.
     """
     for name, share in (("label_noise", label_noise), ("unknown", unknown)):
@@ -80,7 +108,7 @@ def load_phantom(
         raise DataError(f"image_size should be between 28 and {MAX_SIZE} px for the phantom. Found {image_size}.")
     if split not in (None, "patient", "image"):
         raise DataError(f'split should be "patient" or "image" for the phantom. Found {split!r}.')
-    factors = _factor_values(controlled)
+    factors = _factor_values(controlled, difficulty)
     noise: list[tuple[int | slice, float]] = [(slice(None), label_noise)] if label_noise else []
     noise += enumerate(factors.pop("label_noise", ()))
     parts, first_patient = {}, 0
@@ -120,7 +148,7 @@ def _cached_films(
     key = cache_key(code=code, seed=phantom.seed, count=count, size=size, population=population)
 
     def make() -> Blocks:
-        for start in tqdm(range(0, count, BLOCK), desc=f"drawing phantom {name}", disable=None):
+        for start in progress(range(0, count, BLOCK), f"drawing phantom {name}", logged=True):
             yield start, phantom.render(size, np.arange(start, min(start + BLOCK, count)))
 
     return cached_images(f"phantom-{size}", key, (count, size, size), make, cache_dir)
