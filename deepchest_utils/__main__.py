@@ -168,7 +168,7 @@ class Report:
 class Predict:
     """What a trained network says of an image file."""
 
-    image: Positional[str]  # a chest radiograph, frontal: PNG, JPEG, ...
+    image: Positional[str]  # a chest radiograph, frontal: PNG, JPEG, DICOM, ...
     checkpoint: str  # checkpoint.pt of a run with --run-dir, or its folder
     out: str | None = None  # draw the heat maps into this file, .png or .svg
     findings: Names = ()  # of the maps, the three most probable if not given
@@ -176,20 +176,25 @@ class Predict:
     device: str = "auto"  # auto, cpu or cuda
 
     def run(self) -> None:
-        from deepchest_utils.datasets.cache import decode
+        from deepchest_utils.datasets.decode import MIN_LEVELS, decode, has_few_levels
         from deepchest_utils.explain.predict import NOTE, load_trained, predict_image
 
+        if self.out and Path(self.out).suffix.lower() not in (".png", ".svg", ".pdf"):
+            raise ValueError(f"out should end in .png, .svg or .pdf. Found {Path(self.out).name!r}.")
         path, trained = Path(self.image), load_trained(self.checkpoint, self.device)
         for name in set(self.findings) - set(trained.findings):
             suggestion = did_you_mean(name, trained.findings)
             raise ValueError(f"findings should be among {', '.join(trained.findings)}. Found {name!r}.{suggestion}")
-        table = predict_image(trained, decode(path, trained.image_size))
-        calibrated = "not calibrated: the run has no calibration.json" if trained.calibration is None else "calibrated"
-        print(f"{path.name}, {calibrated}\n{table.round(3).to_string()}\n{NOTE}")
-        if self.out:
+        image = decode(path, trained.image_size)
+        table = predict_image(trained, image)
+        if self.out:  # before anything is printed: what is refused comes alone
             from deepchest_utils.notebook.figures import draw_maps
 
             draw_maps(trained, path, Path(self.out), self.findings or [*table.index[:3]], self.cam)
+        print(f"{path.name}, {trained.about}\n{table.round(3).to_string()}\n{NOTE}")
+        if has_few_levels(image):
+            print(f"The picture has fewer than {MIN_LEVELS} grey levels: it is blank, or was saved in a fraction of its depth.")
+        if self.out:
             print(f"heat maps in {self.out}")
 
 

@@ -12,6 +12,7 @@ from deepchest_utils import FINDINGS, TrainConfig, train
 from deepchest_utils.__main__ import main
 from deepchest_utils.datasets.cache import decode
 from deepchest_utils.explain.predict import NOTE, load_trained, predict_image
+from deepchest_utils.notebook.figures import draw_maps
 from deepchest_utils.results.metrics import calibrate, fit_calibration
 
 
@@ -55,7 +56,11 @@ def test_from_the_command_line_with_maps(trained_run, tmp_path, capsys):
     assert main([*arguments, "--out", str(out), "--findings", "Mass", "Pleural_Thickening"]) == 0
     shown = capsys.readouterr().out
     assert NOTE in shown
-    assert ", calibrated" in shown
+    assert (
+        "first.png, trained on the phantom, drawn chests: on any other image, as a radiograph, these numbers mean"
+        in shown
+    )
+    assert "calibrated" not in shown  # it has not seen the kind of image that people have
     assert all(name in shown for name in FINDINGS)
     with Image.open(out) as picture:
         assert picture.width > 2.5 * picture.height / 1.3  # the image and two maps, side by side
@@ -84,6 +89,8 @@ def wrong_checkpoint(folder, tmp_path):
         (None, "first.png", ["--findings", "Flu"], "findings should be among Atelectasis, .* Found 'Flu'"),
         (None, "first.png", ["--out", "m.png", "--cam", "saliency"], "method should be one of gradcam.*'saliency'"),
         (None, "first.png", ["--out", "m.docx"], r"out should end in .*\.png.*m\.docx"),
+        ("nowhere.pt", "first.png", ["--out", "m.docx"], r"out should end in .*\.png.*m\.docx"),
+        (None, "first.png", ["--out", "text.pt/m.png"], r"text\.pt/m\.png: cannot be written"),
     ],
 )  # fmt: skip
 def test_wrong_requests_are_one_clear_line(trained_run, tmp_path, monkeypatch, capsys, checkpoint, image, more, named):
@@ -92,10 +99,81 @@ def test_wrong_requests_are_one_clear_line(trained_run, tmp_path, monkeypatch, c
     monkeypatch.chdir(tmp_path)
     path = str(tmp_path / checkpoint) if checkpoint else str(folder)
     assert main(["predict", "--checkpoint", path, str(folder / image), *more]) == 2
-    error = capsys.readouterr().err
+    shown, error = capsys.readouterr()
+    assert shown == ""
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert re.search(named, error)
+
+
+def altered(folder, out, change):
+    """A copy of the run whose checkpoint is another."""
+    out.mkdir()
+    (out / "calibration.json").write_bytes((folder / "calibration.json").read_bytes())
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    change(state)
+    torch.save(state, out / "checkpoint.pt")
+    return str(out)
+
+
+def weights_of(state):
+    return {name: values for name, values in state["best"]["model"].items() if values.is_floating_point()}
+
+
+@pytest.mark.parametrize(("value", "named"), [(np.nan, "weights"), (np.inf, "weights"), (1e38, "network's output")])
+def test_numbers_that_are_none_are_refused(trained_run, tmp_path, capsys, value, named):
+    _, folder = trained_run
+    checkpoint = altered(folder, tmp_path / "run", lambda state: list(weights_of(state).values())[-2].fill_(value))
+    assert main(["predict", "--checkpoint", checkpoint, str(folder / "first.png")]) == 2
+    shown, error = capsys.readouterr()
+    assert shown == ""
+    assert re.fullmatch(f"error: .*{named} should be finite. Found NaN or infinity .*: train it again.\n", error)
+
+
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_a_network_of_radiographs_says_what_it_has_seen(trained_run, tmp_path, capsys, calibrated):
+    _, folder = trained_run
+    checkpoint = altered(folder, tmp_path / "run", lambda state: state["identity"].update(dataset="nih"))
+    if not calibrated:
+        (tmp_path / "run" / "calibration.json").unlink()
+    assert main(["predict", "--checkpoint", checkpoint, str(folder / "first.png")]) == 0
+    expected = (
+        "calibrated on its validation images" if calibrated else "not calibrated: the run has no calibration.json"
+    )
+    assert capsys.readouterr().out.startswith(f"first.png, trained on nih, {expected}\n")
+
+
+def test_a_blank_picture_is_said_and_capitals_are_a_suffix(trained_run, tmp_path, capsys):
+    _, folder = trained_run
+    Image.new("L", (64, 64), 9).save(tmp_path / "blank.png")
+    out = tmp_path / "new" / "map.PNG"
+    assert main(["predict", "--checkpoint", str(folder), str(tmp_path / "blank.png"), "--out", str(out)]) == 0
+    assert "The picture has fewer than 32 grey levels" in capsys.readouterr().out
+    with Image.open(out) as picture:
+        assert picture.format == "PNG"
+    assert main(["predict", "--checkpoint", str(folder), str(folder / "first.png")]) == 0
+    assert "grey levels" not in capsys.readouterr().out
+
+
+def test_the_picture_of_the_maps_is_what_the_network_sees(trained_run, tmp_path):
+    """A photograph that says it lies is drawn upright, one of 12 bits is not black."""
+    _, folder = trained_run
+    trained = load_trained(folder)
+    with Image.open(folder / "first.png") as image:
+        image = image.copy()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "lying.png", exif=exif)
+    Image.fromarray(np.asarray(image).astype(np.uint16) << 4).save(tmp_path / "deep.png")
+    pictures = []
+    for path in (folder / "first.png", tmp_path / "lying.png", tmp_path / "deep.png"):
+        path = path.rename(path.with_name("film.png")) if path.parent == tmp_path else path
+        draw_maps(trained, path, tmp_path / "map.png", ["Mass"])
+        with Image.open(tmp_path / "map.png") as picture:
+            pictures.append(np.asarray(picture.convert("L")).astype(int)[60:])  # below the name of the file
+    assert pictures[0].std() > 20
+    for other in pictures[1:]:
+        assert np.abs(other - pictures[0]).max() <= 8
 
 
 @pytest.mark.slow

@@ -113,8 +113,6 @@ def show_heat_map(
 
 def draw_maps(trained: Trained, path: Path, out: Path, findings: Sequence[str], cam: str = "layercam") -> None:
     """Draw the image file `path` and the heat map of each finding over it into `out`, a .png, .svg or .pdf."""
-    if out.suffix not in (".png", ".svg", ".pdf"):
-        raise ValueError(f"out should end in .png, .svg or .pdf. Found {out.name!r}.")
     tasks = [trained.findings.index(name) for name in findings]
     heat = heat_maps(trained.net, decode(path, trained.image_size)[None], tasks, cam)
     image = decode(path, 1024)
@@ -124,7 +122,8 @@ def draw_maps(trained: Trained, path: Path, out: Path, findings: Sequence[str], 
     for ax, name, map_ in zip(others, findings, heat.maps[0], strict=True):
         show_heat_map(ax, image, map_, title=pretty(name))
     fig.supxlabel(f"{cam} at {', '.join(heat.layers)}. {NOTE}", fontsize=8)
-    fig.savefig(out, dpi=160)
+    with atomic_write(out) as temporary:
+        fig.savefig(temporary, format=out.suffix[1:].lower(), dpi=160)
 
 
 def label_ends(ax: Axes, x: float, ends: dict[str, float], colors: dict[str, str]) -> None:
