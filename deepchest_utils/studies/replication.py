@@ -43,7 +43,7 @@ METHODS = (
     "imtl_l", "stch", "famo", "dbmtl_l", "dtp", "amtl", "uw_so", "ldc_mtl", "slaw", "lbtw", "igb", "gradnorm",
     'nash_mtl(update_every=10, level="features")', MGDA, IMTL_G, FAIRGRAD, PCGRAD, *OTHERS,
 )
-IN_QUESTION = ("equal", "gls", "dbmtl_l", "famo", MGDA, IMTL_G, FAIRGRAD)
+IN_QUESTION = ("equal", "deepchest", "gls", "dbmtl_l", "famo", MGDA, IMTL_G, FAIRGRAD)
 LONGER = ("equal", "deepchest", "hedge", "uncertainty", PCGRAD)
 CONTROLLED = {  # value that every second finding has of a factor, where all are else alike
     "rare": ("prevalence", 0.003), "common": ("prevalence", 0.02), "saturated": ("visibility", 3.0),
