@@ -433,6 +433,28 @@ def test_file_system_without_numbers(make, monkeypatch):
     assert len(everything(load(make(rows())))[0]) == 24
 
 
+@pytest.mark.parametrize("table", ["a" * 5000, "a\0b", "films", "loop"])
+def test_name_of_a_table_that_is_none(make, table):
+    root = make(rows())
+    (root / "loop").symlink_to("loop")
+    with pytest.raises(DataError, match="no such table. Name it with") as error:
+        load(root, table=table)
+    assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize("root", ["a" * 5000, "a\0b", "~nobody-of-this-name/x", "labels.csv"])
+def test_name_of_a_folder_that_is_none(root):
+    with pytest.raises(DataError, match="no such folder"):
+        load(root)
+
+
+def test_a_million_columns(make):
+    root = make(rows())
+    (root / "labels.csv").write_text(",".join(["image", "patient", *map(str, range(10**6))]) + "\n")
+    with pytest.raises(DataError, match="has 1,000,002 columns"):
+        load(root)
+
+
 def test_table_that_is_no_file(make):
     root = make(rows())
     (root / "labels.csv").unlink()

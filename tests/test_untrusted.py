@@ -2,6 +2,7 @@
 left open."""
 
 import gc
+import gzip
 import json
 import os
 import random
@@ -73,6 +74,39 @@ def trained(tmp_path_factory):
     return folder
 
 
+def write_public(root: Path) -> Path:
+    """One small folder of each public data set that has a table."""
+    tables = {
+        "chexpert/train.csv": ["Path,Sex,Edema,Pleural Effusion"],
+        "mimic-cxr-2.0.0-chexpert.csv": ["subject_id,study_id,Edema,No Finding"],
+        "mimic-cxr-2.0.0-metadata.csv.gz": ["dicom_id,subject_id,study_id,ViewPosition"],
+        "mimic-cxr-2.0.0-split.csv": ["dicom_id,study_id,subject_id,split"],
+        "padchest/p.csv": ["ImageID,PatientID,Projection,Labels"],
+        "vindr/image_labels_train.csv": ["image_id,rad_id,Edema,Pleural effusion"],
+    }
+    for i in range(24):
+        split = ("train", "train", "validate", "test")[i // 2 % 4]
+        patient, label = f"patient{i // 2:05d}", i // 2 % 2
+        rows = (
+            f"train/{patient}/study1/view{i % 2}_frontal.jpg,Male,{label},{1 - label}",
+            f"10{i // 2:06d},5{i:07d},{label},",
+            f"d{i},10{i // 2:06d},5{i:07d},PA",
+            f"d{i},5{i:07d},10{i // 2:06d},{split}",
+            f"""{i}.png,{i // 2},PA,"['mass', 'scoliosis']\"""",
+            f"v{i},R1,{label},{1 - label}",
+        )
+        for lines, row in zip(tables.values(), rows, strict=True):
+            lines.append(row)
+        images = f"files/p10/p10{i // 2:06d}/s5{i:07d}/d{i}.jpg", f"padchest/{i}.png", f"vindr/v{i}.png"
+        for name in (f"chexpert/{rows[0].split(',')[0]}", *images):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (20, 20), i).save(root / name)
+    for name, lines in tables.items():
+        text = ("\n".join(lines) + "\n").encode()
+        (root / name).write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    return root
+
+
 @pytest.fixture
 def targets(nih_folder, trained, tmp_path):
     """name -> (the file that is spoilt, what reads it)."""
@@ -100,6 +134,7 @@ def targets(nih_folder, trained, tmp_path):
     (sweep / "out_cells.csv").write_text("cell,status,method,seed\nabc,done,equal,0\n")
     np.savez_compressed(sweep / "out_replicates.npz", abc=np.zeros((2, 5, 3), np.float32))
     size = {"image_size": 16}
+    public = write_public(tmp_path / "public")
 
     def load_nih():
         return load_dataset("nih", nih, **size)
@@ -113,6 +148,20 @@ def targets(nih_folder, trained, tmp_path):
         "boxes of NIH": (nih / "BBox_List_2017.csv", lambda: load_dataset_boxes(nih)),
         "image of NIH": (next((nih / "images").iterdir()), load_nih),
         "own table": (own / "labels.csv", lambda: load_dataset("csv", own, **size)),
+        "CheXpert": (public / "chexpert" / "train.csv", lambda: load_dataset("chexpert", public / "chexpert", **size)),
+        "MIMIC": (public / "mimic-cxr-2.0.0-chexpert.csv", lambda: load_dataset("mimic", public, **size)),
+        "metadata of MIMIC": (
+            public / "mimic-cxr-2.0.0-metadata.csv.gz",
+            lambda: load_dataset("mimic", public, **size),
+        ),
+        "PadChest": (
+            public / "padchest" / "p.csv",
+            lambda: load_dataset("padchest", public / "padchest", table="p.csv", **size),
+        ),
+        "VinDr-CXR": (
+            public / "vindr" / "image_labels_train.csv",
+            lambda: load_dataset("vindr", public / "vindr", **size),
+        ),
         "ChestMNIST": (mnist / "chestmnist.npz", lambda: load_dataset("chestmnist", mnist, image_size=28)),
         "checkpoint": (trained / "checkpoint.pt", load_run),
         "calibration": (trained / "calibration.json", load_run),

@@ -6,6 +6,7 @@ those that it does not name. A row with 1 for "No Finding" has its other empty c
 """
 
 import ast
+import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -164,8 +165,8 @@ def read_csv_table(
     """
     root = data_folder(root, "csv", "the images")
     source = root / table
-    if not source.is_file():
-        raise DataError(f"{source}: no such table. Name it with table=...")
+    if not os.path.isfile(source):
+        raise DataError(f"{str(source)[:200]}: no such table. Name it with table=...")
     text = [name for name in (image_column, patient_column, split_column) if name is not None]
     frame = read_table(source, text)
     columns = choose_columns(source, [*frame.columns], finding_columns)

@@ -61,7 +61,7 @@ def read_nih(root: str | Path | None, table: str | None = None) -> Table:
             raise DataError(f"{root}: none of its images is in train_val_list.txt or test_list.txt.")
         rows, official = rows[~unlisted], part_of[~unlisted]
     numbers = np.array([int(text) for text in texts], np.int64)[codes]
-    ids, paths = np.array(listed)[rows], [Path(entries[row].path) for row in rows]
+    ids, paths = np.array(listed)[rows], [entries[row].path for row in rows]
     needs = "train_val_list.txt and test_list.txt beside the table. Add them"
     return Table("nih", source, paths, ids, labels[rows], numbers[rows], FINDINGS, official, needs)
 
@@ -77,7 +77,9 @@ def _find_table(root: Path) -> Path:
         raise DataError(f"{root}: several tables and none of the official name: {names}. Say which with table=...")
     if not others:
         message = f"no table {', '.join(TABLES)} or other Data_Entry_2017*.csv in it"
-        raise DataError(f"{root}: {message}. data_root should be the folder of the download.")
+        raise DataError(
+            f"{root}: {message}. data_root should be the folder of the download; table=... is another name."
+        )
     return others[0]
 
 

@@ -28,6 +28,7 @@ from deepchest_utils.datasets.findings import our_name, spelling
 from deepchest_utils.files import one_line
 
 MAX_BYTES = 2**30  # of a table, unpacked; the largest public one, PadChest's, has a tenth
+MAX_COLUMNS = 10_000
 MAX_NAME = 1000  # characters of an image's name, more than file systems take
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm"}
 OUTSIDE = {  # how it is told -> what is wrong with a name
@@ -64,9 +65,9 @@ def data_folder(root: str | Path | None, dataset: str, content: str) -> Path:
     """The folder `root`; DataError if there is none. dataset, content: for the message."""
     if root is None:
         raise DataError(f'data_root should name the folder of {content} for dataset="{dataset}". Found None.')
-    folder = Path(root).expanduser()
-    if "\0" in str(folder) or not folder.is_dir():
-        raise DataError(f"data_root {str(folder)!r}: no such folder.")
+    folder = Path(os.path.expanduser(root))
+    if not os.path.isdir(folder):
+        raise DataError(f"data_root {str(folder)[:200]!r}: no such folder.")
     return folder
 
 
@@ -116,8 +117,8 @@ def read_table(source: Path, text: Sequence[str], alone: bool = False) -> pd.Dat
             a number everywhere becomes one, NaN for an empty cell.
         alone: Read these columns alone, by position; the header may then have another number of fields than the rows.
     """
-    if not source.is_file():
-        raise DataError(f"{source}: no such table.")
+    if not os.path.isfile(source):
+        raise DataError(f"{str(source)[:200]}: no such table.")
     content = _read_bytes(source).removeprefix(b"\xef\xbb\xbf")
     if (at := content.find(b"\0")) >= 0:
         row = content.count(b"\n", 0, at) + 1
@@ -131,8 +132,8 @@ def read_table(source: Path, text: Sequence[str], alone: bool = False) -> pd.Dat
     separator = max(",;\t", key=lambda character: head.count(character.encode()))
     try:
         header = [name.strip() for name in next(csv.reader([head.decode()], delimiter=separator), [])]
-        if not header:
-            raise DataError(f"{source}: the table is empty.")
+        if not 0 < len(header) <= MAX_COLUMNS:
+            raise DataError(f"{source}: the table {f'has {len(header):,} columns' if header else 'is empty'}.")
         found = [find_column(source, header, name) for name in text]
         if not body.strip():
             raise DataError(f"{source}: the table has a header and no row.")
