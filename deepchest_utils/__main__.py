@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 from deepchest_utils import missing_extra
-from deepchest_utils.config import TrainConfig, did_you_mean
+from deepchest_utils.config import TrainConfig, count_of, did_you_mean
 from deepchest_utils.notebook import runner
+from deepchest_utils.notebook.parameters import parse_value
 
 try:
     import tyro
@@ -29,7 +30,7 @@ PROGRAM = "python -m deepchest_utils"
 def _literal(metavar: str) -> Any:
     """For an option whose value is a Python literal or a text."""
     return tyro.constructors.PrimitiveConstructorSpec[Any](
-        1, metavar, lambda texts: runner.parse_value(texts[0]), lambda value: True, lambda value: [str(value).lower()]
+        1, metavar, lambda texts: parse_value(texts[0]), lambda value: True, lambda value: [str(value).lower()]
     )
 
 
@@ -119,7 +120,7 @@ class Sweep(_Many):
             finished = tables.rows[tables.rows.cell.isin(asked.cell[asked.status == "done"])]
             test = finished.query("split == 'test' and task == 'macro' and metric in ['auroc', 'average_precision']")
             table = test.pivot_table("value", "method", "metric", aggfunc=["mean", "std", "count"])
-        print(f"{len(asked)} runs in {tables.out}, {'validation' if self.tune else 'test'}, macro")
+        print(f"{count_of(len(asked), 'run')} in {tables.out}, {'validation' if self.tune else 'test'}, macro")
         print(table.round(4).to_string(na_rep="-"))
         if self.baseline:
             tables.write_summary(compare_methods(tables, self.baseline))
@@ -141,7 +142,9 @@ class Localize(_Many):
         trials = self.trials()
         scores = localize_runs(trials, self.out, self.cam, self.per_finding)
         table = scores.groupby(["method", "seed", "finding"])[[*SCORES]].mean().groupby("method").mean()
-        print(f"{len(trials)} runs in {self.out}, mean over findings and seeds\n{table.round(3).to_string()}")
+        print(
+            f"{count_of(len(trials), 'run')} in {self.out}, mean over findings and seeds\n{table.round(3).to_string()}"
+        )
 
 
 @dataclass
@@ -158,7 +161,7 @@ class Report:
         out = Path(self.out or Path(self.folder, "report.csv"))
         made = report(self.folder, out)
         save_summary(made.summary, out.with_suffix(".png"))
-        print(f"{len(made.runs)} tested runs below {self.folder}, means over seeds [95%]\n")
+        print(f"{count_of(len(made.runs), 'tested run')} below {self.folder}, means over seeds [95%]\n")
         print(f"{format_summary(made.summary)}\n\ntable in {out}, picture in {out.with_suffix('.png')}")
         print("\n".join(made.remarks), file=sys.stderr, end="\n" if made.remarks else "")
         return 1 if any(line.startswith("damaged") for line in made.remarks) else 0
@@ -193,7 +196,7 @@ class Predict:
             draw_maps(trained, path, Path(self.out), self.findings or [*table.index[:3]], self.cam)
         print(f"{path.name}, {trained.about}\n{table.round(3).to_string()}\n{NOTE}")
         if has_few_levels(image):
-            print(f"The picture has fewer than {MIN_LEVELS} grey levels: it is blank, or was saved in a fraction of its depth.")
+            print(f"The picture has fewer than {MIN_LEVELS} grey levels: blank, or saved in a fraction of its depth.")
         if self.out:
             print(f"heat maps in {self.out}")
 
@@ -238,7 +241,7 @@ class Notebooks:
 class Data:
     """Load a data set, print its splits, keep the decoded images for later runs."""
 
-    dataset: Positional[str] = "phantom"  # phantom, nih, chestmnist or csv
+    dataset: Positional[str] = "phantom"  # phantom, nih, chestmnist, csv, chexpert, mimic, padchest or vindr
     data_root: str | None = None  # folder of its files
     image_size: int = 64  # px, square
     split: str | None = None  # official, patient, or the data set's default
@@ -250,10 +253,25 @@ class Data:
 
         options: dict[str, Any] = self.data_options
         data = load_dataset(self.dataset, self.data_root, self.image_size, self.data_seed, self.split, **options)
-        print(f"{data.name}, {self.image_size} px, split={data.split}\n{data.summary().to_string()}")
+        source = f", read from {data.source}" if data.source else ""
+        print(f"{data.name}, {self.image_size} px, split={data.split}{source}\n{data.summary().to_string()}")
 
 
 COMMANDS = {c.__name__.lower(): c for c in (Train, Sweep, Report, Localize, Predict, Bench, Notebooks, Data)}
+
+
+def _pair_by_pair(argv: Sequence[str]) -> list[str]:
+    """`--data-options A 1 B 2` as `--data-options A 1 --data-options B 2`."""
+    option, values, made = "", 0, list[str]()
+    for i, text in enumerate(argv):
+        if text.startswith("--"):
+            option, values = text, 0
+        elif option.endswith("-options"):
+            if values and values % 2 == 0 and i + 1 < len(argv) and not argv[i + 1].startswith("--"):
+                made.append(option)
+            values += 1
+        made.append(text)
+    return made
 
 
 def parse(argv: Sequence[str]) -> Any:
@@ -261,7 +279,8 @@ def parse(argv: Sequence[str]) -> Any:
     if argv[0] not in COMMANDS:
         names = ", ".join(COMMANDS)
         raise ValueError(f"command should be one of {names}. Found {argv[0]!r}.{did_you_mean(argv[0], COMMANDS)}")
-    return tyro.cli(COMMANDS[argv[0]], prog=f"{PROGRAM} {argv[0]}", args=argv[1:], config=(DisallowNone,))
+    args = _pair_by_pair(argv[1:])
+    return tyro.cli(COMMANDS[argv[0]], prog=f"{PROGRAM} {argv[0]}", args=args, config=(DisallowNone,))
 
 
 class _Terminated(KeyboardInterrupt):

@@ -30,7 +30,7 @@ class TrainConfig:
         ValueError: if a field is not as it should be; the message names it.
     """
 
-    dataset: str = "phantom"  # phantom, nih, chestmnist or csv
+    dataset: str = "phantom"  # phantom, nih, chestmnist, csv, chexpert, mimic, padchest or vindr
     data_root: str | None = None  # folder of its files; not needed for the phantom
     image_size: int = 64  # px, square
     split: str | None = None  # official, patient, or None for the data set's default

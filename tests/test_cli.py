@@ -12,7 +12,7 @@ import pytest
 
 from deepchest_utils import FINDINGS
 from deepchest_utils.__main__ import COMMANDS, main, parse
-from deepchest_utils.notebook.runner import parse_value
+from deepchest_utils.notebook.parameters import parse_value
 
 SMALL = ["--data-options", "num_train", "96", "--data-options", "num_val", "48"]
 SMALL += ["--data-options", "num_test", "48"]
@@ -337,13 +337,14 @@ def test_sweep_from_tuning_to_summary(in_tmp, capsys):
 @small_phantom
 def test_sweep_in_which_a_cell_fails_names_it_and_exits_1(in_tmp, capsys):
     command = ["sweep", *TINY, "--out", str(in_tmp / "out.csv"), "--augment", "false"]
-    failing = "deepchest(floor=2.0)"
+    failing = "static(values=[1.0, 2.0])"  # not the phantom's number of findings
     assert main([*command, "--method", "equal", failing, "--baseline", "equal"]) == 1
     shown = capsys.readouterr()
-    assert shown.err.startswith(f"failed: {failing} seed 0: ValueError: floor and cap should hold")
-    assert len(shown.err.splitlines()) == 1
+    *log, error = shown.err.splitlines()
+    assert log == ["1 of 2, equal seed 0: done", f"2 of 2, {failing} seed 0: failed"]
+    assert error == f"failed: {failing} seed 0: ValueError: values should have shape (14,). Found (2,)."
     assert "equal" in shown.out
-    assert cells(in_tmp / "out_cells.csv") == [(failing, 0, 2e-3, "failed"), ("equal", 0, 2e-3, "done")]
+    assert cells(in_tmp / "out_cells.csv") == [("equal", 0, 2e-3, "done"), (failing, 0, 2e-3, "failed")]
     assert main([*command, "--method", failing]) == 1  # also where nothing is left to show
     assert failing in capsys.readouterr().err
     assert main([*command, "--method", "equal"]) == 0  # a failure of another command is not this one's

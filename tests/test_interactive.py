@@ -1,14 +1,17 @@
 """Sliders for a person, one static figure for a machine, and figures in few bytes."""
 
+import base64
 import io
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from ipywidgets.widgets import widget
 from PIL import Image
 
-from deepchest_utils.notebook import figures
+from deepchest_utils.notebook import controls, figures
 from deepchest_utils.notebook.controls import explore
 
 
@@ -22,8 +25,14 @@ def close_figures():
 def shown(monkeypatch) -> list:
     """What would be displayed in the notebook."""
     items = []
-    monkeypatch.setattr("IPython.display.display", items.append)
+    monkeypatch.setattr("IPython.display.display", lambda item, raw=False: items.append(item))
     return items
+
+
+@pytest.fixture
+def person(monkeypatch) -> Callable[[bool], None]:
+    """Whether somebody is there to move sliders."""
+    return lambda there: monkeypatch.setattr(controls, "watched", lambda: there)
 
 
 def draw_into(calls: list):
@@ -37,8 +46,8 @@ def draw_into(calls: list):
 SLIDERS = {"step": (1.0, 2.0, 0.1, 1.1), "cap": (1.0, 5.0, 0.5, 1.5)}
 
 
-def test_headless_draws_once_at_the_defaults_of_the_sliders(monkeypatch, shown):
-    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+def test_headless_draws_once_at_the_defaults_of_the_sliders(person, shown):
+    person(False)
     calls = []
     fig = explore(draw_into(calls), **SLIDERS)
     assert fig in map(plt.figure, plt.get_fignums())
@@ -48,24 +57,30 @@ def test_headless_draws_once_at_the_defaults_of_the_sliders(monkeypatch, shown):
 
 def controls_of(shown: list) -> list:
     """The controls of the box that was displayed last, in rows above the figure."""
-    return [control for row in shown[-1].children[:-1] for control in row.children]
+    return [control for row in box_of(shown).children[:-1] for control in row.children]
 
 
-def test_in_jupyterlab_sliders_redraw(monkeypatch, shown):
-    monkeypatch.setenv("JPY_SESSION_NAME", "notebook.ipynb")
+def box_of(shown: list):
+    return widget._instances[shown[-1]["application/vnd.jupyter.widget-view+json"]["model_id"]]
+
+
+def test_for_a_person_sliders_redraw(person, shown):
+    person(True)
     calls = []
-    assert explore(draw_into(calls), **SLIDERS) is None
+    assert explore(draw_into(calls), {"step": "factor"}, **SLIDERS) is None
     sliders = controls_of(shown)
     assert [(s.description, s.min, s.max, s.value) for s in sliders] == [
         ("step", 1.0, 2.0, 1.1),
         ("cap", 1.0, 5.0, 1.5),
     ]
+    assert [s.tooltip for s in sliders] == ["factor", "1 to 5; also by the arrow keys"]
+    assert Image.open(io.BytesIO(base64.b64decode(shown[-1]["image/png"]))).width > 100  # for whoever has no kernel
     sliders[0].value = 1.4
     assert calls == [(1.1, 1.5), (1.4, 1.5)]
     assert plt.get_fignums() == []  # a figure a move would be thousands
 
 
-def test_choices_are_drop_downs_and_whole_numbers_stay_whole(monkeypatch, shown):
+def test_choices_are_drop_downs_and_whole_numbers_stay_whole(person, shown):
     calls = []
 
     def draw(image, finding):
@@ -73,9 +88,9 @@ def test_choices_are_drop_downs_and_whole_numbers_stay_whole(monkeypatch, shown)
         return plt.figure()
 
     controls = {"image": (0, 9, 1, 4), "finding": ["Mass", "Nodule"]}
-    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    person(False)
     explore(draw, **controls)
-    monkeypatch.setenv("JPY_SESSION_NAME", "notebook.ipynb")
+    person(True)
     explore(draw, **controls)
     image, finding = controls_of(shown)
     assert finding.options == ("Mass", "Nodule")
@@ -84,15 +99,15 @@ def test_choices_are_drop_downs_and_whole_numbers_stay_whole(monkeypatch, shown)
     assert isinstance(calls[-1][0], int)
 
 
-def test_lists_of_several_have_their_own_row(monkeypatch, shown):
-    monkeypatch.setenv("JPY_SESSION_NAME", "notebook.ipynb")
+def test_lists_of_several_have_their_own_row(person, shown):
+    person(True)
     explore(lambda **_: plt.figure(), several={"Mass": True}, **SLIDERS, one=["Mass"])
-    first, second, _ = shown[-1].children
+    first, second, _ = box_of(shown).children
     assert [control.description for control in first.children] == ["step", "cap", "one"]
     assert [control.description for control in second.children] == ["several"]
 
 
-def test_several_are_chosen_from_a_list_and_none_draws_nothing(monkeypatch, shown, capsys):
+def test_several_are_chosen_from_a_list_and_none_draws_nothing(person, shown, capsys):
     calls = []
 
     def draw(findings):
@@ -100,9 +115,9 @@ def test_several_are_chosen_from_a_list_and_none_draws_nothing(monkeypatch, show
         return plt.figure()
 
     choice = {"Mass": False, "Nodule": True, "Hernia": True}
-    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    person(False)
     explore(draw, findings=choice)
-    monkeypatch.setenv("JPY_SESSION_NAME", "notebook.ipynb")
+    person(True)
     explore(draw, findings=choice)
     (findings,) = controls_of(shown)
     assert findings.options == ("Mass", "Nodule", "Hernia")
@@ -128,7 +143,7 @@ def test_small_png_is_smaller_and_looks_the_same():
     fig, ax = plt.subplots(figsize=(5, 3))
     ax.plot(np.arange(10), label="a line")
     ax.legend()
-    small, plain = figures._small_png(fig), png(fig)
+    small, plain = figures.small_png(fig), png(fig)
     assert len(small) < len(plain) / 2
     a, b = (np.asarray(Image.open(io.BytesIO(d)).convert("RGB"), float) for d in (small, plain))
     assert np.abs(a - b).mean() < 1.0  # of 255
@@ -162,7 +177,7 @@ def test_in_a_kernel_figures_are_small_and_free_cores_are_looked_for_before_each
     monkeypatch.setattr(figures, "adapt_threads", lambda: looked.append(1))
     with plt.rc_context():
         figures.use_style()
-    assert formats == {plt.Figure: figures._small_png}
+    assert formats == {plt.Figure: figures.small_png}
     ((event, look),) = before_cells
     assert event == "pre_execute"
     look()

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from deepchest_utils.datasets.cache import decode
+from deepchest_utils.datasets.decode import decode
 from deepchest_utils.explain.cam import heat_maps
 from deepchest_utils.explain.predict import NOTE, Trained
 from deepchest_utils.files import atomic_write
@@ -46,7 +46,7 @@ def use_style() -> None:
     pd.set_option("display.width", 140)
     if (shell := get_ipython()) is not None and hasattr(shell, "kernel"):
         plt.switch_backend(mpl.get_backend())  # Jupyter's backend sets its own formatter when it is loaded
-        shell.display_formatter.formatters["image/png"].for_type(Figure, _small_png)
+        shell.display_formatter.formatters["image/png"].for_type(Figure, small_png)
         shell.events.register("pre_execute", adapt_threads)  # a second time changes nothing
     mpl.rcParams.update(STYLE)
 
@@ -66,7 +66,7 @@ def show_as_jpeg(fig: Figure, dpi: int = 100, quality: int = 82) -> None:
     show_figure(fig, "jpeg", dpi, quality=quality, optimize=True, progressive=True)
 
 
-def _small_png(fig: Figure) -> bytes:
+def small_png(fig: Figure) -> bytes:
     """A PNG of 128 colours: a third of the bytes, and no visible difference unless the figure shows radiographs."""
     plain, small = io.BytesIO(), io.BytesIO()
     fig.savefig(plain, format="png", dpi=fig.dpi)

@@ -1,6 +1,5 @@
 """Run the notebooks headless through papermill: parameters checked by name, copies kept, a failing cell named."""
 
-import ast
 import hashlib
 import json
 import logging
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from deepchest_utils.config import did_you_mean
+from deepchest_utils.notebook.parameters import check_values, declared_types
 from deepchest_utils.paths import PROJECT, runs_dir
 
 FOLDER = PROJECT / "notebooks"
@@ -42,14 +42,6 @@ def find_notebooks(names: Sequence[str] = (), solutions: bool = False) -> list[P
     return list(dict.fromkeys(path for name in names or [""] for path in notebooks if path.stem.startswith(name)))
 
 
-def parse_value(text: str) -> object:
-    """A parameter from the command line: true, false, null, a Python literal (3, 1e-3, [1, 2]), or else a text."""
-    constants = {"true": "True", "false": "False", "null": "None", "none": "None"}
-    with suppress(ValueError, SyntaxError):
-        return ast.literal_eval(constants.get(text.lower(), text))
-    return text
-
-
 def notebook_parameters(path: Path) -> dict[str, dict[str, Any]]:
     """papermill's reading of the parameters cell: name -> {"default", "help", "inferred_type_name"}."""
     import papermill
@@ -59,18 +51,28 @@ def notebook_parameters(path: Path) -> dict[str, dict[str, Any]]:
 
 def describe_parameters(path: Path) -> str:
     """The notebook's parameters with default and help, one in each line."""
-    parameters = notebook_parameters(path).items()
-    lines = [f"  {name} = {entry['default']:<14} {entry['help']}".rstrip() for name, entry in parameters]
-    return "\n".join([path.stem, *lines])
+    parameters = [(f"{name} = {entry['default']}", entry["help"]) for name, entry in notebook_parameters(path).items()]
+    width = max((len(text) for text, _ in parameters if len(text) < 40), default=0)
+    return "\n".join([path.stem, *(f"  {text:<{width}}  {about}".rstrip() for text, about in parameters)])
 
 
 def check_parameters(paths: Sequence[Path], parameters: Mapping[str, object]) -> None:
-    """Raise NotebookError for a parameter that one of the notebooks does not have; papermill would only warn."""
+    """Raise NotebookError for a parameter that one of the notebooks does not have, or not of this type or name; papermill
+    would only warn, or run."""
     for path in paths:
         allowed = notebook_parameters(path)
         for name in [name for name in parameters if name not in allowed]:
             close = did_you_mean(name, allowed)
             raise NotebookError(f"{path.stem} has no parameter {name!r}. It has {', '.join(allowed)}.{close}")
+        try:
+            check_values(declared_types(_parameters_cell(path)), parameters)
+        except ValueError as wrong:
+            raise NotebookError(f"{path.stem}: {wrong}") from None
+
+
+def _parameters_cell(path: Path) -> str:
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return "\n".join("".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", []))
 
 
 def results(path: Path) -> str:
@@ -158,7 +160,6 @@ def _kernel_options(figures: Path | None) -> Iterator[dict[str, Any]]:
         logging.getLogger(name).addHandler(logging.NullHandler())
     before = dict(os.environ)
     os.environ |= {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
-    os.environ.pop("JPY_SESSION_NAME", None)  # of a notebook that calls this: nobody moves sliders in the runs
     if figures is not None:
         os.environ.setdefault("DEEPCHEST_FIGURES", str(figures))
     with tempfile.TemporaryDirectory(prefix="deepchest-") as folder:

@@ -89,8 +89,8 @@ def explore_differences(
 ) -> Figure | None:
     """`difference_panels` of the summary of `compare_methods`, with controls for metric, baseline, tasks and methods.
 
-    The tasks are the means and the `findings`; those in `chosen` are chosen by default. So are AUROC, the first
-    baseline and `methods` (all methods if the summary has none of these).
+    The tasks are the means and the `findings`; those in `chosen` are chosen by default (the means if the data have none of
+    these). So are AUROC, the first baseline and `methods` (all methods if the summary has none of these).
     """
     baselines = {method_label(name): name for name in summary.baseline.unique() if name != ITSELF}
     names = {method_label(name): name for name in method_order(summary.method.unique())}
@@ -101,7 +101,8 @@ def explore_differences(
         columns, lines = [tasks[text] for text in findings], [names[text] for text in methods]
         return difference_panels(summary, METRIC_NAMES[metric], baselines[baseline], columns, lines)
 
-    is_chosen = {text: task in chosen for text, task in tasks.items()}
+    shown = set(chosen) & set(tasks.values()) or set(MEANS.values())
+    is_chosen = {text: task in shown for text, task in tasks.items()}
     is_default = {text: name in default for text, name in names.items()}
     return explore(draw, metric=[*METRIC_NAMES], baseline=[*baselines], findings=is_chosen, methods=is_default)
 

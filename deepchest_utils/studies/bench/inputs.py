@@ -8,7 +8,8 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from deepchest_utils.datasets.cache import decode, decode_all
+from deepchest_utils.datasets.cache import decode_all
+from deepchest_utils.datasets.decode import decode
 from deepchest_utils.datasets.findings import NUM_FINDINGS
 from deepchest_utils.models.augment import sample_augmentation
 from deepchest_utils.results.metrics import choose_thresholds, score_tasks
