@@ -428,7 +428,7 @@ HOUSE = (ROOT / "deepchest_utils" / "README.md").read_text()
 
 
 def test_house_method_works(monkeypatch):
-    (code,) = re.findall(r"```python\n(.*?)```", HOUSE, re.DOTALL)
+    code = re.findall(r"```python\n(.*?)```", HOUSE, re.DOTALL)[0]
     monkeypatch.setitem(METHODS, "proportional", METHODS["equal"])  # taken back after the test
     exec(code, {})
     method = make_method("proportional", num_tasks=3)

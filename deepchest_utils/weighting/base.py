@@ -6,15 +6,14 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from numbers import Integral, Real
 from types import NoneType
 from typing import TYPE_CHECKING, Any, cast, get_args
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from deepchest_utils.config import check_type
 from deepchest_utils.models.losses import prevalence_entropy
 
 Losses = Tensor | Sequence[Tensor]  # (K,), or K of no dimension
@@ -56,7 +55,9 @@ def noting_arguments(init: Callable[..., None]) -> Callable[..., None]:
             defaults = {n: p.default for n, p in parameters.items() if p.default is not p.empty}
             self.arguments = {n: (defaults | named)[n] for n in parameters if n in defaults | named} | named
             for name in parameters.keys() & named.keys():
-                check_scalar(name, parameters[name].annotation, named[name])
+                hint = parameters[name].annotation
+                if {*(get_args(hint) or (hint,))} <= {bool, int, float, str, NoneType}:
+                    check_type(name, hint, named[name])
         init(self, *args, **options)
 
     return noting
@@ -126,8 +127,6 @@ class Method(nn.Module):
         """The losses as one tensor (K,), 0 where the mask is False, float32 if they were of less; with their gradient.
         ValueError for another shape."""
         if not isinstance(losses, Tensor):
-            if not isinstance(losses, (list, tuple)):
-                raise ValueError(f"losses should be a tensor or a list, one a task. Found a {type(losses).__name__}.")
             losses = torch.stack([torch.as_tensor(loss) for loss in losses]) if losses else torch.empty(0)
         shape = (self.num_tasks,)
         if losses.shape != shape:
@@ -250,17 +249,6 @@ def without_autocast(losses: Float[Tensor, " k"]) -> AbstractContextManager[Any]
     kind = losses.device.type
     on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     return torch.autocast(kind, enabled=False) if on else nullcontext()
-
-
-def check_scalar(name: str, hint: Any, value: object) -> None:
-    """Raise ValueError for a value that is none of the numbers, truth values or texts that the hint declares."""
-    kinds = get_args(hint) or (hint,)
-    fits: dict[Any, Any] = {bool: (bool, np.bool_), int: Integral, float: Real, str: str, NoneType: NoneType}
-    if set(kinds) <= set(fits):
-        is_bool = isinstance(value, (bool, np.bool_))
-        if not any(isinstance(value, fits[kind]) and is_bool in (False, kind is bool) for kind in kinds):
-            names = " or ".join("None" if kind is NoneType else kind.__name__ for kind in kinds)
-            raise ValueError(f"{name} should be of type {names}. Found {value!r}.")
 
 
 def check_options(bound: str, **options: Any) -> None:

@@ -86,20 +86,12 @@ class DeepChest(LossWeighting):
         return raw / raw.mean() if self.normalize else raw
 
     def update(self, scores: Any, counts: Any = None) -> None:
-        """One step of the rule on the scores of an epoch, for a loop of your own.
+        """One step of the rule on the scores of an epoch, (K,), higher is better, in any sequence; a task with NaN or
+        None is not scored, and its weight stays. ValueError for another shape, an infinite score, or if `signal` is no
+        score as measured.
 
-        Collective if torch.distributed is at work: each process gives the scores of its own images, and all take the
-        step of their mean.
-
-        Args:
-            scores: (K,) numbers, higher is better, in any sequence; a task with NaN or None is not scored, and its
-                weight stays.
-            counts: (K,) how many labels each score is the mean of, which weigh the mean over processes; by default all
-                weigh alike.
-
-        Raises:
-            ValueError: For another shape, an infinite score, or with a `signal` that is not a score as measured.
-        """
+        Collective if torch.distributed is at work: each process gives the scores of its own images, and all step by
+        their mean, weighed by `counts` (K,), the number of labels of each score, or all alike."""
         if self.signal in ("loss_trend", "relative_loss", "prevalence"):
             call = "end_epoch(EpochReport(epoch, prevalence, train={'loss': losses}))"
             raise ValueError(f"signal {self.signal!r} is no score that update could take. Call {call}.")

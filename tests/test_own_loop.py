@@ -1,0 +1,456 @@
+"""Methods in loops that are not the package's: losses as people have them, masks, autocast, several processes, and the
+snippets of the package's README."""
+
+import copy
+import re
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from deepchest_utils import METHODS, DeepChest, EpochReport, TrainConfig, make_method, train
+from deepchest_utils.weighting import LossWeighting, check_method
+from deepchest_utils.weighting.spec import parse_method
+
+NAN = float("nan")
+K = 3
+WEIGHTINGS = [n for n in METHODS if n != "static" and isinstance(make_method(n, K), LossWeighting)]
+BALANCING = [n for n in METHODS if n not in (*WEIGHTINGS, "static")]
+# those whose formula takes a root, a logarithm or a ratio of losses, or has no minimum below zero
+POSITIVE = {
+    "uncertainty", "gls", "imtl_l", "stch", "famo", "dbmtl_l", "anneal", "amtl", "uw_so", "lbtw", "igb", "gradnorm",
+}  # fmt: skip
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "deepchest_utils" / "README.md").read_text()
+IN_OTHER_LOOPS = README.split("## In other loops")[1].split("\n## ")[0]
+LIGHTNING, LIBMTL, ACCUMULATE = re.findall(r"```python\n(.*?)```", IN_OTHER_LOOPS, re.DOTALL)
+
+
+def made(num_tasks: int = K) -> DeepChest:
+    """A rule whose weights differ."""
+    weighting = DeepChest(num_tasks)
+    for epoch in range(4):
+        weighting.update(torch.linspace(0.1, 1, num_tasks).roll(epoch % 2))
+    return weighting
+
+
+# what a loss may be
+
+
+@pytest.mark.parametrize("name", WEIGHTINGS)
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_list_of_losses_is_the_tensor_of_them(name, kind):
+    values, results = [0.7, 0.2, 0.5], []
+    for make in (torch.stack, kind):
+        torch.manual_seed(0)
+        leaves = [torch.tensor(v, requires_grad=True) for v in values]
+        make_method(name, K)(make(leaves)).backward()
+        results.append([leaf.grad.item() for leaf in leaves])
+    assert results[0] == results[1]
+    assert any(results[0])
+
+
+@pytest.mark.parametrize("name", ["deepchest", "uncertainty", "deepchest+gls", "gradnorm", "mgda"])
+@pytest.mark.parametrize(
+    ("losses", "said"),
+    [
+        (torch.tensor(0.5), r"shape \(3,\), one loss a task\. Found shape \(\): take reduction='none'"),
+        (
+            torch.ones(8, 3),
+            r"Found shape \(8, 3\): take reduction='none' and the mean over images, losses\.mean\(0\)\.$",
+        ),
+        (torch.ones(4), r"Found shape \(4,\)\.$"),
+        (torch.ones(3, 1), r"Found shape \(3, 1\)\.$"),
+        ([torch.tensor(0.5)] * 2, r"Found shape \(2,\)\.$"),
+        ([], r"Found shape \(0,\)\.$"),
+    ],
+)
+def test_losses_of_another_shape_are_one_clear_error(name, losses, said):
+    with pytest.raises(ValueError, match=said):
+        make_method(name, K).backward(losses, torch.ones(8, 4, requires_grad=True) * 1)
+    if name in ("deepchest", "uncertainty"):
+        with pytest.raises(ValueError, match=said):
+            make_method(name, K)(losses)
+
+
+def test_mask_of_another_shape_or_type_is_one_clear_error():
+    for wrong in (torch.tensor([True]), torch.tensor([[True] * K])):
+        with pytest.raises(ValueError, match=r"mask should have shape \(3,\) and type torch.bool"):
+            DeepChest(K)(torch.ones(K), wrong)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", [*WEIGHTINGS, "deepchest+rlw"])
+def test_under_autocast_losses_and_weights_stay_what_they_are(name, dtype):
+    losses, results = torch.tensor([0.7012, 0.2034, 0.5056]), []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        method, leaf = make_method(name, K), losses.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=dtype, enabled=enabled):
+            method.backward(leaf)
+            results.append([leaf.grad, *([method(losses)] if isinstance(method, LossWeighting) else [])])
+    for plain, cast in zip(*results, strict=True):
+        assert cast.dtype == torch.float32
+        assert torch.equal(plain, cast)
+
+
+@pytest.mark.parametrize("name", BALANCING)
+def test_under_autocast_gradients_are_balanced_in_full(name):
+    results, x = [], torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        trunk, head, method = nn.Linear(4, 5), nn.Linear(5, K), make_method(name, K)
+        features = trunk(x).tanh()
+        losses = (head(features) ** 2).mean(0)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            method.backward(losses, features)
+        results.append(torch.cat([p.grad.flatten() for p in (*trunk.parameters(), *head.parameters())]))
+    assert torch.equal(*results)
+
+
+OUTSIDE_THE_CHECKS = """
+import numpy as np, torch
+from deepchest_utils import DeepChest, make_method
+
+for weighting in (DeepChest(3, initial=[0.5, 1.0, 1.25]), make_method("gls", 3), make_method("uncertainty", 3)):
+    @torch.compile(backend="eager", fullgraph=True)
+    def step(losses):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return weighting(losses)
+    losses = torch.tensor([0.1, 0.2, 0.4])
+    assert torch.equal(step(losses), weighting(losses))
+    if isinstance(weighting, DeepChest):
+        weighting.update([0.0, 0.5, 1.0])
+        assert torch.equal(step(losses), weighting(losses))
+        assert torch.equal(torch.vmap(weighting)(losses.expand(4, 3)), weighting(losses).expand(4))
+        assert weighting.to("meta")(losses.to("meta")).shape == ()
+make_method("deepchest(floor=0, cap=2)", 3)
+DeepChest(3, cap=np.float32(2), floor=np.int64(1), normalize=True)
+make_method("anneal", num_tasks=np.int64(3), window=np.int64(5))
+"""
+
+
+def test_loss_is_compiled_in_one_graph_and_numpy_s_numbers_are_numbers():
+    subprocess.run([sys.executable, "-c", OUTSIDE_THE_CHECKS], check=True, cwd=ROOT)
+
+
+# losses below zero, and tasks that are not there
+
+
+def two_layers(name: str, shift: float, mask: torch.Tensor | None = None, spoil: float = 0.0) -> torch.Tensor:
+    """Gradients of a tiny trunk and its heads, of losses moved by a number that has no gradient; `spoil` is added to the
+    losses outside of the mask."""
+    generator = torch.Generator().manual_seed(3)
+    torch.manual_seed(0)
+    trunk, head = nn.Linear(4, 5).double(), nn.Linear(5, K).double()
+    features = trunk(torch.randn(6, 4, generator=generator, dtype=torch.float64)).tanh()
+    losses = ((head(features) - torch.tensor([1.0, 0.0, -2.0])) ** 2).mean(0) + shift
+    if mask is not None:
+        losses = losses + torch.where(mask, 0.0, spoil)
+    torch.manual_seed(1)
+    make_method(name, K).backward(losses, features, mask)
+    return torch.cat([p.grad.flatten() for p in (*trunk.parameters(), *head.parameters())])
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if n not in POSITIVE and n != "static"])
+def test_loss_below_zero_counts_as_any_other(name):
+    """A Gaussian likelihood's logarithm has no sign: moved below zero, the same gradients, none of them left out."""
+    below = two_layers(name, -100.0)
+    if name != "ldc_mtl":  # whose penalty is of the losses themselves
+        torch.testing.assert_close(below, two_layers(name, 0.0), rtol=1e-9, atol=1e-9)
+    assert below.isfinite().all()
+    assert (below.view(-1)[-K:] != 0).all()  # the bias of every task's head
+
+
+@pytest.mark.parametrize("name", sorted(POSITIVE))
+def test_loss_below_zero_is_refused_where_the_formula_has_no_sense(name):
+    with pytest.raises(ValueError, match=rf"{METHODS[name].__name__} needs losses that are not negative, .*Found \[-"):
+        two_layers(name, -100.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [("dwa", "train"), ("hedge", "train"), ("val_discount", "val"), ("deepchest_loss_trend", "train")],
+)
+def test_epoch_s_loss_below_zero_is_refused_where_it_would_have_been_no_loss(name, split):
+    report = EpochReport(1, torch.full((K,), 0.3), **{split: {"loss": torch.tensor([0.5, -0.5, NAN])}})
+    with pytest.raises(ValueError, match="needs losses that are not negative"):
+        make_method(name, K).end_epoch(report)
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if n != "static"])
+@pytest.mark.parametrize("spoil", [5.0, -500.0, NAN])
+def test_what_the_loss_of_an_absent_task_is_does_not_matter(name, spoil):
+    mask = torch.tensor([True, False, True])
+    expected = two_layers(name, 0.0, mask)
+    assert torch.equal(two_layers(name, 0.0, mask, spoil), expected)
+    assert expected[-2] == 0  # its head's bias
+    assert (expected[[-3, -1]] != 0).all()
+
+
+@pytest.mark.parametrize("name", ["gls", "stch", "dbmtl_l", "famo", "igb", "amtl"])
+def test_loss_that_has_underflowed_is_there_and_leaves_the_gradients_finite(name):
+    """float32 has a cross-entropy of 0 for a logit below -17 without the finding."""
+    logits = torch.tensor([[-0.5, -30.0, 0.2]], requires_grad=True)
+    losses = binary_cross_entropy_with_logits(logits, torch.zeros(1, K), reduction="none").mean(0)
+    assert losses[1] == 0
+    make_method(name, K).backward(losses)
+    assert logits.grad.isfinite().all()
+    assert (logits.grad[0, [0, 2]] > 0).all()
+    if name == "gls":  # the geometric mean of three, the second as 1e-8
+        mean = (losses[0] * 1e-8 * losses[2]) ** (1 / 3)
+        assert make_method(name, K)(losses.detach()).item() == pytest.approx(mean.item(), rel=1e-5)
+
+
+# options
+
+
+def test_repr_shows_the_options():
+    assert repr(DeepChest(3, floor=0.25)) == (
+        "DeepChest(num_tasks=3, signal='accuracy', step_up=1.1, step_down=1.05, cap=1.5, floor=0.25, normalize=False, "
+        "initial=None, scores_from='train')"
+    )
+    assert repr(make_method("inverse_entropy", 3)) == "Static(num_tasks=3, values='inverse_entropy')"
+    assert "(inner): PCGrad(num_tasks=3, level='features')" in repr(make_method('equal+pcgrad(level="features")', 3))
+    assert "floor=0.25" in repr(copy.deepcopy(DeepChest(3, floor=0.25)))
+    for name in METHODS:
+        options = {"values": [1.0] * K} if name == "static" else {}
+        assert "num_tasks=3" in repr(make_method(name, K, **options))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("deepchest(normalize='no')", r"normalize should be of type bool\. Found 'no'"),
+        ("deepchest(normalize=1)", r"normalize should be of type bool\. Found 1"),
+        ("deepchest(floor=True)", r"floor should be of type float\. Found True"),
+        ("deepchest(step_up='1.1')", r"step_up should be of type float\. Found '1\.1'"),
+        ("anneal(window=10.5)", r"window should be of type int\. Found 10\.5"),
+        ("anneal(power=True)", r"power should be of type float \| None\. Found True"),
+        ("mgda(level=1)", r"level should be of type str\. Found 1"),
+        ("deepchst(floor=0.25)", r"Did you mean 'deepchest'\?"),
+        ("deepchest(flor=0.25)", r"Did you mean 'floor'\?"),
+        ("deepchest(floor=2.0)", r"floor and cap should hold"),
+        ("equal(inner_options=3)+gls", r"inner_options should be of type dict\. Found 3"),
+        ("+".join(["a"] * 5000), r"method should be one of .*Found 'a\+a"),
+        ("+".join(["equal"] * 5000), r"at most ten names joined by \+\. Found 5000"),
+        ("+".join(["equal()"] * 5000), r"at most ten\. Found 'equal\(\)\+"),
+        ("a(" * 5000, r"a method should read NAME"),
+    ],
+)
+def test_wrong_method_or_option_is_said_before_there_are_data(text, said, tmp_path):
+    with pytest.raises(ValueError, match=said) as error:
+        check_method(text)
+    assert len(str(error.value)) < 1200
+    with pytest.raises(ValueError, match=said):
+        train(TrainConfig(method=text, dataset="nih", data_root=str(tmp_path / "nowhere")))
+    with pytest.raises(ValueError, match=said):
+        make_method(text, K)
+
+
+def test_good_options_are_not_refused():
+    for text in (
+        "deepchest(floor=0.5, cap=2.0)",
+        "static(values=[1.0, 2.0, 3.0])",
+        "anneal(power=None)",
+        "amtl(potential=[.9, .8])",
+    ):
+        assert check_method(text) == parse_method(text)
+
+
+def test_options_in_brackets_are_options_given_apart():
+    text = 'deepchest(floor=0.25)+pcgrad(level="features")'
+    apart = {"floor": 0.25, "inner_options": {"level": "features"}}
+    config = TrainConfig(method=text)
+    assert (config.method, config.method_options) == ("deepchest+pcgrad", apart)
+    assert config == TrainConfig(method="deepchest+pcgrad", method_options=apart)
+    assert config.identity() == TrainConfig(method="deepchest+pcgrad", method_options=apart).identity()
+    assert repr(make_method(text, K)) == repr(make_method("deepchest+pcgrad", K, **apart))
+    mixed = TrainConfig(method="deepchest(floor=0.25)", method_options={"cap": 2.0})
+    assert mixed.method_options == {"floor": 0.25, "cap": 2.0}
+    for given in ({"floor": 0.5}, {"inner_options": {"level": "parameters"}}):
+        with pytest.raises(ValueError, match=r"option (floor|level) stands in .*and again apart.*Leave one out"):
+            TrainConfig(method=text, method_options=given)
+        with pytest.raises(ValueError, match="Leave one out"):
+            make_method(text, K, **given)
+    with pytest.raises(ValueError, match="method_options should not have num_tasks"):
+        TrainConfig(method="deepchest(num_tasks=3)")
+
+
+# scores
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        [0.2, None, 0.9],
+        (0.2, NAN, 0.9),
+        np.array([0.2, NAN, 0.9]),
+        pd.Series([0.2, NAN, 0.9], index=["Mass", "Hernia", "Edema"]),
+        [torch.tensor(0.2), torch.tensor(NAN), torch.tensor(0.9)],
+        torch.tensor([0.2, NAN, 0.9], requires_grad=True),
+    ],
+    ids=["list with None", "tuple", "numpy", "pandas", "list of tensors", "tensor with gradient"],
+)
+def test_scores_come_in_any_sequence(scores):
+    weighting = DeepChest(3)
+    weighting.update(scores)
+    assert weighting.weights.tolist() == [1.1, 1, 1 / 1.05]
+
+
+@pytest.mark.parametrize("scores", [0.9, {"a": 0.1, "b": 0.2, "c": 0.3}, [[0.1], [0.2], [0.3]], "abc"])
+def test_what_are_no_scores_is_one_clear_error(scores):
+    with pytest.raises(ValueError, match=r"scores should be 3 numbers, one a task\. Found "):
+        DeepChest(3).update(scores)
+
+
+@pytest.mark.parametrize("signal", ["loss_trend", "relative_loss", "prevalence"])
+def test_signal_that_update_cannot_use_is_said(signal):
+    with pytest.raises(ValueError, match=rf"signal '{signal}' is no score that update could take\. Call end_epoch"):
+        DeepChest(3, signal=signal).update([0.1, 0.2, 0.3])
+    DeepChest(3, signal="auroc").update([0.1, 0.2, 0.3])
+
+
+def test_what_a_method_does_not_have_is_said():
+    with pytest.raises(NotImplementedError, match=r"PCGrad has no loss to differentiate\. Call backward"):
+        make_method("pcgrad", 3)(torch.ones(3))
+    with pytest.raises(NotImplementedError, match=r"Uncertainty takes no scores\. Call end_epoch"):
+        make_method("uncertainty", 3).update([0.1, 0.2, 0.3])
+
+
+def rank_updates(rank: int, folder: str, ranks: int) -> None:
+    """Ten epochs on one rank: the scores are those of its own images, the counts differ, one task is on rank 0 alone."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=ranks)
+    weightings = [DeepChest(4), DeepChest(4)]
+    generator, right, seen = torch.Generator().manual_seed(rank), [], []
+    for _ in range(10):
+        counts = torch.randint(1, 50, (4,), generator=generator)
+        counts[3] = 0 if rank else counts[3]
+        correct = (counts * torch.rand(4, generator=generator)).round()
+        weightings[0].update(correct / counts)
+        weightings[1].update(correct / counts, counts)
+        right.append(correct)
+        seen.append(counts)
+    weights = torch.stack([w.weights for w in weightings])
+    torch.save([weights, torch.stack(right), torch.stack(seen)], Path(folder, f"{rank}.pt"))
+    dist.destroy_process_group()
+
+
+def test_processes_learn_the_same(tmp_path):
+    mp.spawn(rank_updates, (str(tmp_path), 2), nprocs=2)
+    (one, right_0, seen_0), (other, right_1, seen_1) = (torch.load(tmp_path / f"{r}.pt") for r in (0, 1))
+    assert torch.equal(one, other)
+    whole = DeepChest(4)  # one process with all images
+    for right, seen in zip(right_0 + right_1, seen_0 + seen_1, strict=True):
+        whole.update(right.double() / seen)
+    torch.testing.assert_close(one[1], whole.weights)
+    assert not torch.equal(one[0], one[1])  # unequal counts, taken for equal
+
+
+# the snippets
+
+
+def batches(steps: int, size: int = 8) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    prevalence = torch.tensor([0.1, 0.5, 0.3])
+    return [
+        (torch.randn(size, 5, generator=generator), (torch.rand(size, K, generator=generator) < prevalence).float())
+        for _ in range(steps)
+    ]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+def test_lightning_trains_in_bf16_with_losses_and_weights_in_full(tmp_path):
+    pl = pytest.importorskip("pytorch_lightning")
+    names: dict = {}
+    exec(LIGHTNING, names)
+    seen = []
+
+    class Watched(names["Weighted"]):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            seen.append((loss, self.weighting.weights.clone()))
+            return loss
+
+    module = Watched(nn.Linear(5, K), K)
+    options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    trainer = pl.Trainer(
+        max_epochs=3, precision="bf16-mixed", default_root_dir=tmp_path, enable_checkpointing=False, **options
+    )
+    trainer.fit(module, torch.utils.data.DataLoader(batches(4), batch_size=None))
+    assert len(seen) == 12
+    assert {loss.dtype for loss, _ in seen} == {torch.float32}
+    assert seen[3][1].tolist() == [1] * K  # an epoch's weights are held
+    assert len({tuple(weights.tolist()) for _, weights in seen}) == 3
+    assert torch.equal(module.state_dict()["weighting._raw_weights"], module.weighting.weights)
+
+
+def test_libmtl_s_weighting_learns_once_an_epoch(monkeypatch):
+    """In a class of the shape of LibMTL's own, and a trainer that uses it as LibMTL's does."""
+
+    class AbsWeighting(nn.Module):
+        def init_param(self):
+            pass
+
+    shaped = types.ModuleType("LibMTL.weighting.abstract_weighting")
+    shaped.AbsWeighting = AbsWeighting
+    for name in ("LibMTL", "LibMTL.weighting"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, shaped.__name__, shaped)
+    names: dict = {}
+    exec(LIBMTL, names)
+
+    class Model(nn.Module):
+        def __init__(self, task_num, device):
+            super().__init__()
+            self.task_num, self.device, self.net = task_num, device, nn.Linear(5, task_num)
+
+    class MTLModel(Model, names["DeepChestWeighting"]):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.init_param()
+
+    torch.manual_seed(0)
+    model, epochs, used = MTLModel(K, torch.device("cpu")), 4, []
+    model.train_loss_buffer = np.zeros([K, epochs])
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    reference = make_method("deepchest_loss_trend", K)
+    for epoch in range(epochs):
+        model.epoch = epoch
+        of_epoch = []
+        for x, y in batches(3):
+            losses = torch.stack([binary_cross_entropy_with_logits(model.net(x)[:, k], y[:, k]) for k in range(K)])
+            optimizer.zero_grad()
+            used.append(model.backward(losses))
+            optimizer.step()
+            of_epoch.append(losses.detach().numpy())
+        assert used[-1].tolist() == reference.weights.tolist()
+        model.train_loss_buffer[:, epoch] = np.mean(of_epoch, axis=0)
+        loss = torch.from_numpy(model.train_loss_buffer[:, epoch].copy())
+        reference.end_epoch(EpochReport(epoch + 1, torch.full((K,), 0.5).double(), {"loss": loss}))
+    assert isinstance(used[0], np.ndarray)
+    assert used[0].tolist() == used[2].tolist() == [1] * K
+    assert used[-1].tolist() != [1] * K
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch():
+    names: dict = {}
+    exec(ACCUMULATE, names)
+    torch.manual_seed(0)
+    net, weighting, parts = nn.Linear(5, K), made(), batches(4)
+    criterion = nn.BCEWithLogitsLoss(reduction="none")
+    names["accumulate"](net, weighting, criterion, parts)
+    found = net.weight.grad.clone()
+    net.zero_grad()
+    x, y = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    weighting(criterion(net(x), y).mean(dim=0)).backward()
+    torch.testing.assert_close(found, net.weight.grad)
