@@ -236,6 +236,33 @@ def test_every_form_of_one_picture_is_the_same_picture(name, tmp_path):
     assert np.abs(found - expected).max() <= 2
 
 
+@pytest.mark.parametrize("name", FORMS)
+def test_a_file_that_was_cut_short_is_refused(name, tmp_path):
+    FORMS[name](tmp_path / name)
+    content = (tmp_path / name).read_bytes()
+    for kept in (len(content) * 9 // 10, len(content) // 2):
+        (tmp_path / name).write_bytes(content[:kept])
+        with pytest.raises(DataError, match=f"{name}: not a readable image"):
+            decode(tmp_path / name, 32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in FORMS if "exif" not in name and "window" not in name])
+def test_a_file_with_errors_is_a_picture_or_one_line(name, tmp_path):
+    FORMS[name](tmp_path / name)
+    content, rng = (tmp_path / name).read_bytes(), np.random.default_rng(0)
+    for _ in range(60):
+        spoilt = bytearray(content)
+        for place in rng.integers(0, min(len(content), rng.choice([400, 1500, len(content)])), rng.choice([1, 3, 20])):
+            spoilt[place] ^= 1 << rng.integers(8)
+        (tmp_path / name).write_bytes(spoilt)
+        try:
+            said = str(decode(tmp_path / name, 32).shape)
+        except DataError as error:
+            said = str(error)
+        assert "\n" not in said
+
+
 # --- the rule
 
 
@@ -394,6 +421,18 @@ def test_without_the_extra_one_line_says_what_to_install(tmp_path, monkeypatch, 
         DataError, match=r"film is DICOM: pydicom is missing\. .*pip install 'deepchest-utils\[dicom\]'"
     ):
         decode(tmp_path / "film", 32)
+
+
+def test_a_folder_of_nih_may_hold_dicom_files(nih_folder):
+    root = nih_folder()
+    for number, path in enumerate(sorted((root / "images").glob("*.png"))):
+        write_dicom(path.with_suffix(".dcm"), np.roll(TWELVE, 2 * number, axis=1))
+        path.unlink()
+    with pytest.warns(DataWarning, match="findings without a positive image"):  # it is small
+        data = load_dataset("nih", root, image_size=32)
+    for part in data.parts.values():
+        for image, name in zip(part.images, part.ids, strict=True):
+            np.testing.assert_array_equal(image, decode((root / "images" / name).with_suffix(".dcm"), 32))
 
 
 def test_a_table_of_dicom_files_is_a_data_set(tmp_path):
