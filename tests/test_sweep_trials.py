@@ -276,3 +276,18 @@ def test_threads_of_one_process_take_turns(monkeypatch):
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda seed: sweep.run_trial(Trial("equal", replace(BASE, seed=seed)), 1), range(4)))
     assert most == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(("jobs", "threads", "expected"), [(1, None, 4), (2, None, 2), (2, 1, 1), (1, 1, 1)])
+def test_a_sweep_may_fix_the_threads_of_its_processes(tmp_path, monkeypatch, jobs, threads, expected):
+    """A row then does not depend on the machine's cores, nor on how many runs go on at a time."""
+    seen = []
+
+    def pretend(trials, jobs, threads, folder):
+        seen.append(threads)
+        return iter(())
+
+    monkeypatch.setattr(sweep, "with_joblib", pretend)
+    monkeypatch.setattr(sweep.os, "cpu_count", lambda: 4)
+    sweep.run_sweep(make_trials(BASE, {}), tmp_path / "t.csv", jobs, threads=threads)
+    assert seen == [expected]
