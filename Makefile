@@ -24,7 +24,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -n logical --dist worksteal $(TEST_OPTIONS)
 
 lab: $(STAMP)
-	$(BIN)/jupyter lab --ip=127.0.0.1 notebooks
+	$(BIN)/jupyter lab --ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow -n logical --dist worksteal $(TEST_OPTIONS)

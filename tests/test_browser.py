@@ -163,8 +163,18 @@ def change(box: WebElement, title: str) -> None:
 CONTROLS = {  # notebook -> of each of its boxes, those that are moved
     "02_loss_trend_weighting": [("step up", "cap", "floor"), ("signal", "step down")],
     "04_baseline_comparison": [("metric", "baseline", "findings", "methods")],
-    "05_grad_cam": [("image", "finding", "map method")],
+    "05_grad_cam": [("number", "images", "finding", "map method")],
 }
+
+
+def saved_outputs(browser: WebDriver, path: Path) -> list[dict]:
+    """The outputs in the file once JupyterLab has saved it."""
+    before = path.stat().st_mtime_ns
+    browser.execute_script("window.jupyterapp.commands.execute('docmanager:save')")
+    until(lambda: path.stat().st_mtime_ns > before, "saved notebook")
+    content = until(lambda: nbformat.read(path, as_version=4), "notebook")
+    assert "widgets" not in content.metadata
+    return [output for cell in content.cells if cell.cell_type == "code" for output in cell.outputs]
 
 
 @pytest.mark.parametrize("name", CONTROLS)
@@ -182,3 +192,11 @@ def test_a_figure_changes_with_its_controls(name, browser, lab):
             assert len(shown) == 1
             assert shown[0].startswith("data:image/png;base64,")
     assert texts(browser, ERROR) == []
+    outputs = saved_outputs(browser, lab[2] / source.name)
+    explorers = [
+        output.data for output in outputs if "application/vnd.jupyter.widget-view+json" in output.get("data", {})
+    ]
+    assert len(explorers) == len(boxes)
+    assert all(explorer["image/png"] for explorer in explorers)  # for whoever opens the file without a kernel
+    assert not [output for output in outputs if output.get("name") == "stderr"]
+    assert "it/s]" not in json.dumps(outputs)  # no bar is left

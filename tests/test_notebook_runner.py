@@ -93,6 +93,20 @@ def test_unknown_parameter_is_refused_by_name_before_anything_runs(folder, tmp_p
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["epochs", "two"], "01_first: epochs should be of type int. Found 'two'."),
+        (["epochs", "3.0"], "01_first: epochs should be of type int. Found 3.0."),
+        (["dataset", "nhi"], "Found 'nhi'. Did you mean 'nih'?"),
+    ],
+)
+def test_wrong_type_or_name_is_refused_before_anything_runs(given, said, folder, tmp_path, capsys):
+    assert main(["notebooks", "01", "-p", *given, "-o", str(tmp_path / "out")]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_parameters_are_listed_with_default_and_help(folder, capsys):
     assert main(["notebooks", "--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -100,6 +114,7 @@ def test_parameters_are_listed_with_default_and_help(folder, capsys):
     (epochs,) = [line for line in lines[:3] if "epochs" in line]
     assert epochs.split() == ["epochs", "=", "3", "passes", "over", "the", "training", "set"]
     assert "03_third" in lines
+    assert len({line.index(help) for line, help in zip(lines[1:3], ("passes", "which"), strict=True)}) == 1  # aligned
     assert not (folder.parent / "runs").exists()
 
 

@@ -12,17 +12,27 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
+from PIL import Image
 
 from deepchest_utils.datasets import Splits
-from deepchest_utils.notebook.runner import FOLDER, find_notebooks, notebook_parameters, run_notebooks
+from deepchest_utils.notebook.parameters import declared_types
+from deepchest_utils.notebook.runner import (
+    FOLDER,
+    NotebookError,
+    check_parameters,
+    find_notebooks,
+    notebook_parameters,
+    run_notebooks,
+)
 
 NOTEBOOKS = find_notebooks()
 SOLUTIONS = find_notebooks(solutions=True)
 BY_NAME = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 SOLVED = pytest.mark.parametrize("path", SOLUTIONS, ids=lambda path: path.stem)
 ALL = pytest.mark.parametrize("path", NOTEBOOKS + SOLUTIONS, ids=lambda path: f"{path.parent.name}-{path.stem}")
-COMMON = {"dataset", "data_root", "image_size", "epochs", "seed", "device", "smoke"}
+COMMON = {"dataset", "data_root", "data_options", "image_size", "epochs", "seed", "device", "smoke"}
 SECTIONS = ("What was claimed, checked", "Summary", "Exercises", "References")
 
 
@@ -124,7 +134,52 @@ def test_parameters_are_typed_literals_with_help(path):
     assert set(parameters) >= ({"dataset", "smoke"} if path in SOLUTIONS else COMMON)
     for name, entry in parameters.items():
         assert entry["help"], f"{name} has no help"
-        assert entry["inferred_type_name"] in ("str", "int", "float", "bool"), name
+        assert entry["inferred_type_name"] in ("str", "int", "float", "bool", "dict"), name
+
+
+@ALL
+def test_parameters_are_checked_in_the_cell_below_theirs(path):
+    cells = code_cells(path)
+    (place,) = [i for i, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", [])]
+    assert cells[place + 1].source.startswith("check_parameters(globals())\n")
+    assert set(declared_types(cells[place].source)) == set(notebook_parameters(path))
+
+
+WRONG = {
+    "smoke": ("false", "yes", 1),
+    "image_size": (32.0, "32", None),
+    "seed": ("1", 1.0),
+    "lr": ("2e-3", None),
+    "data_root": (3,),
+    "data_options": ("x", [1]),
+    "dataset": ("phantm", None),
+    "split": ("oficial",),
+    "backbone": ("resnet81",),
+    "method": ("deepchst", "deepchest(flor=1)", ["deepchest"]),
+    "methods": ("equal hegde",),
+    "study": ("rerunn",),
+    "cam": ("layer_cam",),
+}
+RIGHT = {
+    "smoke": True,
+    "image_size": 32,
+    "lr": 1,
+    "data_root": None,
+    "data_options": '{"finding_columns": ["Effusion"]}',
+    "backbone": "resnet18",
+    "method": "deepchest(floor=0.25)",
+    "methods": 'equal deepchest(floor=0.25, normalize=True)+pcgrad(level="features")',
+}
+
+
+@ALL
+def test_no_wrong_type_or_name_gets_into_a_notebook(path):
+    parameters = notebook_parameters(path)
+    for name, values in WRONG.items():
+        for value in values if name in parameters else ():
+            with pytest.raises(NotebookError, match=rf"^{path.stem}: .*(Found|Did you mean) "):
+                check_parameters([path], {name: value})
+    check_parameters([path], {name: value for name, value in RIGHT.items() if name in parameters})
 
 
 def exercises(path: Path) -> list[tuple[str, str, str]]:
@@ -181,6 +236,41 @@ def execute(path: Path, output: Path, capsys, **parameters) -> str:
     failed = run_notebooks([path], {"smoke": True, **parameters}, output)
     assert failed == 0, capsys.readouterr().out
     return "".join(o.get("text", "") for cell in code_cells(output / path.name) for o in cell.outputs)
+
+
+SIX = ["Effusion", "Mass", "Nodule", "Infiltration", "Atelectasis", "Pneumothorax"]
+TABLES = {"six": (SIX, 0.0), "two": (["Effusion", "Shadow"], 0.0), "one": (["Shadow"], 0.0), "unknown": (SIX, 0.6)}
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """A table of one's own, of 360 small images of 180 patients: some findings, one of which NIH does not have, and a share
+    of unknown labels."""
+    rng, root = np.random.default_rng(0), tmp_path_factory.mktemp("table")
+    for number in range(360):
+        Image.fromarray(rng.integers(0, 256, (64, 64), np.uint8)).save(root / f"{number}.png")
+
+    def make(name: str) -> Path:
+        findings, unknown = TABLES[name]
+        labels = (rng.random((360, len(findings))) < 0.3).astype(float)
+        labels[rng.random(labels.shape) < unknown] = np.nan
+        frame = pd.DataFrame(labels, columns=findings).assign(
+            image=[f"{number}.png" for number in range(360)], patient=np.arange(360) // 2
+        )
+        frame.to_csv(root / "labels.csv", index=False)
+        return root
+
+    return make
+
+
+def of_table(default: tuple[str, str]):
+    """Each notebook on each table; all but one are slow."""
+    cases = [(path, name) for path in NOTEBOOKS for name in TABLES]
+    marks = [() if (path.stem, name) == default else pytest.mark.slow for path, name in cases]
+    ids = [f"{path.stem}-{name}" for path, name in cases]
+    return pytest.mark.parametrize(
+        ("path", "name"), [pytest.param(*case, id=i, marks=m) for case, i, m in zip(cases, ids, marks, strict=True)]
+    )
 
 
 def with_boxes(root: Path) -> Path:
@@ -254,10 +344,21 @@ def test_runs_on_chestmnist(path, tmp_path, capsys, chestmnist_folder):
     if path.stem == "05_grad_cam":  # it asks for regions, which ChestMNIST does not have, and says so
         given = {"smoke": True, "dataset": "chestmnist", "data_root": str(chestmnist_folder)}
         assert run_notebooks([path], given, tmp_path) == 1
-        assert 'dataset should be "phantom", split by patient, or "nih"' in capsys.readouterr().out
+        assert 'dataset should be "phantom" or "nih"' in capsys.readouterr().out
         return
     size = {"image_size": 64} if path.stem == "07_a_better_rule" else {}  # 32 px, its own, ChestMNIST has not
     execute(path, tmp_path, capsys, dataset="chestmnist", data_root=str(chestmnist_folder), **size)
+
+
+@pytest.mark.notebooks
+@of_table(("03_training", "one"))
+def test_runs_on_a_table_of_one_s_own(path, name, tmp_path, capsys, table):
+    given = {"dataset": "csv", "data_root": str(table(name)), "data_options": {"finding_columns": TABLES[name][0]}}
+    if path.stem == "05_grad_cam":  # it needs regions, and says so before it loads or trains anything
+        assert run_notebooks([path], {"smoke": True, **given}, tmp_path) == 1
+        assert 'dataset should be "phantom" or "nih", the others have no regions' in capsys.readouterr().out
+        return
+    execute(path, tmp_path, capsys, **given)
 
 
 @pytest.mark.notebooks

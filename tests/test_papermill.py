@@ -93,6 +93,34 @@ def test_without_other_parameters_a_notebook_says_nothing_and_draws_the_committe
     assert printed(tmp_path / "out.ipynb") == f"-> {PROJECT / 'figures'}\n"
 
 
+CHECKED = """from deepchest_utils.notebook.parameters import check_parameters
+check_parameters(globals())
+print(seed, options, rate)"""
+
+
+@pytest.fixture
+def checked(places):
+    """A notebook that checks its parameters."""
+    book = nbformat.read(places, as_version=4)
+    book.cells[
+        0
+    ].source = "seed: int = 0  # of everything\noptions: dict = {}  # of the data\nrate: float = 0.5  # of steps"
+    book.cells[1].source = CHECKED
+    nbformat.write(book, places)
+    return places
+
+
+def test_parameters_from_papermill_s_command_line_are_checked_in_the_notebook(checked, tmp_path, printed):
+    """Which hands over texts: that of a dictionary is read, that of a number is refused."""
+    out = str(tmp_path / "out.ipynb")
+    given = ["-p", "options", '{"finding_columns": ["Mass"], "drop": true}', "-p", "rate", "1", "--no-progress-bar"]
+    assert CliRunner().invoke(command, [str(checked), out, *given]).exit_code == 0
+    assert printed(Path(out)) == "0 {'finding_columns': ['Mass'], 'drop': True} 1.0\n"
+    failed = CliRunner().invoke(command, [str(checked), out, "-r", "seed", "1", "--no-progress-bar"])
+    assert failed.exit_code == 1
+    assert str(failed.exception).rstrip().endswith("ValueError: seed should be of type int. Found '1'.")
+
+
 # README
 
 
