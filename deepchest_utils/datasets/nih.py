@@ -61,7 +61,7 @@ def read_nih(root: str | Path | None, table: str | None = None) -> Table:
             raise DataError(f"{root}: none of its images is in train_val_list.txt or test_list.txt.")
         rows, official = rows[~unlisted], part_of[~unlisted]
     numbers = np.array([int(text) for text in texts], np.int64)[codes]
-    ids, paths = np.array(listed)[rows], [entries[row].path for row in rows]
+    ids, paths = np.array([listed[row] for row in rows]), [entries[row].path for row in rows]
     needs = "train_val_list.txt and test_list.txt beside the table. Add them"
     return Table("nih", source, paths, ids, labels[rows], numbers[rows], FINDINGS, official, needs)
 

@@ -11,6 +11,7 @@ import lzma
 import os
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -127,9 +128,9 @@ def read_table(source: Path, text: Sequence[str], alone: bool = False) -> pd.Dat
         content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     comments = re.match(rb"(?:[ \t]*(?:#[^\n]*)?\n)*", content).group()  # type: ignore[union-attr]
     head, _, body = content[len(comments) :].partition(b"\n")
-    if any(b"\n" + character in b"\n" + body for character in (b",", b";", b"\t")):
-        body = re.sub(rb"^[,;\t]+$", b"", body, flags=re.MULTILINE)  # rows of no text, as spreadsheets leave them
     separator = max(",;\t", key=lambda character: head.count(character.encode()))
+    if body.startswith(separator.encode()) or f"\n{separator}".encode() in body:
+        body = re.sub(rb"^[,;\t]+$", b"", body, flags=re.MULTILINE)  # rows of no text, as spreadsheets leave them
     try:
         header = [name.strip() for name in next(csv.reader([head.decode()], delimiter=separator), [])]
         if not 0 < len(header) <= MAX_COLUMNS:
@@ -145,11 +146,11 @@ def read_table(source: Path, text: Sequence[str], alone: bool = False) -> pd.Dat
             row, count = numbers[wrong][0], counts[wrong][0]
             much = "few" if count < usual else "many"
             raise DataError(f"{source}: row {row} has {count} fields, too {much}: the others have {usual}.")
-        twice = [name for name in header if name and header.count(name) > 1]
-        if not alone and twice:
-            raise DataError(f"{source}: {len(twice)} columns have the name {twice[0]!r}. Rename or remove one.")
+        name, times = Counter(filter(None, header)).most_common(1)[0]
+        if not alone and times > 1:
+            raise DataError(f"{source}: {times} columns have the name {name!r}. Rename or remove one.")
         if not alone and usual != len(header):
-            names = f"{len(header)}: {', '.join(header)}"
+            names = f"{len(header)}: {', '.join(header[:40])}"
             raise DataError(f"{source}: each row has {usual} fields, the header {names}.")
         if usual <= max(found):
             raise DataError(f"{source}: row {numbers[0]} has {usual} fields, too few for its columns.")
@@ -158,10 +159,13 @@ def read_table(source: Path, text: Sequence[str], alone: bool = False) -> pd.Dat
             dtype=dict.fromkeys(found, object), keep_default_na=False, na_values=[""], skip_blank_lines=False,
             low_memory=False,
         )  # fmt: skip
+        if len(frame) != len(counts):
+            raise csv.Error("quotes that do not match")
     except (pd.errors.ParserError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{source}: not a readable CSV table ({one_line(error)}).") from None
     frame.index = numbers
-    frame = frame[counts > 0]
+    if not counts.all():
+        frame = frame[counts > 0]
     for position in found:
         texts = [*map(str.strip, frame[position].fillna("").tolist())]
         frame[position] = pd.Series(texts, frame.index, object)
@@ -251,22 +255,16 @@ def find_images(
         any_suffix: Where there is no file of the name, the first of that name with another suffix of an image.
     """
     listed = _checked(source, names, plain=files is not None)
-    folders: dict[str, Files] = {"": files} if files is not None else {}
-    stems: dict[str, Files] = {}
-    found: list[os.DirEntry[str] | None] = []
-    for name in listed:
-        folder, _, base = name.rpartition("/")
-        if folder not in folders:
-            folders[folder] = list_folder(os.path.join(root, folder))
-        entry = folders[folder].get(base)
-        if entry is None and any_suffix:
-            if folder not in stems:
-                others = sorted((name for name in folders[folder] if _stem(name) != name), reverse=True)
-                stems[folder] = {_stem(other): folders[folder][other] for other in others}
-            if base in stems[folder] or base.rpartition(".")[0] in stems[folder]:
-                entry = stems[folder].get(_stem(base))
-        found.append(entry if entry is not None and _is(entry.is_file) else None)
-    return found
+    if files is None:
+        files = {}
+        for folder in dict.fromkeys(name.rpartition("/")[0] for name in listed):
+            inside = list_folder(os.path.join(root, folder))
+            files |= {f"{folder}/{name}": entry for name, entry in inside.items()} if folder else inside
+    found = [*map(files.get, listed)]
+    unused = sorted(files.keys() - {*listed}, reverse=True) if any_suffix else []
+    if others := {_stem(name): files[name] for name in unused if _stem(name) != name}:
+        found = [entry or others.get(_stem(name)) for name, entry in zip(listed, found, strict=True)]
+    return [entry if entry is not None and _is(entry.is_file) else None for entry in found]
 
 
 def _checked(source: Path, names: pd.Series, plain: bool) -> list[str]:
