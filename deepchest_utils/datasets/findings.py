@@ -41,22 +41,15 @@ NIH_PREVALENCE = {name: count / NIH_IMAGES for name, count in NIH_IMAGE_COUNTS.i
 
 PADCHEST_LABELS = {
     "Atelectasis": ("atelectasis", "laminar atelectasis", "lobar atelectasis", "segmental atelectasis", "total atelectasis", "round atelectasis", "atelectasis basal"),
-    "Cardiomegaly": ("cardiomegaly",),
-    "Effusion": ("pleural effusion", "loculated pleural effusion", "hydropneumothorax", "empyema", "hemothorax"),
+    "Cardiomegaly": ("cardiomegaly",), "Effusion": ("pleural effusion", "loculated pleural effusion", "hydropneumothorax", "empyema", "hemothorax"),
     "Infiltration": (
         "infiltrates", "interstitial pattern", "reticular interstitial pattern", "reticulonodular interstitial pattern",
         "ground glass pattern", "miliary opacities", "alveolar pattern", "consolidation", "air bronchogram",
     ),
-    "Mass": ("mass", "pulmonary mass"),
-    "Nodule": ("nodule", "multiple nodules"),
-    "Pneumonia": ("pneumonia",),
-    "Pneumothorax": ("pneumothorax", "hydropneumothorax"),
-    "Consolidation": ("consolidation", "air bronchogram"),
-    "Edema": ("pulmonary edema",),
-    "Emphysema": ("emphysema",),
-    "Fibrosis": ("pulmonary fibrosis",),
-    "Pleural_Thickening": ("pleural thickening", "apical pleural thickening"),
-    "Hernia": ("hiatal hernia",),
+    "Mass": ("mass", "pulmonary mass"), "Nodule": ("nodule", "multiple nodules"), "Pneumonia": ("pneumonia",),
+    "Pneumothorax": ("pneumothorax", "hydropneumothorax"), "Consolidation": ("consolidation", "air bronchogram"),
+    "Edema": ("pulmonary edema",), "Emphysema": ("emphysema",), "Fibrosis": ("pulmonary fibrosis",),
+    "Pleural_Thickening": ("pleural thickening", "apical pleural thickening"), "Hernia": ("hiatal hernia",),
 }
 """PadChest's labels that mean a finding. Its vocabulary is a tree; children count as their parents. The choice is ours."""
 # fmt: on

@@ -29,6 +29,8 @@ from deepchest_utils.datasets.table import (
     walk_images,
 )  # fmt: skip
 
+Root = str | Path | None
+Names = Sequence[str] | str | None
 Policy = str | Mapping[str, str] | None
 MEANING = {"absent": 0.0, "present": 1.0, "unknown": np.nan}
 SPLITS = {"train": 0, "training": 0, "val": 1, "valid": 1, "validate": 1, "validation": 1, "test": 2, "testing": 2}
@@ -140,11 +142,11 @@ def _warn_of_unused(source: Path, frame: pd.DataFrame, used: Sequence[str]) -> N
 
 
 def read_csv_table(
-    root: str | Path | None,
+    root: Root,
     table: str = "labels.csv",
     image_column: str = "image",
     patient_column: str = "patient",
-    finding_columns: Sequence[str] | str | None = None,
+    finding_columns: Names = None,
     blank: Policy = None,
     uncertain: Policy = None,
     split_column: str | None = None,
@@ -231,9 +233,9 @@ def _read_parts(
 
 
 def read_chexpert(
-    root: str | Path | None,
+    root: Root,
     views: str = "frontal",
-    finding_columns: Sequence[str] | str | None = None,
+    finding_columns: Names = None,
     blank: Policy = "absent",
     uncertain: Policy = "unknown",
 ) -> Table:
@@ -270,10 +272,10 @@ def read_chexpert(
 
 
 def read_mimic(
-    root: str | Path | None,
+    root: Root,
     views: str = "frontal",
     labeler: str = "chexpert",
-    finding_columns: Sequence[str] | str | None = None,
+    finding_columns: Names = None,
     blank: Policy = "absent",
     uncertain: Policy = "unknown",
 ) -> Table:
@@ -313,12 +315,7 @@ def read_mimic(
     )  # fmt: skip
 
 
-def read_padchest(
-    root: str | Path | None,
-    views: str = "frontal",
-    finding_columns: Sequence[str] | str | None = None,
-    table: str | None = None,
-) -> Table:
+def read_padchest(root: Root, views: str = "frontal", finding_columns: Names = None, table: str | None = None) -> Table:
     """Read PadChest: its table, PADCHEST_chest_x_ray_images_labels_160K*.csv, and images anywhere below `root`.
 
     Bustos et al., Medical Image Analysis 2020, arXiv 1901.07441. It has no official split. An image has a list of
@@ -359,9 +356,7 @@ def read_padchest(
     )  # fmt: skip
 
 
-def read_vindr(
-    root: str | Path | None, finding_columns: Sequence[str] | str | None = None, readers: str = "majority"
-) -> Table:
+def read_vindr(root: Root, finding_columns: Names = None, readers: str = "majority") -> Table:
     """Read VinDr-CXR 1.0.0: image_labels_train.csv and _test.csv, in `root` or `annotations`, and images below `root`.
 
     Nguyen et al., Scientific Data 2022, arXiv 2012.15029. Each of three radiologists (rad_id) has a row for an image of
