@@ -32,7 +32,7 @@ SIZES = {"num_train": 128, "num_val": 64, "num_test": 200}
 BASE = TrainConfig(image_size=32, epochs=2, device="cpu", data_options=SIZES)
 AUROC = "deepchest(signal='auroc')"
 UNEQUAL = f"static(values={[1.0, 2.0] * 7})"  # weights that differ, and do not move
-REFUSED = "deepchest(floor=2.0)"  # above the cap: the method says so when it is made
+REFUSED = "static(values=[1.0, 2.0])"  # for two tasks: that the data have more is known when they are loaded
 TRIALS = make_trials(BASE, {"method": ["equal", AUROC], "seed": [0, 1]})
 STATIC, FAILING = make_trials(BASE, {"method": [UNEQUAL, REFUSED]})
 
@@ -125,7 +125,7 @@ def test_table_of_trials_has_a_row_a_trial(sweep, data):
     assert (table.seconds[table.status == "done"] > 0).all()
     assert table.error[table.status == "done"].isna().all()
     assert list(table.index[table.status == "failed"]) == [FAILING.id]
-    assert "ValueError: floor and cap should hold 0 <= floor <= cap" in table.error[FAILING.id]
+    assert "ValueError: values should have shape (14,). Found (2,)" in table.error[FAILING.id]
 
 
 @pytest.mark.parametrize("trial", [TRIALS[0], TRIALS[3], STATIC], ids=lambda trial: trial.method[:9])
@@ -170,7 +170,7 @@ def test_each_run_has_its_folder_without_a_checkpoint(sweep):
     assert folders == {trial.id: {*tables, "replicates.npz", "lock"} for trial in [*TRIALS, STATIC]}
     failure = json.loads((sweep[0].folder / FAILING.id / "failure.json").read_text())
     assert failure["method"] == FAILING.method
-    assert "ValueError: floor and cap" in failure["error"]
+    assert "ValueError: values should have shape (14,)" in failure["error"]
     assert read_run(sweep[0].folder / TRIALS[1].id).config.identity() == TRIALS[1].config.identity()
 
 
