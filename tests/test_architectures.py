@@ -444,9 +444,9 @@ def test_run_trains_and_goes_on_as_if_never_stopped(tiny, tmp_path, monkeypatch,
         architecture=architecture, method=name, method_options=options, image_size=32, epochs=2,
         batch_size=16, device="cpu", run_dir=str(tmp_path),
     )  # fmt: skip
-    save = run_module.store.save_checkpoint
+    save = run_module.checkpoint.save_checkpoint
     with monkeypatch.context() as patch:  # the second epoch is not written: as if stopped in it
-        patch.setattr(run_module.store, "save_checkpoint", lambda d, state: state["epoch"] == 1 and save(d, state))
+        patch.setattr(run_module.checkpoint, "save_checkpoint", lambda d, state: state["epoch"] == 1 and save(d, state))
         whole = train(given, tiny)
     torch.rand(7)  # what else the process draws is of no consequence
     passes, one = [], Loop.train_epoch

@@ -13,6 +13,7 @@ from deepchest_utils.__main__ import main
 from deepchest_utils.datasets.cache import decode
 from deepchest_utils.explain.predict import NOTE, load_trained, predict_image
 from deepchest_utils.notebook.figures import draw_maps
+from deepchest_utils.results.checkpoint import save_checkpoint
 from deepchest_utils.results.metrics import calibrate, fit_calibration
 
 
@@ -70,7 +71,7 @@ def test_from_the_command_line_with_maps(trained_run, tmp_path, capsys):
 
 def wrong_checkpoint(folder, tmp_path):
     state = torch.load(folder / "checkpoint.pt", weights_only=True)
-    torch.save({**state, "version": 1}, tmp_path / "old.pt")
+    torch.save({**state, "version": 4}, tmp_path / "old.pt")  # without a checksum
     (tmp_path / "text.pt").write_text("no checkpoint")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "checkpoint.pt").write_bytes((folder / "checkpoint.pt").read_bytes())
@@ -82,7 +83,7 @@ def wrong_checkpoint(folder, tmp_path):
     [
         ("nowhere.pt", "first.png", [], "nowhere.pt: no such checkpoint"),
         ("text.pt", "first.png", [], "text.pt: not a readable checkpoint"),
-        ("old.pt", "first.png", [], "old.pt: not a checkpoint of this version"),
+        ("old.pt", "first.png", [], r"old\.pt: not a .*checkpoint .* version"),
         ("other", "first.png", [], "calibration.json: should have a slope and an offset for each of Atelectasis"),
         (None, "absent.png", [], "absent.png: no such image"),
         (None, "checkpoint.pt", [], "checkpoint.pt: not a readable image"),
@@ -112,8 +113,25 @@ def altered(folder, out, change):
     (out / "calibration.json").write_bytes((folder / "calibration.json").read_bytes())
     state = torch.load(folder / "checkpoint.pt", weights_only=True)
     change(state)
-    torch.save(state, out / "checkpoint.pt")
+    save_checkpoint(out, state)
     return str(out)
+
+
+@pytest.mark.parametrize("damaged", [True, False])
+def test_the_checkpoint_before_serves_when_the_last_is_lost(trained_run, tmp_path, capsys, damaged):
+    _, folder = trained_run
+    altered(folder, tmp_path / "run", lambda state: None)
+    last = tmp_path / "run" / "checkpoint.pt"
+    content = bytearray(last.read_bytes())
+    last.rename(last.with_name("checkpoint.previous.pt"))
+    if damaged:
+        content[len(content) // 2] ^= 1
+        last.write_bytes(content)
+    with pytest.warns(UserWarning, match=r"checkpoint\.pt: .*checkpoint\.previous\.pt"):
+        assert main(["predict", "--checkpoint", str(tmp_path / "run"), str(folder / "first.png")]) == 0
+    assert main(["predict", "--checkpoint", str(folder), str(folder / "first.png")]) == 0
+    first, second = capsys.readouterr().out.split(NOTE)[:2]
+    assert first.strip() == second.strip()
 
 
 def weights_of(state):

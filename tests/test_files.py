@@ -13,7 +13,8 @@ import pytest
 from deepchest_utils import files
 from deepchest_utils.datasets.cache import cached_images
 from deepchest_utils.files import FileError, atomic_write, exclusive_lock, write_file
-from deepchest_utils.results.store import read_results, save_checkpoint
+from deepchest_utils.results.checkpoint import save_checkpoint
+from deepchest_utils.results.store import read_results
 
 
 @pytest.mark.parametrize("data", ["text: é\n", b"\x00\xff"])
@@ -169,6 +170,58 @@ def test_lock_names_what_it_guards_and_holds_within_a_process_too(tmp_path):
         exclusive_lock(tmp_path / "a" / "x.lock", "sweep"),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (lambda lock, precious: lock.symlink_to(precious), "a link"),
+        (lambda lock, precious: lock.symlink_to(precious.with_name("nothing")), "a link"),
+        (lambda lock, precious: lock.symlink_to("/dev/zero"), "a link"),
+        (lambda lock, precious: os.mkfifo(lock), "no file"),
+        (lambda lock, precious: lock.mkdir(), "no file"),
+    ],
+    ids=["link", "broken link", "link to a device", "fifo", "folder"],
+)
+@pytest.mark.parametrize("wait", [False, True])
+def test_lock_that_is_no_file_is_refused_and_nothing_is_touched(tmp_path, make, kind, wait):
+    precious, lock = tmp_path / "precious", tmp_path / "run" / "lock"
+    precious.write_text("years of work")
+    lock.parent.mkdir()
+    make(lock, precious)
+    message = rf"{lock} is {kind}, where a lock belongs\. Remove it, or choose another folder\.$"
+    with pytest.raises(FileError, match=message), exclusive_lock(lock, "run", wait):
+        pass
+    assert precious.read_text() == "years of work"
+    assert sorted(os.listdir(tmp_path)) == ["precious", "run"]
+
+
+def test_lock_empties_no_file(tmp_path):
+    """Another name of it, or what a person has put there."""
+    precious = tmp_path / "precious"
+    precious.write_text("years of work")
+    (tmp_path / "lock").hardlink_to(precious)
+    with exclusive_lock(tmp_path / "lock", "run"):
+        pass
+    assert precious.read_text() == "years of work"
+
+
+def test_too_many_open_files_is_what_the_error_says(tmp_path):
+    cached_images("some", "key", (4, 100, 100), block, tmp_path)
+    before, handles = resource.getrlimit(resource.RLIMIT_NOFILE), []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, before[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):  # noqa: PT012  the last one fails
+            while True:
+                handles.append(open(os.devnull))  # noqa: SIM115
+        with pytest.raises(FileError, match=r"some-key\.npy: cannot be read \(Too many open files\)\.$"):
+            cached_images("some", "key", (4, 100, 100), block, tmp_path)
+        with pytest.raises(FileError, match=r"new: cannot be written \(Too many open files\)\. Allow more open files"):
+            write_file(tmp_path / "new", "text")
+    finally:
+        for handle in handles:
+            handle.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_the_error_of_a_block_under_lock_is_its_own(tmp_path):

@@ -11,6 +11,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 import warnings
 import zipfile
 from pathlib import Path
@@ -24,6 +25,7 @@ from deepchest_utils import DataError, TrainConfig, load_dataset, train
 from deepchest_utils.datasets.cache import decode
 from deepchest_utils.explain.predict import load_trained, predict_image
 from deepchest_utils.files import FileError
+from deepchest_utils.results.checkpoint import save_checkpoint
 from deepchest_utils.results.store import COLUMNS, RunTable, read_results
 
 TOKENS = [
@@ -269,20 +271,65 @@ def test_checkpoint_runs_no_code(trained, tmp_path):
             return os.system, (f"touch {tmp_path / 'run'}",)
 
     state = torch.load(trained / "checkpoint.pt", weights_only=True)
-    torch.save({**state, "history": Code()}, tmp_path / "checkpoint.pt")
-    with pytest.raises(FileError, match=r"checkpoint\.pt: not a readable checkpoint"):
+    save_checkpoint(tmp_path, {**state, "history": Code()})
+    with pytest.raises(FileError, match=r"checkpoint\.pt: not a readable checkpoint .UnpicklingError"):
         load_trained(tmp_path)
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    "changed", [{"image_size": 10**9}, {"backbone": "os.system"}, {"backbone": "vgg16"}, {"lr": "1"}]
-)
-def test_checkpoint_of_an_absurd_network(trained, tmp_path, changed):
+ABSURD = {
+    "image_size": {"image_size": 10**9},
+    "backbone": {"backbone": "os.system"},
+    "without classifier": {"backbone": "vgg16"},
+    "lr": {"lr": "1"},
+    "2.6 GB": {"backbone": "regnet_y_128gf", "image_size": 64},
+    "5 GB": {"backbone": "vit_h_14", "image_size": 2044},
+    "a network a finding": {"architecture": "single_task"},
+    "masks": {"architecture": "mtan"},
+}
+
+
+@pytest.mark.parametrize("name", ABSURD)
+def test_checkpoint_of_an_absurd_network(trained, tmp_path, name):
+    """It is refused before any of it is built."""
     state = torch.load(trained / "checkpoint.pt", weights_only=True)
-    torch.save({**state, "identity": {**state["identity"], **changed}}, tmp_path / "checkpoint.pt")
+    save_checkpoint(tmp_path, {**state, "identity": {**state["identity"], **ABSURD[name]}})
+    memory, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     with pytest.raises(FileError, match=r"checkpoint\.pt: no network can be made of it"):
         load_trained(tmp_path)
+    assert time.monotonic() - begun < 10  # on a machine that is busy
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 300_000  # KiB
+
+
+def test_checkpoint_of_a_network_for_ten_thousand_findings(trained, tmp_path):
+    state = torch.load(trained / "checkpoint.pt", weights_only=True)
+    state["findings"] = [str(number) for number in range(10_000)]
+    for architecture in ("hard_sharing", "single_task", "mtan", "cross_stitch"):
+        save_checkpoint(tmp_path, {**state, "identity": {**state["identity"], "architecture": architecture}})
+        begun = time.monotonic()
+        with pytest.raises(FileError, match=r"checkpoint\.pt: no network can be made of it"):
+            load_trained(tmp_path)
+        assert time.monotonic() - begun < 10
+
+
+@pytest.mark.parametrize("part", ["findings", "identity", "best"])
+def test_checkpoint_that_unfolds_without_end(trained, tmp_path, part):
+    """A list that holds one twice that holds one twice: 2^45 numbers in a few bytes; and a tensor of 4 TB in 4."""
+    state, value = torch.load(trained / "checkpoint.pt", weights_only=True), [0]
+    for _ in range(45):
+        value = [value, value]
+    match part:
+        case "findings":
+            state["findings"] = ["Mass", value]
+        case "identity":
+            state["identity"]["lr"] = value
+        case "best":
+            state["best"]["model"]["head.bias"] = torch.zeros(1).expand(10**6, 10**6)
+    save_checkpoint(tmp_path, state)
+    begun = time.monotonic()
+    with pytest.raises(FileError, match=f"its '{part}' is not what it should be"):
+        load_trained(tmp_path)
+    assert time.monotonic() - begun < 5
 
 
 def test_arrays_hold_no_objects(tmp_path):

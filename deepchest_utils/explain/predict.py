@@ -1,20 +1,23 @@
 """One image file of the user's own: what a trained network makes of it."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import UInt8
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from deepchest_utils.config import TrainConfig
 from deepchest_utils.files import FileError, one_line
 from deepchest_utils.models.augment import to_input
 from deepchest_utils.models.sharing import ARCHITECTURES
+from deepchest_utils.results.checkpoint import read_checkpoint
 from deepchest_utils.results.metrics import CALIBRATION, calibrate, read_calibration
-from deepchest_utils.results.store import read_checkpoint
 from deepchest_utils.training.setup import resolve_device
 
 NOTE = "Research and teaching only, not for clinical use."
@@ -48,20 +51,45 @@ def load_trained(checkpoint: str | Path, device: str = "auto") -> Trained:
     for other findings.
     """
     path = Path(checkpoint).expanduser()
-    path = path / "checkpoint.pt" if path.is_dir() else path
-    state = read_checkpoint(path)
+    state, path = read_checkpoint(path)
     findings = tuple(state["findings"])
     try:
         config = TrainConfig(**{name: value for name, value in state["identity"].items() if name != "data"})
+        _check_shapes(config, len(findings), state["best"]["model"])
         net = ARCHITECTURES[config.architecture](config.backbone, len(findings), config.image_size)
         net.load_state_dict(state["best"]["model"])
-    except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+    except Exception as error:  # what is no configuration, or no network, raises one of several types
         raise FileError(f"{path}: no network can be made of it ({one_line(error)}).") from error
     if broken := [name for name, values in net.state_dict().items() if not values.isfinite().all()]:
         raise FileError(f"{path}: weights should be finite. Found NaN or infinity in {broken[0]}: train it again.")
     calibration = path.with_name(CALIBRATION)
     pairs = read_calibration(calibration, findings) if calibration.is_file() else None
     return Trained(net.to(resolve_device(device)).eval(), findings, config.image_size, config.dataset, pairs)
+
+
+def _check_shapes(config: TrainConfig, num_tasks: int, model: dict[str, Tensor]) -> None:
+    """Raise ValueError unless the network of a configuration has the tensors of `model`. It takes no memory."""
+    if (
+        config.architecture != "hard_sharing"
+    ):  # what there is of each finding is told by two, before it is built for all
+        one, two = (len(_shapes(config, number)) for number in (1, 2))
+        if len(model) != one + (num_tasks - 1) * (two - one):
+            raise ValueError("its configuration is of another network")
+    if _shapes(config, num_tasks) != {name: value.shape for name, value in model.items()}:
+        raise ValueError("its configuration is of another network")
+
+
+def _shapes(config: TrainConfig, num_tasks: int) -> dict[str, torch.Size]:
+    with torch.device("meta"), _CpuRanges() if "regnet" in config.backbone else nullcontext():
+        net = ARCHITECTURES[config.architecture](config.backbone, num_tasks, config.image_size)
+    return {name: value.shape for name, value in net.state_dict().items()}
+
+
+class _CpuRanges(TorchFunctionMode):
+    """RegNets compute their widths with tensors, which must have values."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **{**(kwargs or {}), **({"device": "cpu"} if func is torch.arange else {})})
 
 
 @torch.no_grad()

@@ -12,8 +12,6 @@ import platform
 import re
 import subprocess
 import sys
-import warnings
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,15 +25,15 @@ import torch
 
 from deepchest_utils.config import TrainConfig
 from deepchest_utils.distributed import world_size
-from deepchest_utils.files import FileError, atomic_write, one_line, write_file
+from deepchest_utils.files import FileError, atomic_write, csv_path, one_line, write_file
 from deepchest_utils.paths import PROJECT
+from deepchest_utils.results.checkpoint import CHECKPOINT, PREVIOUS, read_checkpoint
 from deepchest_utils.results.metrics import CALIBRATION, macro
 
 COLUMNS = ["method", "seed", "epoch", "split", "task", "metric", "value"]
 CONFIG, ENVIRONMENT = "config.json", "environment.json"  # what the run depends on
 HISTORY, SECONDS = "history.csv", "seconds.csv"  # of each epoch
 TEST = "test.csv"  # once, at the end, beside CALIBRATION
-CHECKPOINT, PREVIOUS, DAMAGED = "checkpoint.pt", "checkpoint.previous.pt", "checkpoint.damaged.pt"  # until then
 REPLICATES, FAILURE = "replicates.npz", "failure.json"  # of a sweep: the test scores in resamplings, or the error
 LOCALIZATION = "localization.csv"  # of a localisation study
 DIGITS = "%.7g"  # in a RunTable: those of a float32, and the same text whenever a run is repeated
@@ -193,15 +191,14 @@ def collect(folder: str | Path) -> tuple[list[RunRecord], list[str]]:
 def _read_folder(path: Path) -> Iterator[RunRecord | str]:
     """The run, or why there is none; if it belongs to a table, that says which have failed and which only tune."""
     in_table = path.parent.with_name(path.parent.name + _CELLS).exists()
-    checkpoint = _newest_checkpoint(path)
     if (path / TEST).exists():
         yield read_run(path)
     elif (path / FAILURE).exists():
         failure = json.loads((path / FAILURE).read_text())
         if not in_table:
             yield f"failed: {path}: {failure['method']} seed {failure['seed']}: {failure['error']}"
-    elif checkpoint is not None:
-        state = read_checkpoint(checkpoint)
+    elif (path / CHECKPOINT).exists() or (path / PREVIOUS).exists():
+        state, _ = read_checkpoint(path)
         method, seed, epochs = (state["identity"].get(name) for name in ("method", "seed", "epochs"))
         progress = f"{state['epoch']} of {epochs} epochs; its command goes on from there"
         yield f"unfinished: {path}: {method} seed {seed}, {progress}"
@@ -230,69 +227,6 @@ def _read_exported(path: Path) -> Iterator[RunRecord | str]:
         yield f"untested: {out}: validation scores alone of {untested} runs"
 
 
-VERSION = 4  # 4: after an epoch, never in the middle of one
-_DICTIONARIES = ("identity", "best", "rng", "net", "method", "optimizer", "schedule", "scaler")
-_CONTENT = {"findings": list, "epoch": int, "history": list, **dict.fromkeys(_DICTIONARIES, dict)}
-
-
-def save_checkpoint(run_dir: str | Path, state: dict[str, Any]) -> None:
-    """Write tensors, numbers, strings, dicts and lists as `run_dir/checkpoint.pt`; the one before becomes PREVIOUS."""
-    path = Path(run_dir) / CHECKPOINT
-    buffer = io.BytesIO()  # writing to the file itself, PyTorch would hide what went wrong
-    torch.save({"version": VERSION, **state}, buffer)
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
-        if path.exists():
-            os.replace(path, path.with_name(PREVIOUS))
-
-
-def _newest_checkpoint(folder: str | Path) -> Path | None:
-    return next((path for name in (CHECKPOINT, PREVIOUS) if (path := Path(folder) / name).exists()), None)
-
-
-def load_checkpoint(run_dir: str | Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """The newest readable state in `run_dir`, on the CPU, or None. A damaged file is renamed, and the one before used.
-    Raises FileError: no checkpoint is readable, or it is not of `identity`, the configuration and data of the run.
-    """
-    path = _newest_checkpoint(run_dir)
-    if path is None:
-        return None
-    try:
-        state = read_checkpoint(path)
-    except FileError as error:
-        if path.name == PREVIOUS or not path.with_name(PREVIOUS).exists():
-            raise
-        os.replace(path, path.with_name(DAMAGED))
-        warnings.warn(f"{error} It is now {DAMAGED}, and the run goes on from {PREVIOUS}.", stacklevel=3)
-        return load_checkpoint(run_dir, identity)
-    saved = state["identity"]
-    if names := [name for name in identity if saved.get(name) != identity[name]]:
-        listed = ", ".join(f"{name}: {saved.get(name)!r} there, {identity[name]!r} now" for name in names)
-        raise FileError(f"{path} belongs to another configuration or other data ({listed}). Choose another run_dir.")
-    return state
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The state in a file, on the CPU. Raises FileError if it is no checkpoint of this version."""
-    advice = "Delete it, or choose another run_dir."
-    if not path.is_file():
-        raise FileError(f"{path}: no such checkpoint.")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            unfolded = sum(entry.file_size for entry in archive.infolist())
-        if unfolded > path.stat().st_size:  # PyTorch does not compress
-            raise ValueError(f"it would unfold to {unfolded:,} bytes")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file raises one of several types
-        raise FileError(f"{path}: not a readable checkpoint ({type(error).__name__}). {advice}") from error
-    if not isinstance(state, dict) or state.get("version") != VERSION:
-        raise FileError(f"{path}: not a checkpoint of this version. {advice}")
-    wrong = [name for name, kind in _CONTENT.items() if not isinstance(state.get(name), kind)]
-    if wrong or not all(isinstance(finding, str) for finding in state["findings"]):
-        raise FileError(f"{path}: its {(*wrong, 'findings')[0]!r} is not what it should be. {advice}")
-    return state
-
-
 class RunTable:
     """The runs of a sweep as three files, read when it is made. The files call a run a "cell".
 
@@ -305,9 +239,7 @@ class RunTable:
     """
 
     def __init__(self, out: str | Path):
-        self.out = Path(out)
-        if self.out.suffix != ".csv":
-            raise ValueError(f"out should be the name of a .csv. Found {str(out)!r}.")
+        self.out = csv_path(out)
         self.folder = self.out.with_suffix("")
         self.cells_path, self.summary_path, self.replicates_path = (
             self.out.with_name(self.out.stem + end) for end in (_CELLS, "_summary.csv", "_replicates.npz")

@@ -26,7 +26,7 @@ from deepchest_utils.models.losses import count_known, masked_bce
 from deepchest_utils.models.sharing import ARCHITECTURES, Network
 from deepchest_utils.paths import PROJECT, runs_dir
 from deepchest_utils.progress import progress, say
-from deepchest_utils.results import store
+from deepchest_utils.results import checkpoint, store
 from deepchest_utils.results.metrics import choose_thresholds, fit_calibration, macro, score_tasks
 from deepchest_utils.threads import adapt_threads
 from deepchest_utils.training import setup
@@ -77,7 +77,7 @@ def train(config: TrainConfig, data: Splits | None = None) -> Run:
             loop = Loop(config, data)
             if folder:
                 with dist.rank_zero_first():  # which may set a damaged checkpoint aside
-                    state = store.load_checkpoint(folder, loop.identity)
+                    state = checkpoint.load_checkpoint(folder, loop.identity)
                 if state:
                     loop.load_state_dict(state)
             saved = loop.epoch
@@ -85,13 +85,15 @@ def train(config: TrainConfig, data: Splits | None = None) -> Run:
                 while loop.epoch < config.epochs:
                     loop.run_epoch()
                     if folder and dist.rank() == 0:
-                        store.save_checkpoint(folder, loop.state_dict())
+                        checkpoint.save_checkpoint(folder, loop.state_dict())
                     saved = loop.epoch
                 return _test(loop)
             except KeyboardInterrupt as stop:
                 if folder is None:
                     raise
-                raise type(stop)(f"stopped after {count_of(saved, 'epoch')}; the same command goes on from {folder}") from stop
+                raise type(stop)(
+                    f"stopped after {count_of(saved, 'epoch')}; the same command goes on from {folder}"
+                ) from stop
 
 
 class Loop:
@@ -230,7 +232,11 @@ class Loop:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state of `state_dict`; FileError if it does not fit the run."""
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         try:
+            moments = setup.moments(self.config, self.device)
+            checkpoint.check_state(state, self.state_dict(), parameters, moments, self.steps)
+            self.net.load_state_dict(state["best"]["model"])  # as the end of the run does
             for name in _STATEFUL:
                 getattr(self, name).load_state_dict(state[name])
             for name, generator in self.generators.items():
@@ -239,7 +245,7 @@ class Loop:
                 torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
             self.best = {name: state["best"][name] for name in self.best}
             self.epoch, self.history = state["epoch"], state["history"]
-        except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+        except Exception as error:  # what does not fit raises one of several types
             raise FileError(
                 f"the checkpoint in {self.config.run_dir} does not fit the run ({one_line(error)}). Choose another run_dir."
             ) from error

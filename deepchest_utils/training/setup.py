@@ -58,6 +58,15 @@ def make_optimizer(
     return cast(torch.optim.Optimizer, _OPTIMIZERS[config.optimizer](groups, lr=config.lr))
 
 
+def moments(config: TrainConfig, device: torch.device) -> dict[str, Tensor]:
+    """What the optimiser keeps of a parameter of shape (1,) after a step."""
+    parameter = nn.Parameter(torch.zeros(1, device=device))
+    parameter.grad = torch.zeros_like(parameter)
+    optimizer = make_optimizer(config, [parameter])
+    optimizer.step()
+    return dict(optimizer.state[parameter])
+
+
 def make_schedule(config: TrainConfig, optimizer: torch.optim.Optimizer, total_steps: int) -> LRScheduler:
     """The factor of the learning rate in each step: half a cosine from 1 to 0 over the run, or 1."""
     if config.schedule == "constant":
