@@ -76,8 +76,11 @@ def _writable(path: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
-        disk_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        advice = "Free some space" if disk_full else "Choose a folder that can be written to"
+        advice = "Choose a folder that can be written to"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            advice = "Free some space"
+        elif error.errno in (errno.EMFILE, errno.ENFILE):
+            advice = "Allow more open files (ulimit -n)"
         advice = f"{advice}; what was there before is kept."
         raise FileError(f"{path}: cannot be written ({error.strerror or error}). {advice}") from error
 
@@ -86,6 +89,13 @@ def write_file(path: str | Path, data: str | bytes) -> None:
     """Write a file through `atomic_write`; text as UTF-8 with the line ends it has."""
     with atomic_write(path) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def csv_path(out: str | Path) -> Path:
+    """The path of a table; ValueError if its name does not end in .csv."""
+    if Path(out).suffix != ".csv":
+        raise ValueError(f"out should be the name of a .csv. Found {str(out)!r}.")
+    return Path(out)
 
 
 @contextmanager
@@ -97,13 +107,17 @@ def exclusive_lock(path: str | Path, what: str, wait: bool = False) -> Iterator[
         what: What is at work, for the message: "run" or "sweep".
 
     Raises:
-        FileError: Another process holds the lock, or the file cannot be written.
+        FileError: Another process holds the lock, the file cannot be written, or is a link or no file.
     """
     import filelock  # not before a file is locked: `from deepchest_utils import DeepChest` does without it
 
     path = Path(path)
     guarded = path.parent if path.name == "lock" else path.with_suffix("")
     with _writable(path):
+        # filelock follows no link, empties nothing and waits for no FIFO; here they get their message
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            kind = "a link" if path.is_symlink() else "no file"
+            raise FileError(f"{path} is {kind}, where a lock belongs. Remove it, or choose another folder.")
         try:
             lock = filelock.FileLock(path).acquire(timeout=-1 if wait else 0)
         except filelock.Timeout:

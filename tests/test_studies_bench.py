@@ -219,6 +219,18 @@ def test_whole_benchmark_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert {"processor", "cores", "torch", "commit"} <= set(table)
 
 
+def test_two_benchmarks_of_one_table_are_not_at_work_at_once(tmp_path, monkeypatch):
+    def measure(setup, methods, **arguments):
+        with pytest.raises(ValueError, match=rf"another benchmark is at work in {tmp_path}/bench\. Wait for it"):
+            full_bench(tmp_path / "bench.csv", only=["flat"])
+        return pd.DataFrame({"part": "step", "method": list(methods), "ratio": 1.0})
+
+    monkeypatch.setattr(parts, "bench_steps", measure)
+    assert set(full_bench(tmp_path / "bench.csv", only=["close candidates"]).measured) == {"close candidates"}
+    with pytest.raises(ValueError, match=r"out should be the name of a \.csv\. Found ''"):
+        full_bench("", only=["close candidates"])
+
+
 def test_named_parts_alone_are_measured(tmp_path, monkeypatch, capsys):
     def measure(setup, methods, **arguments):
         return pd.DataFrame({"part": "step", "method": list(methods), "ratio": 1.0})

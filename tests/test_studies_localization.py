@@ -74,6 +74,21 @@ def test_a_run_that_fails_is_named_and_the_others_stay(trials, tmp_path, monkeyp
     assert set(read_localization(tmp_path / "x.csv").cell) == {trials[2].id}
 
 
+def test_two_studies_of_one_table_are_not_at_work_at_once(trials, tmp_path, monkeypatch):
+    refused, train = [], sweep.train
+
+    def second(config, data):
+        with pytest.raises(ValueError, match=rf"another study is at work in {tmp_path}/x\. Wait for it") as error:
+            localize_runs(trials[1:2], tmp_path / "x.csv", per_finding=2, jobs=1)
+        refused.append(error)
+        return train(config, data)
+
+    monkeypatch.setattr(sweep, "train", second)
+    localize_runs(trials[:1], tmp_path / "x.csv", per_finding=2, jobs=1)
+    assert len(refused) == 1
+    assert set(read_localization(tmp_path / "x.csv").cell) == {trials[0].id}
+
+
 def test_a_file_that_is_no_study_is_refused(trials, tmp_path):
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match=r"other\.csv has no column 'cell'"):

@@ -49,7 +49,9 @@ def cached_images(
     try:
         images = np.load(path, mmap_mode="r", allow_pickle=False)
         content = f"{images.dtype} {images.shape}"
-    except (ValueError, EOFError, OSError) as error:
+    except OSError as error:  # too many open files, say: nothing is wrong with this one
+        raise FileError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    except (ValueError, EOFError) as error:
         content = f"no array ({one_line(error)})"
     if content != f"uint8 {shape}":
         raise FileError(f"{path} should hold uint8 {shape}. Found {content}: delete it and run again.")

@@ -15,7 +15,7 @@ from deepchest_utils.config import check_choice
 from deepchest_utils.datasets import ChestXrays, Splits
 from deepchest_utils.explain.cam import CAM_METHODS, default_layers, heat_maps
 from deepchest_utils.explain.regions import Regions, load_regions
-from deepchest_utils.files import write_file
+from deepchest_utils.files import csv_path, exclusive_lock, write_file
 from deepchest_utils.results.metrics import Ranking
 from deepchest_utils.results.statistics import paired_differences, patient_weights
 from deepchest_utils.results.store import LOCALIZATION, RunTable, append_rows, read_results, write_table
@@ -144,26 +144,27 @@ def localize_runs(
     Raises ValueError if a trial failed (the table has all others then), or if the table has scores of another map.
     """
     check_choice("cam", cam, CAM_METHODS)
-    out, ids = Path(out), [trial.id for trial in trials]
-    _, records = _read(out)
-    if other := set(records[records.cell.isin(ids)].get("cam", ())) - {cam}:
-        raise ValueError(f"{out} has scores of {min(other)}. Found cam {cam!r}: choose another out.")
-    waiting = [
-        LocalizationTrial(trial.method, trial.config, cam=cam, per_finding=per_finding)
-        for trial in trials
-        if trial.id not in set(records.cell)
-    ]
-    runs = out.with_name(f"{out.stem}_runs.csv")
-    try:
-        if waiting:
-            run_sweep(waiting, runs, jobs)
-    finally:  # also what has finished before a stop
-        cells = _export(RunTable(runs), {trial.id: trial for trial in waiting}, out)
-    if len(failed := cells[cells.status == "failed"]):
-        run = failed.iloc[0]
-        raise ValueError(f"{len(failed)} of {len(ids)} runs failed. {run.method} seed {run.seed}: {run.error}")
-    table = read_localization(out)
-    return table[table.cell.isin(ids)].reset_index(drop=True)
+    out, ids = csv_path(out), [trial.id for trial in trials]
+    with exclusive_lock(out.with_suffix(".lock"), "study"):
+        _, records = _read(out)
+        if other := set(records[records.cell.isin(ids)].get("cam", ())) - {cam}:
+            raise ValueError(f"{out} has scores of {min(other)}. Found cam {cam!r}: choose another out.")
+        waiting = [
+            LocalizationTrial(trial.method, trial.config, cam=cam, per_finding=per_finding)
+            for trial in trials
+            if trial.id not in set(records.cell)
+        ]
+        runs = out.with_name(f"{out.stem}_runs.csv")
+        try:
+            if waiting:
+                run_sweep(waiting, runs, jobs)
+        finally:  # also what has finished before a stop
+            cells = _export(RunTable(runs), {trial.id: trial for trial in waiting}, out)
+        if len(failed := cells[cells.status == "failed"]):
+            run = failed.iloc[0]
+            raise ValueError(f"{len(failed)} of {len(ids)} runs failed. {run.method} seed {run.seed}: {run.error}")
+        table = read_localization(out)
+        return table[table.cell.isin(ids)].reset_index(drop=True)
 
 
 def _export(runs: RunTable, trials: dict[str, LocalizationTrial], out: Path) -> pd.DataFrame:

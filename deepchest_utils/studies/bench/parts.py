@@ -23,7 +23,7 @@ from numpy.random import Generator
 
 from deepchest_utils.config import TrainConfig
 from deepchest_utils.datasets import DataWarning, Splits, load_dataset
-from deepchest_utils.files import write_file
+from deepchest_utils.files import csv_path, exclusive_lock, write_file
 from deepchest_utils.progress import progress
 from deepchest_utils.results.labels import METHOD_LABELS, method_family
 from deepchest_utils.results.store import append_rows, environment_report, read_results
@@ -229,16 +229,17 @@ def all_parts(device: str, rng: Generator) -> dict[str, Callable[[], pd.DataFram
 
 def full_bench(out: str | Path, device: str = "auto", seed: int = 0, only: Sequence[str] | None = None) -> pd.DataFrame:
     """Measure all parts, or only those named, into the table `out`, which grows with each. One that it has stays."""
-    out, parts = Path(out), all_parts(device, np.random.default_rng(seed))
+    out, parts = csv_path(out), all_parts(device, np.random.default_rng(seed))
     if only is not None:
         if unknown := set(only) - set(parts):
             raise ValueError(f"part should be among {', '.join(parts)}. Found {min(unknown)!r}.")
         parts = {name: parts[name] for name in only}
-    table = read_results(out, ["measured"], "benchmark")
-    for name, measure_part in progress(parts.items(), "bench", logged=True):
-        if name not in set(table.measured):
-            table = append_rows(table, with_machine(measure_part().assign(measured=name)))
-            write_file(out, table.to_csv(index=False, float_format="%.5g"))
+    with exclusive_lock(out.with_suffix(".lock"), "benchmark"):
+        table = read_results(out, ["measured"], "benchmark")
+        for name, measure_part in progress(parts.items(), "bench", logged=True):
+            if name not in set(table.measured):
+                table = append_rows(table, with_machine(measure_part().assign(measured=name)))
+                write_file(out, table.to_csv(index=False, float_format="%.5g"))
     return table
 
 
