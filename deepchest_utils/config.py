@@ -103,6 +103,15 @@ def parse_method(spec: str, given: dict[str, Any] | None = None) -> tuple[str, d
     return "+".join(name for name, _ in terms), _merged(options, given or {}, spec)
 
 
+def format_method(name: str, options: dict[str, Any]) -> str:
+    """The text that `parse_method` reads as this name and these options."""
+    outer, plus, inner = name.partition("+")
+    own_options = {option: value for option, value in options.items() if option != "inner_options"}
+    texts = [f"{option}={json.dumps(v) if isinstance(v, str) else repr(v)}" for option, v in own_options.items()]
+    word = outer + (f"({', '.join(texts)})" if texts else "")
+    return word + plus + format_method(inner, options.get("inner_options", {})) if plus else word
+
+
 def _merged(options: dict[str, Any], given: dict[str, Any], spec: str) -> dict[str, Any]:
     merged = {**options, **given}
     for name in options.keys() & given.keys():

@@ -26,6 +26,7 @@ from deepchest_utils.datasets import Splits, load_dataset
 from deepchest_utils.files import exclusive_lock
 from deepchest_utils.progress import progress, say
 from deepchest_utils.results import store
+from deepchest_utils.results.checkpoint import CHECKPOINT, DAMAGED, PREVIOUS
 from deepchest_utils.results.metrics import CALIBRATION
 from deepchest_utils.results.statistics import BOOTSTRAP_METRICS, bootstrap_metric
 from deepchest_utils.results.store import RunTable
@@ -184,7 +185,7 @@ def run_trial(trial: Trial, threads: int, folder: str | None = None) -> TrialRes
 
 def _train(trial: Trial, folder: Path, data: Splits) -> None:
     """Leave a finished run in the folder. A sweep that was stopped before it wrote the row may have left one."""
-    complete = all((folder / name).exists() for name in trial.files) and not (folder / store.CHECKPOINT).exists()
+    complete = all((folder / name).exists() for name in trial.files) and not (folder / CHECKPOINT).exists()
     if complete and store.read_run(folder).environment["data"] == data.fingerprint():
         return
     (folder / store.FAILURE).unlink(missing_ok=True)
@@ -198,7 +199,7 @@ def _train(trial: Trial, folder: Path, data: Splits) -> None:
         values = [bootstrap_metric(*scored, metric, trial.resamplings) for metric in BOOTSTRAP_METRICS]
         store.write_arrays(folder / store.REPLICATES, {"replicates": np.concatenate(values).astype(np.float32)})
     trial.analyse(run, data, folder)
-    for name in (store.DAMAGED, store.PREVIOUS, store.CHECKPOINT):  # the last says that the run is complete
+    for name in (DAMAGED, PREVIOUS, CHECKPOINT):  # the last says that the run is complete
         (folder / name).unlink(missing_ok=True)
 
 

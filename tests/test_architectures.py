@@ -13,6 +13,7 @@ from torch.nn.functional import linear
 from deepchest_utils import FINDINGS, Splits, TrainConfig, load_dataset, make_method, train
 from deepchest_utils import config as config_module
 from deepchest_utils.__main__ import main, parse
+from deepchest_utils.config import parse_method
 from deepchest_utils.datasets import ChestXrays, DataWarning
 from deepchest_utils.models.losses import masked_bce
 from deepchest_utils.models.sharing import ARCHITECTURES, CrossStitch, RowHeads, SingleTask
@@ -20,7 +21,6 @@ from deepchest_utils.models.trunks import MultiTaskNet, prevalence_logit
 from deepchest_utils.training import loop as run_module
 from deepchest_utils.training.loop import Loop
 from deepchest_utils.training.setup import make_optimizer
-from deepchest_utils.weighting.spec import parse_method
 
 NAN = torch.nan
 THIN = "resnet18_thin"

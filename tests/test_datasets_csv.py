@@ -437,7 +437,7 @@ def test_file_system_without_numbers(make, monkeypatch):
 def test_name_of_a_table_that_is_none(make, table):
     root = make(rows())
     (root / "loop").symlink_to("loop")
-    with pytest.raises(DataError, match="no such table. Name it with") as error:
+    with pytest.raises(DataError, match=r"no such table. Name it with") as error:
         load(root, table=table)
     assert len(str(error.value)) < 300
 

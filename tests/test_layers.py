@@ -12,7 +12,15 @@ PACKAGE = ROOT / "deepchest_utils"
 FILES = sorted(PACKAGE.rglob("*.py"))
 # from the ground up: a room imports from its own floor and from those below
 FLOORS = [
-    {"", "paths", "files", "config", "distributed", "progress", "threads"},  # "": the package itself, whose names are lazy
+    {
+        "",
+        "paths",
+        "files",
+        "config",
+        "distributed",
+        "progress",
+        "threads",
+    },  # "": the package itself, whose names are lazy
     {"models"},
     {"weighting"},
     {"datasets"},

@@ -18,8 +18,8 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from deepchest_utils import METHODS, DeepChest, EpochReport, TrainConfig, make_method, train
+from deepchest_utils.config import parse_method
 from deepchest_utils.weighting import LossWeighting, check_method
-from deepchest_utils.weighting.spec import parse_method
 
 NAN = float("nan")
 K = 3

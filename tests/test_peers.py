@@ -18,11 +18,11 @@ from torch.nn.functional import normalize
 from torchjd.autojac import jac_to_grad, mtl_backward
 
 from deepchest_utils import METHODS, DeepChest, EpochReport, make_method
+from deepchest_utils.config import parse_method
 from deepchest_utils.models.losses import masked_bce
 from deepchest_utils.weighting import PUBLISHED_INITIAL_WEIGHTS, Static
 from deepchest_utils.weighting.autograd_graph import last_shared_layer, trainable_leaves
 from deepchest_utils.weighting.scalarization import GradNorm
-from deepchest_utils.weighting.spec import parse_method
 from deepchest_utils.weighting.torchjd_adapter import ADAPTERS
 
 K = 3

@@ -13,6 +13,7 @@ from scipy import stats
 
 from deepchest_utils import TrainConfig, train
 from deepchest_utils.__main__ import main
+from deepchest_utils.config import format_method, parse_method
 from deepchest_utils.notebook.figures import draw_summary
 from deepchest_utils.results.report import (
     OWN_DATA,
@@ -24,7 +25,6 @@ from deepchest_utils.results.report import (
 )
 from deepchest_utils.results.store import COLUMNS, RunRecord
 from deepchest_utils.sweep import make_trials, run_sweep
-from deepchest_utils.weighting.spec import format_method, parse_method
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::deepchest_utils.datasets.base.DataWarning"),

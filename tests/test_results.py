@@ -7,13 +7,13 @@ import pandas as pd
 import pytest
 
 from deepchest_utils import TrainConfig
+from deepchest_utils.config import parse_method
 from deepchest_utils.datasets.phantom.load import phantom_of
 from deepchest_utils.paths import PROJECT
 from deepchest_utils.results.statistics import ITSELF, compare_methods
 from deepchest_utils.results.store import DIGITS, RunTable
 from deepchest_utils.sweep import best_lr
 from deepchest_utils.weighting import check_names
-from deepchest_utils.weighting.spec import parse_method
 
 RESULTS = PROJECT / "data" / "results"
 RATES = tuple(f"rate_{name}" for name in ("1000", "4000", "noise"))  # of notebook 07, and the next

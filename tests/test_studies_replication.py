@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from deepchest_utils import FINDINGS
+from deepchest_utils.config import parse_method
 from deepchest_utils.datasets.phantom.load import phantom_of
 from deepchest_utils.results.store import RunTable
 from deepchest_utils.studies import replication
@@ -30,7 +31,6 @@ from deepchest_utils.studies.replication import (
 )
 from deepchest_utils.sweep import draw_settings
 from deepchest_utils.weighting import make_method
-from deepchest_utils.weighting.spec import parse_method
 
 SETTING = {"lr": 4e-3, "weight_decay": 0.5}
 pytestmark = pytest.mark.filterwarnings("ignore:phantom. findings without a positive")

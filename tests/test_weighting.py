@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from deepchest_utils import METHODS, EpochReport, make_method
+from deepchest_utils.config import parse_method
 from deepchest_utils.models.losses import count_known, masked_bce
 from deepchest_utils.weighting import Composed, Equal, Method, Static
 from deepchest_utils.weighting.scalarization import FAMO
-from deepchest_utils.weighting.spec import parse_method
 from deepchest_utils.weighting.torchjd_adapter import GradientBalancing
 
 K = 4

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from deepchest_utils.weighting.spec import parse_method
+from deepchest_utils.config import parse_method
 
 # Okabe and Ito's colours can be told apart with every form of colour blindness, and in grey
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY, BLACK = (

@@ -9,11 +9,10 @@ from typing import Any
 
 import pandas as pd
 
-from deepchest_utils.config import TrainConfig
+from deepchest_utils.config import TrainConfig, format_method
 from deepchest_utils.results.labels import method_label, method_order
 from deepchest_utils.results.statistics import format_interval, paired_differences
 from deepchest_utils.results.store import COLUMNS, RunRecord, collect, write_table
-from deepchest_utils.weighting.spec import format_method
 
 # no part of the settings that runs share: what a line of the summary is about, and what says which data they are
 _LINE = ("method", "method_options", "architecture", "seed", "data_seed", "split")

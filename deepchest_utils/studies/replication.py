@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from deepchest_utils.config import TrainConfig
+from deepchest_utils.config import TrainConfig, parse_method
 from deepchest_utils.datasets import Splits
 from deepchest_utils.datasets.findings import FINDINGS, NIH_PREVALENCE
 from deepchest_utils.results import store
@@ -22,7 +22,6 @@ from deepchest_utils.results.statistics import judge_differences, paired_differe
 from deepchest_utils.results.store import RunTable
 from deepchest_utils.sweep import Setting, Trial, draw_settings, run_sweep
 from deepchest_utils.training import Run
-from deepchest_utils.weighting.spec import parse_method
 
 ENDPOINT, VAL_POSITIVES, TEST_POSITIVES = "endpoint", 10, 20  # task: mean over findings with so many positives
 IMAGES = {"num_train": 4000, "num_val": 2000, "num_test": 8000}

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sized
 from functools import partial
 from typing import Any, cast
 
-from deepchest_utils.config import did_you_mean
+from deepchest_utils.config import did_you_mean, parse_method
 from deepchest_utils.weighting.amtl import AMTL
 from deepchest_utils.weighting.base import Composed, EpochReport, LossWeighting, Method
 from deepchest_utils.weighting.candidates import Anneal, Hedge, ValDiscount
@@ -15,7 +15,6 @@ from deepchest_utils.weighting.ldc_mtl import LDCMTL
 from deepchest_utils.weighting.loss_ratio import IGB, LBTW
 from deepchest_utils.weighting.scalarization import DBMTLL, DWA, FAMO, GLS, IMTLL, RLW, STCH, GradNorm, Uncertainty
 from deepchest_utils.weighting.slaw import SLAW
-from deepchest_utils.weighting.spec import parse_method
 from deepchest_utils.weighting.static import PREVALENCE_RULES, PUBLISHED_INITIAL_WEIGHTS, Equal, Static, initial_weights
 from deepchest_utils.weighting.torchjd_adapter import ADAPTERS
 from deepchest_utils.weighting.uw_so import UWSO
