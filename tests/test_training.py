@@ -481,6 +481,50 @@ def test_loss_that_is_not_finite_stops_the_run_and_is_named(tiny, tmp_path, monk
     assert all(v.isfinite().all() for v in state["net"].values())
 
 
+@pytest.mark.parametrize(
+    ("method", "name", "value", "named"),
+    [
+        ("equal", "net.trunk.conv1.weight", np.inf, r"the val logit of Atelectasis is nan"),
+        # the logits are finite
+        ("equal", "net.trunk.bn1.running_var", np.inf, r"the network's trunk.bn1.running_var is inf"),
+        ("uncertainty", "method.log_variance", np.inf, r"the method's log_variance is inf"),
+        ("deepchest", "method._raw_weights", np.nan, rf"the weight of {FINDINGS[3]} is nan"),
+    ],
+)
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_what_the_last_step_of_an_epoch_has_left_stops_the_run(
+    tiny, tmp_path, monkeypatch, method, name, value, named, epoch
+):
+    step, steps = Loop.optimizer_step, [0]
+
+    def poisoned(loop, *given):
+        step(loop, *given)
+        steps[0] += 1
+        if steps[0] == 4 * epoch:
+            attribute, name_there = name.split(".", 1)
+            module = getattr(loop, attribute)
+            tensor = module.state_dict()[name_there] if attribute == "net" else getattr(module, name_there)
+            tensor.detach().view(-1)[3] = value
+
+    monkeypatch.setattr(Loop, "optimizer_step", poisoned)
+    with pytest.raises(
+        FloatingPointError, match=rf"^{named} in epoch {epoch}, after step 4, its last\. Lower lr \(0.002\)"
+    ):
+        train(config(method=method, run_dir=str(tmp_path)), tiny)
+    if epoch == 1:
+        assert not (tmp_path / "checkpoint.pt").exists()
+    else:
+        assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["epoch"] == 1  # the last good one
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "adam", "rmsprop"])
+def test_learning_rate_that_explodes_in_the_only_step_of_an_epoch_stops_the_run(tiny, optimizer):
+    with pytest.raises(
+        FloatingPointError, match=r"^the val logit of \w+ is nan in epoch 1, after step 1, its last\. Lower"
+    ):
+        train(config(lr=1e9, optimizer=optimizer, batch_size=512), tiny)
+
+
 def test_learning_rate_that_explodes_stops_the_run(tiny):
     with pytest.raises(FloatingPointError, match=r"epoch 1, step \d+"):
         train(config(lr=1e30, optimizer="sgd"), tiny)

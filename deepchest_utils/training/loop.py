@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import time
 import warnings
@@ -64,7 +65,7 @@ def train(config: TrainConfig, data: Splits | None = None) -> Run:
         data: The data set, if it is loaded already.
 
     Raises:
-        FloatingPointError: A loss is not finite; the message names epoch, step and task.
+        FloatingPointError: A loss, logit or weight is not finite; the message names it, epoch and step.
         FileError: `run_dir` cannot be written to, holds another run, or another process is at work in it.
         KeyboardInterrupt: With `run_dir`, the message says after how many epochs the run goes on.
     """
@@ -134,17 +135,17 @@ class Loop:
         resources = {"train": {"seconds": trained - start, "threads": threads}}
         if len(bad := np.argwhere(~np.isfinite(losses))):
             step, task = bad[0]
-            raise FloatingPointError(
-                f"the loss of {self.data.findings[task]} is {losses[step, task]} in epoch {epoch}, step {step + 1}. "
-                f"Lower lr ({self.config.lr}), or look at the images of that batch."
+            raise self._diverged(
+                f"the loss of {self.data.findings[task]}", float(losses[step, task]), epoch, int(step) + 1
             )
         scores = {"train": score_tasks(labels, logits, self.thresholds)}
-        val_logits = setup.predict(self.net, self.data.val, self.device, self.memory_format)
+        val_logits = self.predict("val", epoch)
         scores["val"] = score_tasks(self.data.val.labels, val_logits, self.thresholds)
         resources["val"] = {"seconds": time.perf_counter() - trained}
         self._log(epoch, scores, resources)
         report = {split: {m: torch.from_numpy(v) for m, v in values.items()} for split, values in scores.items()}
         self.method.end_epoch(EpochReport(epoch, self.prevalence, **report))
+        self._check_weights(epoch)
         self.epoch = epoch
         counts = (self.data.val.labels == 1).sum(0) >= self.config.min_positives
         score, count = macro(np.where(counts, scores["val"]["auroc"], np.nan))
@@ -155,6 +156,29 @@ class Loop:
         if self.best["model"] is None or score > self.best["score"]:
             model = {name: value.detach().cpu().clone() for name, value in self.net.state_dict().items()}
             self.best = {"epoch": epoch, "score": float(score), "model": model}
+
+    def predict(self, split: str, epoch: int) -> Float[np.ndarray, "n k"]:
+        """Logits of all images of "val" or "test" by the network as the epoch has left it."""
+        logits = setup.predict(self.net, getattr(self.data, split), self.device, self.memory_format)
+        if len(bad := np.argwhere(~np.isfinite(logits))):
+            image, task = bad[0]
+            raise self._diverged(f"the {split} logit of {self.data.findings[task]}", float(logits[image, task]), epoch)
+        return logits
+
+    def _check_weights(self, epoch: int) -> None:
+        """Those of the network, which may be infinite where its logits are not, and of the method."""
+        tensors = [(f"the network's {name}", value) for name, value in self.net.state_dict().items()]
+        tensors += [(f"the method's {name}", value.detach()) for name, value in self.method.named_parameters()]
+        weights = zip(self.method.weights, self.method.raw_weights, strict=True)
+        tensors += [(f"the weight of {f}", torch.stack(w)) for f, w in zip(self.data.findings, weights, strict=True)]
+        finite = torch.stack([value.isfinite().all().to(self.device) for _, value in tensors]).tolist()
+        for name, value in itertools.compress(tensors, np.logical_not(finite)):
+            raise self._diverged(name, value[~value.isfinite()][0].item(), epoch)
+
+    def _diverged(self, what: str, value: float, epoch: int, step: int | None = None) -> FloatingPointError:
+        when = f"epoch {epoch}, step {step}" if step else f"epoch {epoch}, after step {self.steps}, its last"
+        advice = f"Lower lr ({self.config.lr}), or look at the images of that batch."
+        return FloatingPointError(f"{what} is {value} in {when}. {advice}")
 
     def train_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
         """One step for each batch of a new random order. Nothing is read back from the device before the last.
@@ -267,8 +291,7 @@ def _test(loop: Loop) -> Run:
     """Test once, with the network of the best epoch and thresholds from validation; write the tables."""
     config, data = loop.config, loop.data
     loop.net.load_state_dict(loop.best["model"])
-    splits = {"val": data.val, "test": data.test}
-    logits = {name: setup.predict(loop.net, split, loop.device, loop.memory_format) for name, split in splits.items()}
+    logits = {split: loop.predict(split, loop.best["epoch"]) for split in ("val", "test")}
     val_probabilities = torch.from_numpy(logits["val"]).double().sigmoid().numpy()
     thresholds = choose_thresholds(data.val.labels, val_probabilities)
     base = {"method": config.method, "seed": config.seed, "epoch": loop.best["epoch"], "split": "test"}
