@@ -80,16 +80,16 @@ def _check_shapes(config: TrainConfig, num_tasks: int, model: dict[str, Tensor])
 
 
 def _shapes(config: TrainConfig, num_tasks: int) -> dict[str, torch.Size]:
-    with torch.device("meta"), _CpuRanges() if "regnet" in config.backbone else nullcontext():
+    with torch.device("meta"), _SmallOnCpu() if "regnet" in config.backbone else nullcontext():
         net = ARCHITECTURES[config.architecture](config.backbone, num_tasks, config.image_size)
     return {name: value.shape for name, value in net.state_dict().items()}
 
 
-class _CpuRanges(TorchFunctionMode):
+class _SmallOnCpu(TorchFunctionMode):
     """RegNets compute their widths with tensors, which must have values."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return func(*args, **{**(kwargs or {}), **({"device": "cpu"} if func is torch.arange else {})})
+        return func(*args, **{**(kwargs or {}), **({"device": "cpu"} if func in (torch.arange, torch.tensor) else {})})
 
 
 @torch.no_grad()
