@@ -176,13 +176,12 @@ def test_controlled_factors_are_checked(controlled, named):
 def test_difficulty_fades_signs_and_falsifies_labels_finding_by_finding():
     """Who has what stays; each finding has the visibility and the share of wrong labels of its row."""
     usual, hard = load(num_train=6000), load(num_train=6000, difficulty="nih")
-    rows = phantom_load.DIFFICULTIES["nih"]
-    assert tuple(rows) == FINDINGS
+    visibility, noises = phantom_load.DIFFICULTIES["nih"]
     behind = phantom_of(0, "train", 6000, difficulty="nih")
-    assert behind.visibility.tolist() == [visibility for visibility, _ in rows.values()]
+    assert behind.visibility.tolist() == [*visibility]
     np.testing.assert_array_equal(hard.train.images[:20], behind.render(28, np.arange(20)))
     np.testing.assert_array_equal(usual.test.labels, hard.test.labels)  # clean
-    for k, (name, (_, noise)) in enumerate(rows.items()):
+    for k, (name, noise) in enumerate(zip(FINDINGS, noises, strict=True)):
         a, b = usual.train.labels[:, k], hard.train.labels[:, k]
         assert a.sum() == b.sum()
         # one of the noise's images has another label as often as two strangers differ

@@ -4,7 +4,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from ipywidgets.widgets import widget
 
+from deepchest_utils.notebook import controls
 from deepchest_utils.results.labels import method_label
 from deepchest_utils.studies.comparison import difference_panels, explore_differences
 
@@ -14,8 +16,7 @@ TASKS = ("Mass", "Hernia", "Nodule", "Edema", "macro", "common", "rare")
 
 
 @pytest.fixture(autouse=True)
-def close_figures(monkeypatch):
-    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+def close_figures():
     # where `get_title` looks, whatever style a test before has set
     with plt.rc_context({"axes.titlelocation": "center"}):
         yield
@@ -102,13 +103,14 @@ def test_headless_shows_the_chosen_against_the_first_baseline(summary):
 
 
 def test_every_choice_of_the_controls_can_be_drawn(summary, monkeypatch):
-    monkeypatch.setenv("JPY_SESSION_NAME", "notebook.ipynb")
+    monkeypatch.setattr(controls, "watched", lambda: True)
     shown = []
-    monkeypatch.setattr("IPython.display.display", shown.append)
+    monkeypatch.setattr("IPython.display.display", lambda item, raw=False: shown.append(item))
     drawn = []
     monkeypatch.setattr(plt, "close", drawn.append)
     assert explore_differences(summary, TASKS[:4], ["Hernia"]) is None
-    choices, lists, _ = shown[-1].children
+    model = shown[-1]["application/vnd.jupyter.widget-view+json"]["model_id"]
+    choices, lists, _ = widget._instances[model].children
     (metric, baseline), (findings, methods) = choices.children, lists.children
     assert findings.value == ("Hernia",)
     assert methods.value == tuple(method_label(m) for m in METHODS)

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 
 import numpy as np
 import pandas as pd
@@ -11,10 +12,11 @@ from matplotlib import pyplot as plt
 from PIL import Image
 from scipy import stats
 
-from deepchest_utils import TrainConfig, train
+from deepchest_utils import METHODS, TrainConfig, train
 from deepchest_utils.__main__ import main
 from deepchest_utils.config import format_method, parse_method
 from deepchest_utils.notebook.figures import draw_summary
+from deepchest_utils.results.labels import method_family, method_label
 from deepchest_utils.results.report import (
     OWN_DATA,
     describe_run,
@@ -288,6 +290,94 @@ def test_a_configuration_of_another_version_is_refused(runs):
     assert "momentum" in said
 
 
+def test_a_method_of_ones_own_has_its_own_name(runs, monkeypatch):
+    """Whatever it is; and the others are reported."""
+    own = ["my-rule", "rule 2", "a@b", "$x_1$", "1+", "equal-ish(now)", "x" * 200]
+    monkeypatch.setitem(METHODS, "my-rule", METHODS["equal"])
+    train(TrainConfig(**TINY, method="my-rule", run_dir=str(runs / "one" / "my-rule")))
+    for number, name in enumerate(own[1:]):
+        shutil.copytree(runs / "one" / "my-rule", runs / "one" / f"own{number}")
+        change(runs / "one" / f"own{number}" / "config.json", method=name)
+        path = runs / "one" / f"own{number}" / "test.csv"
+        pd.read_csv(path).assign(method=name).to_csv(path, index=False)
+    config = runs / "one" / f"own{own.index('equal-ish(now)') - 1}" / "config.json"
+    found = report(runs)
+    (damaged,) = found.remarks  # brackets hold options
+    assert damaged.startswith(f"damaged: {config.parent}: ValueError: a method should read NAME")
+    own.remove("equal-ish(now)")
+    assert set(found.summary.method) == {"equal", "rlw", *own}
+    assert [method_label(name) for name in own] == own
+    assert method_label("my-rule@single_task") == "my-rule, single-task"
+    assert method_family("my-rule") == "loss"
+    assert main(["report", str(runs)]) == 1
+    assert (runs / "report.png").exists()
+
+
+def fifo(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def endless(path):
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
+SPOILT = {
+    "FIFO": ("history.csv", fifo),
+    "test as FIFO": ("test.csv", fifo),
+    "config as FIFO": ("config.json", fifo),
+    "without end": ("history.csv", endless),
+    "config without end": ("config.json", endless),
+    "long name": ("config.json", lambda path: change(path, method="x" * 200_000)),
+    "many words": ("config.json", lambda path: change(path, method="+".join("x" * 100_000))),
+    "escapes": ("config.json", lambda path: change(path, method="\x1b[31mred")),
+    "two lines": ("config.json", lambda path: change(path, method="a\nb")),
+    "no name": ("config.json", lambda path: change(path, method=7)),
+    "many numbers": ("config.json", lambda path: change(path, method_options={"values": [0.5] * 10**6})),
+    "deep": ("config.json", lambda path: path.write_text("[" * 200_000)),
+    "settings are a list": ("config.json", lambda path: path.write_text("[]")),
+    "environment is a list": ("environment.json", lambda path: path.write_text("[]")),
+    "two AUROCs": (
+        "test.csv",
+        lambda path: path.write_text(path.read_text().replace("macro,average_precision,", "macro,auroc,")),
+    ),
+    "another split": ("test.csv", lambda path: path.write_text(path.read_text().replace(",test,", ",val,"))),
+    "tested twice": ("history.csv", lambda path: path.write_text(path.read_text().replace(",val,", ",test,"))),
+}
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_what_cannot_be_read_is_named_at_once_and_the_others_count(name, runs):
+    file, spoil = SPOILT[name]
+    folder = runs / "one" / "equal-1"
+    spoil(folder / file)
+    begun = time.monotonic()
+    found = report(runs)
+    assert time.monotonic() - begun < 10  # on a machine that is busy
+    (said,) = found.remarks
+    assert said.startswith(f"damaged: {folder}: ")
+    assert len(said) < 600
+    assert said.isprintable()
+    assert len(found.runs) == 6
+
+
+def test_out_is_no_table_of_a_run_or_of_anyone(runs, tmp_path, capsys):
+    mine = tmp_path / "labels.csv"
+    mine.write_text("image,Mass\n1.png,1\n")
+    folder = runs / "one" / "equal-1"
+    (folder / "seconds.csv").unlink()  # nor one that is still to come
+    for out in (folder / "history.csv", folder / "test.csv", folder / "seconds.csv", folder / "config.json", mine):
+        before = out.read_bytes() if out.exists() else None
+        assert main(["report", str(runs), "--out", str(out)]) == 2
+        (said,) = capsys.readouterr().err.splitlines()
+        assert said.startswith("error: out should be the name of a .csv, and not that of a sweep or a run's own.")
+        assert (out.read_bytes() if out.exists() else None) == before
+    mine.unlink()
+    for _ in range(2):  # its own it writes again
+        assert main(["report", str(runs), "--out", str(mine)]) == 0
+
+
 def test_a_damaged_checkpoint_of_an_unfinished_run(runs):
     folder = runs / "one" / "equal-1"
     (folder / "test.csv").unlink()
@@ -334,13 +424,13 @@ def in_tmp(tmp_path, monkeypatch):
 
 
 def test_sweeps_count_with_the_runs_of_train(runs, in_tmp):
-    methods = ["equal", "deepchest(floor=0.25)", "deepchest(floor=2.0)"]
+    methods = ["equal", "deepchest(floor=0.25)", "static(values=[1.0, 2.0])"]
     cells = make_trials(TrainConfig(**TINY), {"method": methods, "seed": [0]})
     tables = run_sweep(cells, runs / "mine.csv", jobs=1)
     cell = tables.cells.set_index("method").cell
     found = report(runs)
     failed, repeated = found.remarks
-    assert failed.startswith(f"failed: {runs / 'mine.csv'}: deepchest(floor=2.0) seed 0: ValueError: floor")
+    assert failed.startswith(f"failed: {runs / 'mine.csv'}: static(values=[1.0, 2.0]) seed 0: ValueError: values")
     # equal, seed 0, on the same data with the same settings: the same run
     assert repeated == f"repeated: {runs / 'one' / 'equal-0'}: counted once"
     row = lines(runs)[ONE, "deepchest(floor=0.25)"]
@@ -353,7 +443,7 @@ def test_sweeps_count_with_the_runs_of_train(runs, in_tmp):
 
 def test_a_table_without_its_folders_reports_the_same(runs, in_tmp):
     """As the committed ones are; and a folder that was copied elsewhere needs no table."""
-    trials = make_trials(TrainConfig(**TINY), {"method": ["equal", "rlw", "deepchest(floor=2.0)"], "seed": [8]})
+    trials = make_trials(TrainConfig(**TINY), {"method": ["equal", "rlw", "static(values=[1.0, 2.0])"], "seed": [8]})
     tables = run_sweep(trials, runs / "sweep" / "mine.csv", jobs=1)
     whole = report(runs / "sweep")
     shutil.copytree(tables.folder, runs / "copied" / "deep" / "elsewhere")
@@ -368,7 +458,7 @@ def test_a_table_without_its_folders_reports_the_same(runs, in_tmp):
     for other in (part, exported, copied):
         pd.testing.assert_frame_equal(other.summary, whole.summary, rtol=1e-6)
         (failed,) = other.remarks
-        assert "deepchest(floor=2.0) seed 8: ValueError: floor and cap" in failed
+        assert "static(values=[1.0, 2.0]) seed 8: ValueError: floor and cap" in failed
     assert exported.remarks == part.remarks == whole.remarks
     assert copied.remarks[0].startswith(f"failed: {runs / 'copied' / 'deep' / 'elsewhere' / trials[2].id}: deepchest")
 

@@ -144,7 +144,7 @@ def test_from_the_command_line(tmp_path, capsys):
     arguments = ["--method", "equal", "--seed", "0", "--epochs", "1", "--per-finding", "2", *sizes]
     assert main(["localize", *arguments, "--out", str(tmp_path / "x.csv")]) == 0
     shown = capsys.readouterr().out
-    assert "1 runs in" in shown
+    assert "1 run in" in shown
     assert "pixel_ap" in shown
     assert main(["localize", *arguments, "--cam", "saliency", "--out", str(tmp_path / "y.csv")]) == 2
     assert "cam should be one of" in capsys.readouterr().err

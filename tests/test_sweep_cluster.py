@@ -112,7 +112,7 @@ def test_command_line_takes_the_address_of_a_cluster(cluster, alone, tmp_path, m
     command += ["--image-size", "32", "--epochs", "1", "--device", "cpu", "--method", "equal", "--seed", "0"]
     command += [word for size in SIZES.items() for word in ("--data-options", *map(str, size))]
     assert main(command) == 0
-    assert capsys.readouterr().out.startswith("1 runs in ")
+    assert capsys.readouterr().out.startswith("1 run in ")
     found = lines(RunTable(tmp_path / "out.csv"))
     assert found == [line for line in lines(alone) if line.startswith((TRIALS[0].id, "cell"))]
 

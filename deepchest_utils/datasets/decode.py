@@ -23,12 +23,13 @@ Pixels = Shaped[np.ndarray, "h w"]
 Bytes = UInt8[np.ndarray, "h w"]
 
 
-def decode(path: Path, size: int) -> UInt8[np.ndarray, "{size} {size}"]:
+def decode(path: str | Path, size: int) -> UInt8[np.ndarray, "{size} {size}"]:
     """One image file as it is meant to be seen, bone white and upright, whatever its format, size and depth.
 
     An oblong image becomes square, alpha is ignored. DICOM needs the extra `dicom`.
     Raises DataError for a file that is missing, too large or no readable image, and for DICOM of several frames or colours.
     """
+    path = Path(path)
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a FIFO would wait for ever
             raise DataError(f"{path}: an image should be a file. Found a folder, a FIFO or a device.")

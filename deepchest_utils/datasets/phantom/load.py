@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from deepchest_utils.config import check_choice, did_you_mean
+from deepchest_utils.config import check_choice, check_type, did_you_mean
 from deepchest_utils.datasets.base import ChestXrays, DataError, Splits, image_split
 from deepchest_utils.datasets.cache import Blocks, cache_key, cached_images
 from deepchest_utils.datasets.findings import FINDINGS
@@ -26,16 +26,15 @@ PUBLISHED_AUROC = np.array([  # (3, 14) on NIH ChestX-ray14, as CheXNet's table 
     [0.772, 0.904, 0.859, 0.695, 0.792, 0.717, 0.713, 0.841, 0.788, 0.882, 0.829, 0.767, 0.765, 0.914],  # Yao 2017
     [0.8094, 0.9248, 0.8638, 0.7345, 0.8676, 0.7802, 0.7680, 0.8887, 0.7901, 0.8878, 0.9371, 0.8047, 0.8062, 0.9164],
 ])
-DIFFICULTIES = {
-    "nih": {  # visibility, label noise: so that AUROCs of equal weighting are ordered as the mean of PUBLISHED_AUROC
-        "Atelectasis": (0.85, 0.2), "Cardiomegaly": (0.85, 0.0), "Effusion": (0.45, 0.1), "Infiltration": (0.65, 0.4),
-        "Mass": (0.7, 0.1), "Nodule": (1.5, 0.2), "Pneumonia": (0.5, 0.4), "Pneumothorax": (1.4, 0.1),
-        "Consolidation": (0.42, 0.3), "Edema": (0.6, 0.1), "Emphysema": (0.52, 0.0), "Fibrosis": (1.05, 0.2),
-        "Pleural_Thickening": (1.35, 0.2), "Hernia": (2.5, 0.0),
-    },
+DIFFICULTIES = {  # visibility and label noise of the 14 findings
+    "nih": (  # so that AUROCs of equal weighting are ordered as the mean of PUBLISHED_AUROC
+        (0.85, 0.85, 0.45, 0.65, 0.7, 1.5, 0.5, 1.4, 0.42, 0.6, 0.52, 1.05, 1.35, 2.5),
+        (0.2, 0.0, 0.1, 0.4, 0.1, 0.2, 0.4, 0.1, 0.3, 0.1, 0.0, 0.2, 0.2, 0.0),
+    ),
 }
 # fmt: on
 DRAWING_CODE = [Path(__file__).with_name(f"{name}.py") for name in ("population", "anatomy", "signs", "__init__")]
+MAX_IMAGES = 10**7  # a split
 BLOCK = 1024  # images drawn between two steps of the progress bar
 Controlled = dict[str, dict[str, float]]  # factor -> finding -> value
 
@@ -57,20 +56,22 @@ def _factor_values(controlled: Controlled | None, difficulty: str | None) -> dic
             raise DataError(
                 f"difficulty {difficulty!r} goes with NIH's population. Found controlled as well: leave one out."
             )
-        visibility, noise = zip(*(DIFFICULTIES[difficulty][finding] for finding in FINDINGS), strict=True)
+        visibility, noise = DIFFICULTIES[difficulty]
         return {"visibility": np.array(visibility), "label_noise": np.array(noise)}
     if controlled is None:
         return {}
-    if unknown := sorted(set(controlled) - set(FACTORS)):
+    check_type("controlled", dict, controlled, DataError)
+    if unknown := sorted(set(controlled) - set(FACTORS), key=str):
         message = f"controlled should have factors among {', '.join(FACTORS)}. Found {unknown[0]!r}."
         raise DataError(message + did_you_mean(unknown[0], FACTORS))
     factors = {}
     for factor, (default, low, high) in FACTORS.items():
-        named = controlled.get(factor, {})
-        if unknown := sorted(set(named) - set(FINDINGS)):
+        named = check_type(f"controlled {factor!r}", dict, controlled.get(factor, {}), DataError)
+        if unknown := sorted(set(named) - set(FINDINGS), key=str):
             message = f"controlled {factor!r} should name findings. Found {unknown[0]!r}."
             raise DataError(message + did_you_mean(unknown[0], FINDINGS))
-        values = np.array([float(named.get(finding, default)) for finding in FINDINGS])
+        of = f"controlled {factor!r} of"
+        values = np.array([check_type(f"{of} {f}", float, named.get(f, default), DataError) for f in FINDINGS])
         if not ((values >= low) & (values <= high)).all():
             raise DataError(f"controlled {factor!r} should be between {low} and {high}. Found {named}.")
         factors[factor] = values
@@ -113,8 +114,8 @@ def load_phantom(
     noise += enumerate(factors.pop("label_noise", ()))
     parts, first_patient = {}, 0
     for i, (name, count) in enumerate({"train": num_train, "val": num_val, "test": num_test}.items()):
-        if count < 1:
-            raise DataError(f"num_{name} should be at least 1. Found {count}.")
+        if not 1 <= count <= MAX_IMAGES:
+            raise DataError(f"num_{name} should be at least 1, and at most {MAX_IMAGES}. Found {count}.")
         count = count if max_images is None else min(count, max_images)
         phantom = make_phantom(count, 3 * seed + i, **factors)  # as in `phantom_of`
         images = _cached_films(phantom, name, image_size, factors, cache_dir)
