@@ -13,6 +13,7 @@ from typing import Annotated, Any, get_type_hints
 
 from deepchest_utils import missing_extra
 from deepchest_utils.config import TrainConfig, count_of, did_you_mean
+from deepchest_utils.files import one_line
 from deepchest_utils.notebook import runner
 from deepchest_utils.notebook.parameters import parse_value
 
@@ -251,8 +252,8 @@ class Data:
     def run(self) -> None:
         from deepchest_utils.datasets import load_dataset
 
-        options: dict[str, Any] = self.data_options
-        data = load_dataset(self.dataset, self.data_root, self.image_size, self.data_seed, self.split, **options)
+        c = TrainConfig(**vars(self))  # which checks them
+        data = load_dataset(c.dataset, c.data_root, c.image_size, c.data_seed, c.split, **c.data_options)
         source = f", read from {data.source}" if data.source else ""
         print(f"{data.name}, {self.image_size} px, split={data.split}{source}\n{data.summary().to_string()}")
 
@@ -293,7 +294,18 @@ def _terminate(*_: object) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit status."""
-    argv = sys.argv[1:] if argv is None else argv
+    try:
+        try:
+            return _run(sys.argv[1:] if argv is None else argv)
+        finally:  # here, and not when Python ends, a closed pipe is noticed
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:  # the reader has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left to write
+        return 141  # 128 + SIGPIPE, which Windows has no name for
+
+
+def _run(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "--version"):
         from importlib.metadata import version
 
@@ -308,6 +320,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"command should be train under torchrun. Found {argv[0]!r}.")
         progress.command = argv[0]
         return int(parse(argv).run() or 0)
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # of the system: too many open files, no rights
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
     except (ValueError, FloatingPointError, ModuleNotFoundError) as error:  # the project's own, each one clear line
         message = missing_extra(error) if isinstance(error, ModuleNotFoundError) else error
         print(f"error{f' in process {number}' if several else ''}: {message}", file=sys.stderr)

@@ -65,6 +65,13 @@ class TrainConfig:
             object.__setattr__(self, "method_options", options)
         if taken := {"name", "num_tasks"} & self.method_options.keys():
             raise ValueError(f"method_options should not have {' and '.join(taken)}: the run decides.")
+        if taken := {"name", "root", "image_size", "seed", "split"} & self.data_options.keys():
+            raise ValueError(f"data_options should not have {min(taken)}: it has an option of its own.")
+        for name in ("data_root", "run_dir"):
+            if "\0" in (getattr(self, name) or ""):
+                raise ValueError(f"{name} should be the path of a folder. Found {getattr(self, name)!r}.")
+        if self.run_dir == "":  # a variable of the shell that is not set
+            raise ValueError("run_dir should be the path of a folder, or left out. Found an empty text.")
         for name in ("image_size", "epochs", "batch_size", "lr", "min_positives"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} should be greater than 0. Found {getattr(self, name)}.")

@@ -10,7 +10,7 @@ from importlib.metadata import version
 import pandas as pd
 import pytest
 
-from deepchest_utils import FINDINGS
+from deepchest_utils import FINDINGS, TrainConfig
 from deepchest_utils.__main__ import COMMANDS, main, parse
 from deepchest_utils.notebook.parameters import parse_value
 
@@ -196,6 +196,23 @@ def one_error(capsys) -> str:
         (["train", "--dataset", "nih", "--data-root", "/nowhere/at/all"], "/nowhere/at/all"),
         (["data", "phantom", "--image-size", "8"], "image_size"),
         (["data", "nih"], "root"),
+        (["data", "--data-options", "num_train", "1.5"], "num_train should be of type int. Found 1.5"),
+        (["data", "--data-options", "num_train", "x"], "num_train should be of type int. Found 'x'"),
+        (["data", "--data-options", "num_train", "1e3"], "num_train should be of type int. Found 1000.0"),
+        (["data", "--data-options", "num_val", "true"], "num_val should be of type int. Found True"),
+        (["data", "--data-options", "num_test", "99999999999"], "num_test should be at least 1, and at most 10000000"),
+        (["data", "--data-options", "unknown", "nan"], "unknown should be of type float. Found 'nan'"),
+        (["data", "--data-options", "label_noise", "2"], "label_noise should be a share between 0 and 1. Found 2"),
+        (["data", "--data-options", "max_images", "0"], "max_images should be at least 1. Found 0"),
+        (["data", "--data-options", "max_images", "[]"], "max_images should be of type int | None. Found []"),
+        (["data", "--data-options", "seed", "1"], "data_options should not have seed"),
+        (["train", "--data-options", "image_size", "64"], "data_options should not have image_size"),
+        (["train", "--run-dir", ""], "run_dir should be the path of a folder, or left out. Found an empty text"),
+        (["bench", "--out", ""], "out should be the name of a .csv. Found ''"),
+        (["localize", "--out", ""], "out should be the name of a .csv. Found ''"),
+        (["notebooks", "01", "-p", "x", "{[]: 1}"], "01_data_exploration has no parameter 'x'"),
+        (["notebooks", "01", "-p", "x", "-" * 9999 + "1"], "01_data_exploration has no parameter 'x'"),
+        (["train", "--method", "+".join(["equal"] * 5000)], "at most ten"),
         (["notebooks", "99"], "99"),
         (["sweep", "--method", "equal", "magic"], "deepchest_loss_trend"),
         (["sweep", "--lr", "1e-3", "-1"], "lr should be greater than 0"),
@@ -230,6 +247,55 @@ def test_option_that_cannot_be_read_is_refused(arguments, named, capsys):
         main(arguments)
     assert end.value.code == 2
     assert named in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["{[]: 1}", "-" * 9999 + "1", "[" * 9999, "(" * 9999, "{1: " * 9999])
+def test_value_that_python_cannot_read_is_a_text(text):
+    assert parse_value(text) == text
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["data", "--image-size", "32", *SMALL]])
+def test_closed_pipe_is_a_quiet_end(arguments, tmp_path):
+    read, write = os.pipe()
+    os.close(read)
+    environment = {**os.environ, "DEEPCHEST_CACHE": str(tmp_path)}
+    command = [sys.executable, "-W", "ignore", "-m", "deepchest_utils", *arguments]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, env=environment)
+    os.close(write)
+    assert done.returncode == 128 + signal.SIGPIPE
+    assert "Error" not in done.stderr
+
+
+def test_options_of_no_plain_type_are_checked_too():
+    """In a process of its own: here the types of arguments are checked before the reader looks at them."""
+    given = {
+        ("cache_dir", "1.5"): "cache_dir should be of type str | None. Found 1.5.",
+        ("controlled", "1.5"): "controlled should be of type dict. Found 1.5.",
+        ("controlled", '{1: 1, "x": 1}'): "controlled should have factors among",
+        ("controlled", '{"loading": 1}'): "controlled 'loading' should be of type dict. Found 1.",
+        ("controlled", '{"loading": {1: 1, "x": 1}}'): "controlled 'loading' should name findings. Found 1.",
+        (
+            "controlled",
+            '{"loading": {"Mass": "x"}}',
+        ): "controlled 'loading' of Mass should be of type float. Found 'x'.",
+    }
+    code = f"from deepchest_utils.__main__ import main\nfor words in {[*given]}:\n"
+    done = python(f"{code}    assert main(['data', '--data-options', *words]) == 2\n")
+    assert done.returncode == 0, done.stderr
+    for line, expected in zip(done.stderr.splitlines(), given.values(), strict=True):
+        assert line.startswith(f"error: {expected}")
+
+
+def test_error_of_the_system_is_one_line(capsys, monkeypatch):
+    monkeypatch.setattr("deepchest_utils.training.train", lambda config: os.listdir("/nowhere/at/all"))
+    assert main(["train"]) == 2
+    assert "FileNotFoundError: [Errno 2] No such file or directory: '/nowhere/at/all'" in one_error(capsys)
+
+
+def test_folder_with_a_null_character_is_named():
+    for name in ("run_dir", "data_root"):
+        with pytest.raises(ValueError, match=rf"^{name} should be the path of a folder\. Found 'a\\x00b'"):
+            TrainConfig(**{name: "a\0b"})
 
 
 def test_the_last_of_a_repeated_option_counts():

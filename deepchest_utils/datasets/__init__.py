@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from deepchest_utils.config import check_choice, check_type, did_you_mean
 from deepchest_utils.datasets.base import ChestXrays, DataError, DataWarning, Splits
@@ -22,6 +22,7 @@ DATASETS: dict[str, Reader] = {
 }  # fmt: skip
 """A reader's parameters are its data set's options, and those of `load_dataset` that it needs. It returns `Splits`, or a
 `Table` of image files that is then split, limited and decoded here."""
+_PLAIN = (int, float, str, bool, int | None, float | None, str | None)  # options of other types the reader checks
 
 
 def load_dataset(
@@ -50,7 +51,9 @@ def load_dataset(
     """
     check_choice("dataset", name, DATASETS, DataError)
     image_size, seed = (check_type(n, int, v, DataError) for n, v in (("image_size", image_size), ("seed", seed)))
-    split = check_type("split", str | None, split, DataError)
+    split, cache_dir = (
+        check_type(n, str | None, v, DataError) for n, v in (("split", split), ("cache_dir", cache_dir))
+    )
     if image_size < 16:
         raise DataError(f"image_size should be at least 16 px. Found {image_size}.")
     if seed < 0:
@@ -62,6 +65,11 @@ def load_dataset(
     if unknown := sorted({*options} - {*allowed}):
         message = f"{unknown[0]!r} is no option of dataset {name!r}. It has {', '.join(allowed)}."
         raise DataError(message + did_you_mean(unknown[0], allowed))
+    hints = {"max_images": int | None, **get_type_hints(reader)}
+    for key in [key for key in options if hints[key] in _PLAIN]:
+        options[key] = check_type(key, hints[key], options[key], DataError)
+    if options.get("max_images") is not None and options["max_images"] < 1:
+        raise DataError(f"max_images should be at least 1. Found {options['max_images']}.")
     data = reader(**{key: value for key, value in {**common, **options}.items() if key in parameters})
     if isinstance(data, Splits):
         return data

@@ -15,10 +15,10 @@ TYPES: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool, 
 def parse_value(text: str) -> object:
     """A parameter from the command line: true, false, null, a Python literal (3, 1e-3, [1, 2]), JSON, or else a text."""
     constants = {"true": "True", "false": "False", "null": "None", "none": "None"}
-    with suppress(ValueError, SyntaxError):
+    with suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # {[]: 1}, or too deep
         return ast.literal_eval(constants.get(text.lower(), text))
     if text.lstrip()[:1] in ("{", "["):
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             return json.loads(text)
     return text
 
