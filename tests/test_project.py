@@ -260,7 +260,9 @@ def test_commands_of_the_study_parse(tmp_path):
     assert not re.search(r"(mapfile|readarray) -|declare -[An]|\$\{\w+(\^|,)", text)  # came with bash 4
     parts = re.findall(r"^    (\w+)\)", text, re.MULTILINE)
     assert len(parts) == len(set(parts)) > 15
-    parts = [part for part in parts if part != "plan" and not part.startswith("study_")]  # no sweeps of the command line
+    parts = [
+        part for part in parts if part != "plan" and not part.startswith("study_")
+    ]  # no sweeps of the command line
     python = tmp_path / "python"
     python.write_text(
         f"#!{sys.executable}\nimport json, sys\nprint(0.004 if sys.argv[1] == '-c' else json.dumps(sys.argv[3:]))\n"
