@@ -458,9 +458,9 @@ def test_a_table_without_its_folders_reports_the_same(runs, in_tmp):
     for other in (part, exported, copied):
         pd.testing.assert_frame_equal(other.summary, whole.summary, rtol=1e-6)
         (failed,) = other.remarks
-        assert "static(values=[1.0, 2.0]) seed 8: ValueError: floor and cap" in failed
+        assert "static(values=[1.0, 2.0]) seed 8: ValueError: values should have" in failed
     assert exported.remarks == part.remarks == whole.remarks
-    assert copied.remarks[0].startswith(f"failed: {runs / 'copied' / 'deep' / 'elsewhere' / trials[2].id}: deepchest")
+    assert copied.remarks[0].startswith(f"failed: {runs / 'copied' / 'deep' / 'elsewhere' / trials[2].id}: static")
 
 
 def test_sweeps_that_were_to_tune_and_other_tables_of_cells(runs, in_tmp):

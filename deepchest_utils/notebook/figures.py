@@ -209,7 +209,7 @@ def draw_summary(summary: pd.DataFrame) -> Figure:
         panels["difference"] = ("macro AUROC minus Equal", lines.difference_p_holm < 0.05)
     size = 1.5 + 4.5 * len(panels), 1 + 0.24 * len(lines)
     fig, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
-    labels = [method_label(method) if method else "" for method in lines.method]
+    labels = [method_label(method)[:80].replace("$", r"\$") if method else "" for method in lines.method]  # no formula
     colors = [family_color(method) if method else "none" for method in lines.method]
     for ax, (name, (title, filled)) in zip(axes[0], panels.items(), strict=True):
         columns = {"mean": lines[name], "low": lines[f"{name}_low"], "high": lines[f"{name}_high"]}
@@ -222,7 +222,9 @@ def draw_summary(summary: pd.DataFrame) -> Figure:
             ax.axvline(0, color="black", linewidth=1, linestyle=":")
     for y, group in zip(len(lines) - 1 - np.flatnonzero(is_name), lines.group[is_name], strict=True):
         where = {"xy": (0.01, y), "xycoords": axes[0, 0].get_yaxis_transform()}
-        axes[0, 0].annotate(group, **where, fontsize=8, fontweight="bold", va="center", annotation_clip=False)
+        axes[0, 0].annotate(
+            group[:300].replace("$", r"\$"), **where, fontsize=8, fontweight="bold", va="center", annotation_clip=False
+        )
     return fig
 
 

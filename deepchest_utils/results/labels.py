@@ -1,8 +1,9 @@
 """Label, family and colour of each method, in the order of every legend and table. Nothing here draws."""
 
 from collections.abc import Iterable
+from typing import Any
 
-from deepchest_utils.config import parse_method
+from deepchest_utils.config import ARCHITECTURES, parse_method
 
 # Okabe and Ito's colours can be told apart with every form of colour blindness, and in grey
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY, BLACK = (
@@ -47,9 +48,24 @@ _FAMILIES = {name: family for family, labels in _LABELS.items() for name in labe
 _METHOD_COLORS = {f"deepchest_{signal}": color for signal, (_, color) in SIGNAL_STYLE.items()} | {"static": SKY}
 
 
+MAX_NAME = 200  # characters of a method in a table or a figure
+
+
 def pretty(finding: str) -> str:
     """The finding's name with spaces, for a figure."""
     return finding.replace("_", " ")
+
+
+def _parse(spec: str) -> tuple[list[str], dict[str, Any], str]:
+    """Names, options and architecture; a name of one's own may read otherwise, as my-rule, and is taken as it is."""
+    method, _, architecture = spec.rpartition("@")
+    if architecture not in ARCHITECTURES:
+        method, architecture = spec, ""
+    try:
+        names, options = parse_method(method)
+    except ValueError:
+        return [method], {}, architecture
+    return names.split("+"), options, architecture
 
 
 def method_label(spec: str) -> str:
@@ -58,24 +74,24 @@ def method_label(spec: str) -> str:
     `deepchest(floor=0.25)+pcgrad(level="features")` gives "DeepChest (floor 0.25) + PCGrad (features)", and
     `equal@single_task` gives "Equal, single-task".
     """
-    method, _, architecture = spec.partition("@")
-    names, options = parse_method(method)
+    names, options, architecture = _parse(spec)
     terms = []
-    for name in names.split("+"):
+    for name in names:
         own_options = {key: value for key, value in options.items() if key != "inner_options"}
         options = options.get("inner_options", {})
         texts = {k: "given" if isinstance(v, list | tuple) else str(v) for k, v in own_options.items()}
         details = ", ".join(v if k == "level" else f"{k.replace('_', ' ')} {v}" for k, v in texts.items())
         terms.append(METHOD_LABELS.get(name, name) + (f" ({details})" if details else ""))
-    return " + ".join(terms) + (f", {architecture.replace('_', '-')}" if architecture else "")
+    label = " + ".join(terms) + (f", {architecture.replace('_', '-')}" if architecture else "")
+    return "".join(filter(str.isprintable, label))[:MAX_NAME]
 
 
 def method_family(spec: str) -> str:
     """The method's key of FAMILY_STYLE; an unknown method counts as loss weighting."""
-    if "@" in spec:
+    names, _, architecture = _parse(spec)
+    if architecture:
         return "architecture"
-    name, _ = parse_method(spec)
-    return "composed" if "+" in name else _FAMILIES.get(name, "loss")
+    return "composed" if len(names) > 1 else _FAMILIES.get(names[0], "loss")
 
 
 def family_color(spec: str) -> str:
@@ -93,7 +109,7 @@ def method_order(specs: Iterable[str]) -> list[str]:
     positions = {name: position for position, name in enumerate(METHOD_LABELS)}
 
     def key(spec: str) -> tuple[bool, int, list[int], str]:
-        names = parse_method(spec.partition("@")[0])[0].split("+")
-        return "@" in spec, len(names), [positions.get(name, len(positions)) for name in names], spec
+        names, _, architecture = _parse(spec)
+        return architecture != "", len(names), [positions.get(name, len(positions)) for name in names], spec
 
     return sorted(specs, key=key)

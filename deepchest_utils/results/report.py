@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 import pandas as pd
 
 from deepchest_utils.config import TrainConfig, format_method
+from deepchest_utils.files import FileError
 from deepchest_utils.results.labels import method_label, method_order
 from deepchest_utils.results.statistics import format_interval, paired_differences
-from deepchest_utils.results.store import COLUMNS, RunRecord, collect, write_table
+from deepchest_utils.results.store import COLUMNS, HISTORY, SECONDS, TEST, RunRecord, collect, read_results, write_table
 
 # no part of the settings that runs share: what a line of the summary is about, and what says which data they are
 _LINE = ("method", "method_options", "architecture", "seed", "data_seed", "split")
@@ -86,8 +88,10 @@ def report(folder: str | Path = "runs", out: str | Path | None = None) -> RunCol
     in notebook 03, are a group too: independent draws, one a seed. `out` is a new .csv for the long table.
     Raises ValueError if there is no tested run, or if `out` is the name of something else.
     """
-    if out is not None and (Path(out).suffix != ".csv" or Path(out).with_name(f"{Path(out).stem}_cells.csv").exists()):
-        raise ValueError(f"out should be the name of a .csv, and not that of a sweep. Found {str(out)!r}.")
+    if out is not None and not _is_new(Path(out)):
+        raise ValueError(
+            f"out should be the name of a .csv, and not that of a sweep or a run's own. Found {str(out)!r}."
+        )
     if not Path(folder).is_dir():
         raise ValueError(f"folder should hold runs. Found no folder {str(folder)!r}.")
     records, remarks = collect(folder)
@@ -116,6 +120,17 @@ def report(folder: str | Path = "runs", out: str | Path | None = None) -> RunCol
     if out is not None:
         write_table(out, rows)
     return RunCollection(runs.drop(columns="key").reset_index(drop=True), rows, remarks)
+
+
+def _is_new(out: Path) -> bool:
+    """Whether a file may be written, or written again: not in the place of a run's, a sweep's, or anyone's table."""
+    if out.suffix != ".csv" or out.name in (HISTORY, SECONDS, TEST) or out.with_name(f"{out.stem}_cells.csv").exists():
+        return False
+    if not out.exists():
+        return True
+    with suppress(FileError):
+        return len(read_results(out, ["run", "group", *COLUMNS], "report", missing_ok=False)) > 0
+    return False
 
 
 def _listed(texts: Iterable[str], separator: str = ", ") -> str:
@@ -176,7 +191,7 @@ def name_groups(runs: pd.DataFrame, differing: pd.DataFrame) -> list[str]:
             parts.append(f"data seed {data_seed[i]} ({run.data if ' ' in run.data else run.data[:6]})")
         elif several_seeds:
             parts.append(f"data seed {data_seed[i]}")
-        names.append(", ".join(parts))
+        names.append("".join(filter(str.isprintable, ", ".join(parts))))
     return names
 
 

@@ -27,7 +27,8 @@ from deepchest_utils.config import TrainConfig
 from deepchest_utils.distributed import world_size
 from deepchest_utils.files import FileError, atomic_write, csv_path, one_line, write_file
 from deepchest_utils.paths import PROJECT
-from deepchest_utils.results.checkpoint import CHECKPOINT, PREVIOUS, read_checkpoint
+from deepchest_utils.results.checkpoint import CHECKPOINT, PREVIOUS, is_plain, read_checkpoint
+from deepchest_utils.results.labels import MAX_NAME
 from deepchest_utils.results.metrics import CALIBRATION, macro
 
 COLUMNS = ["method", "seed", "epoch", "split", "task", "metric", "value"]
@@ -103,7 +104,7 @@ def read_results(path: str | Path, columns: list[str], what: str, missing_ok: bo
     if missing_ok and not Path(path).exists():
         return pd.DataFrame(columns=columns)
     try:
-        content = Path(path).read_bytes()
+        content = _read(Path(path))
         if not content.endswith(b"\n"):
             raise ValueError("it breaks off")
         table = pd.read_csv(io.BytesIO(content), dtype=_TYPES)
@@ -155,17 +156,39 @@ class RunRecord:
 def read_run(folder: str | Path) -> RunRecord:
     """Read the folder of a finished run, without test.csv its history alone. A damaged file may raise any error."""
     folder = Path(folder)
-    config = TrainConfig(**json.loads((folder / CONFIG).read_text()))
-    environment = json.loads((folder / ENVIRONMENT).read_text())
+    config = _read_settings(_read(folder / CONFIG))
+    environment = json.loads(_read(folder / ENVIRONMENT))
+    if not isinstance(environment, dict) or not is_plain(environment):
+        raise ValueError(f"{ENVIRONMENT} should hold a few names with their values")
     rows = read_results(folder / HISTORY, COLUMNS, "run", missing_ok=False)
     if (folder / TEST).exists():
         test = read_results(folder / TEST, COLUMNS, "run", missing_ok=False)
         if {(config.method, config.seed)} != set(zip(test.method, test.seed, strict=True)):
             raise ValueError("test.csv is of another method or seed than config.json")
-        if len(test.query("task == 'macro' and metric in ['auroc', 'average_precision']")) != 2:
+        if set(test.split) != {"test"} or "test" in set(rows.split):
+            raise ValueError("test.csv, and it alone, should have the rows of split test")
+        scores = test.metric[test.task == "macro"].value_counts()
+        if any(scores.get(name) != 1 for name in ("auroc", "average_precision", "auroc_tasks")):
             raise ValueError("test.csv should have one macro AUROC and one macro AP")
         rows = pd.concat([rows, test], ignore_index=True)
     return RunRecord(str(folder), config, environment, rows)
+
+
+def _read(path: Path) -> bytes:
+    """The content of a file. Raises OSError for what is none: a FIFO would block, and a device has no end."""
+    if not path.is_file():
+        raise OSError(f"{path.name} is no file")
+    return path.read_bytes()
+
+
+def _read_settings(text: str | bytes) -> TrainConfig:
+    settings = json.loads(text)
+    if not isinstance(settings, dict) or not is_plain(settings):
+        raise ValueError("a configuration should hold the settings of a run, of at most 100,000 characters")
+    config = TrainConfig(**settings)
+    if not config.method.isprintable() or len(config.method) > MAX_NAME:
+        raise ValueError(f"method should be a name of at most {MAX_NAME} characters. Found {config.method[:40]!r}.")
+    return config
 
 
 def collect(folder: str | Path) -> tuple[list[RunRecord], list[str]]:
@@ -194,7 +217,7 @@ def _read_folder(path: Path) -> Iterator[RunRecord | str]:
     if (path / TEST).exists():
         yield read_run(path)
     elif (path / FAILURE).exists():
-        failure = json.loads((path / FAILURE).read_text())
+        failure = json.loads(_read(path / FAILURE))
         if not in_table:
             yield f"failed: {path}: {failure['method']} seed {failure['seed']}: {failure['error']}"
     elif (path / CHECKPOINT).exists() or (path / PREVIOUS).exists():
@@ -220,7 +243,7 @@ def _read_exported(path: Path) -> Iterator[RunRecord | str]:
         yield f"failed: {out}: {trial.method} seed {trial.seed}: {trial.error}"
     for trial in trials[(trials.status == "done") & tested].itertuples():
         if not (out.with_suffix("") / trial.cell / TEST).exists():
-            config = TrainConfig(**json.loads(trial.settings))
+            config = _read_settings(trial.settings)
             environment = {"data": trial.data, "commit": trial.commit}
             yield RunRecord(f"{out}:{trial.cell}", config, environment, tables[trial.cell][COLUMNS])
     if untested := sum((trials.status == "done") & ~tested):
