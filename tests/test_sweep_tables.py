@@ -2,9 +2,11 @@
 they are."""
 
 import dataclasses
+import multiprocessing
 import os
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pytest
 
 from deepchest_utils import TrainConfig
 from deepchest_utils import sweep as sweep_module
+from deepchest_utils.files import FileError
 from deepchest_utils.results.store import COLUMNS, PACKAGES, RunTable, to_table
 from deepchest_utils.sweep import TrialResult, make_trials, run_sweep
 
@@ -167,6 +170,36 @@ def test_sweep_of_another_process_is_in_the_way_until_it_ends(given):
         other.kill()
     assert not given["out"].exists()
     assert run_sweep(TRIALS, **given).finished() == {trial.id for trial in TRIALS}
+
+
+def sweep_until_it_may(trials, given, begin, refused) -> None:
+    begin.wait(60)
+    while True:
+        try:
+            run_sweep(trials, **given)
+            return
+        except FileError:
+            refused.set()
+            time.sleep(0.02)
+
+
+def test_two_processes_that_share_a_table_lose_no_trial(given, monkeypatch):
+    """One by the path of the folder, the other by a link to it, as from two checkouts."""
+    monkeypatch.setattr("deepchest_utils.sweep.run_trial", lambda trial, *_: time.sleep(0.1) or outcome(trial))
+    link = given["out"].parent / "link"
+    link.symlink_to(given["out"].parent)
+    context = multiprocessing.get_context("fork")
+    begin, refused = context.Barrier(2), context.Event()
+    calls = [(TRIALS[:2], given), (TRIALS[2:], {**given, "out": link / "out.csv"})]
+    processes = [context.Process(target=sweep_until_it_may, args=(*call, begin, refused)) for call in calls]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert refused.is_set()
+    assert RunTable(given["out"]).finished() == {trial.id for trial in TRIALS}
+    assert len(RunTable(given["out"]).rows) == len(TRIALS)
 
 
 def test_what_another_sweep_wrote_just_before_is_not_lost(given, monkeypatch):

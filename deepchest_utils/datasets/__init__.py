@@ -58,6 +58,8 @@ def load_dataset(
         raise DataError(f"image_size should be at least 16 px. Found {image_size}.")
     if seed < 0:
         raise DataError(f"seed should be non-negative. Found {seed}.")
+    if seed >= 2**60:  # the phantom's three populations have three times as many
+        raise DataError(f"seed should be less than {2**60}. Found {seed}.")
     reader = DATASETS[name]
     common = {"root": root, "image_size": image_size, "seed": seed, "split": split, "cache_dir": cache_dir}
     parameters = inspect.signature(reader).parameters

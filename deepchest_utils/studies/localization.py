@@ -144,6 +144,8 @@ def localize_runs(
     Raises ValueError if a trial failed (the table has all others then), or if the table has scores of another map.
     """
     check_choice("cam", cam, CAM_METHODS)
+    if per_finding < 1:
+        raise ValueError(f"per_finding should be at least 1. Found {per_finding}.")
     out, ids = csv_path(out), [trial.id for trial in trials]
     with exclusive_lock(out.with_suffix(".lock"), "study"):
         _, records = _read(out)

@@ -115,7 +115,7 @@ def load_phantom(
     parts, first_patient = {}, 0
     for i, (name, count) in enumerate({"train": num_train, "val": num_val, "test": num_test}.items()):
         if not 1 <= count <= MAX_IMAGES:
-            raise DataError(f"num_{name} should be at least 1, and at most {MAX_IMAGES}. Found {count}.")
+            raise DataError(f"num_{name} should be at least 1 and at most {MAX_IMAGES}. Found {count}.")
         count = count if max_images is None else min(count, max_images)
         phantom = make_phantom(count, 3 * seed + i, **factors)  # as in `phantom_of`
         images = _cached_films(phantom, name, image_size, factors, cache_dir)
