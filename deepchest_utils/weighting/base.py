@@ -144,8 +144,8 @@ class Method(nn.Module):
         return losses.where(mask, 0.0)
 
     def check_positive(self, losses: Float[Tensor, " k"]) -> None:
-        """ValueError for a loss below 0, for a method whose formula has no sense there. On an accelerator such a loss
-        makes the sum NaN instead: a check would have each step wait for the device."""
+        """ValueError for a loss below 0, for a method whose formula has no sense there. Not on an accelerator, where a
+        check would have each step wait for the device; there a logarithm becomes NaN, and other formulas go on."""
         if losses.device.type == "cpu" and not torch.compiler.is_compiling() and (losses < 0).any():
             found = losses.detach().tolist()
             raise ValueError(
