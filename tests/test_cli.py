@@ -268,6 +268,7 @@ def test_closed_pipe_is_a_quiet_end(arguments, tmp_path):
     assert "Error" not in done.stderr
 
 
+@pytest.mark.slow
 def test_options_of_no_plain_type_are_checked_too():
     """In a process of its own: here the types of arguments are checked before the reader looks at them."""
     given = {

@@ -345,6 +345,7 @@ def rank_updates(rank: int, folder: str, ranks: int) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_processes_learn_the_same(tmp_path):
     mp.spawn(rank_updates, (str(tmp_path), 2), nprocs=2)
     (one, right_0, seen_0), (other, right_1, seen_1) = (torch.load(tmp_path / f"{r}.pt") for r in (0, 1))

@@ -110,6 +110,7 @@ def checked(places):
     return places
 
 
+@pytest.mark.slow
 def test_parameters_from_papermill_s_command_line_are_checked_in_the_notebook(checked, tmp_path, printed):
     """Which hands over texts: that of a dictionary is read, that of a number is refused."""
     out = str(tmp_path / "out.ipynb")

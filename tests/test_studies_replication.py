@@ -174,6 +174,7 @@ def small(monkeypatch):
         monkeypatch.setattr(replication, name, 2)
 
 
+@pytest.mark.slow
 def test_stages_run_resume_and_give_the_same_rows_again(small, tmp_path, capsys):
     def stage(name: str, out: Path, *options: str) -> str:
         main([name, "--out", str(out), "--jobs", "1", "--methods", "equal", "dwa", *options])
