@@ -103,7 +103,7 @@ def test_learning_rates_are_those_that_validation_chose(name, tuning, studies):
 
 def test_tuning_saw_no_test_image():
     paths = list(RESULTS.glob("*_tuning.csv"))
-    assert len(paths) == 3
+    assert len(paths) >= 3
     for path in paths:
         assert set(pd.read_csv(path).split) == {"val"}
 
