@@ -69,9 +69,8 @@ def load_trained(checkpoint: str | Path, device: str = "auto") -> Trained:
 
 def _check_shapes(config: TrainConfig, num_tasks: int, model: dict[str, Tensor]) -> None:
     """Raise ValueError unless the network of a configuration has the tensors of `model`. It takes no memory."""
-    if (
-        config.architecture != "hard_sharing"
-    ):  # what there is of each finding is told by two, before it is built for all
+    if config.architecture != "hard_sharing":
+        # what there is of each finding is told by two, before it is built for all
         one, two = (len(_shapes(config, number)) for number in (1, 2))
         if len(model) != one + (num_tasks - 1) * (two - one):
             raise ValueError("its configuration is of another network")
