@@ -136,9 +136,10 @@ def compare(table: Path, by: Sequence[str] = ("phantom", "num_train", "metric"))
 
 
 def ranked_settings(table: Path, epochs: int) -> dict[str, list[Setting]]:
-    """The settings of each method, best first: by the endpoint on validation, a mean over phantoms; without those that
-    diverged on one of them."""
+    """The settings of each method, best first: by the endpoint on validation, a mean over phantoms (the NIH phantom alone
+    after SHORT epochs); without those that diverged on one of them."""
     rows = study_rows(table).query(f"split == 'val' and epochs == {epochs}")
+    rows = rows[rows.phantom == "nih"] if epochs == SHORT else rows
     best = rows.groupby(["method", "lr", "weight_decay", "cell"]).value.max()
     means = best.groupby(["method", "lr", "weight_decay"]).agg(["mean", "size"]).sort_values("mean", ascending=False)
     ranked: dict[str, list[Setting]] = {}
@@ -163,12 +164,13 @@ def tuned(out: Path) -> dict[str, Setting]:
 
 
 def tune(out: Path, methods: Sequence[str]) -> Rounds:
-    """Successive halving: all settings for a few epochs, the best of each method to the end, on another replicate; and
-    four more where the best lies at the edge. A method's score is the mean of both phantoms, its setting serves both."""
+    """Successive halving: all settings for a few epochs on the NIH phantom, the best of each method to the end on both
+    phantoms of another replicate; four more where the best lies at the edge. A method's setting serves both phantoms."""
     table, first = "study_tuning", draw_settings(0, TRIALS, RATES, DECAYS)
 
     def cells(settings: dict[str, list[Setting]], number: int, epochs: int) -> list[Replicate]:
-        order = [(m, options, s) for m in methods for options in PHANTOMS.values() for s in settings.get(m, [])]
+        phantoms = [PHANTOMS["nih"]] if epochs == SHORT else PHANTOMS.values()
+        order = [(m, options, s) for m in methods for options in phantoms for s in settings.get(m, [])]
         return [replicate(m, number, s, True, data_options=options, epochs=epochs) for m, options, s in order]
 
     yield table, cells(dict.fromkeys(methods, first), TUNING[0], SHORT)
