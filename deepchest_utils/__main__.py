@@ -245,7 +245,7 @@ class Data:
     dataset: Positional[str] = "phantom"  # phantom, nih, chestmnist, csv, chexpert, mimic, padchest or vindr
     data_root: str | None = None  # folder of its files
     image_size: int = 64  # px, square
-    split: str | None = None  # official, patient, or the data set's default
+    split: str | None = None  # official, patient, a fold such as 2/5, or the data set's default
     data_seed: int = 0  # of the phantom and of our own splits
     data_options: Pairs = field(default_factory=dict)  # further options of load_dataset
 

@@ -33,7 +33,7 @@ class TrainConfig:
     dataset: str = "phantom"  # phantom, nih, chestmnist, csv, chexpert, mimic, padchest or vindr
     data_root: str | None = None  # folder of its files; not needed for the phantom
     image_size: int = 64  # px, square
-    split: str | None = None  # official, patient, or None for the data set's default
+    split: str | None = None  # official, patient, a fold such as 2/5, or None for the data set's default
     data_seed: int = 0  # of the phantom and of our own splits
     data_options: dict[str, Any] = field(default_factory=dict)  # further options of load_dataset
     method: str = "deepchest"  # with its options, as in deepchest(floor=0.25); A+B; README.md, Methods, lists all

@@ -91,6 +91,35 @@ def test_split_by_image_leaks(nih_folder):
     assert set(data.train.patients) & set(data.test.patients)
 
 
+def test_folds_of_a_cross_validation(nih_folder):
+    """Each image is in test in one fold."""
+    root = nih_folder(num_patients=40)
+    folds = [load(root, split=f"{fold}/4") for fold in range(1, 5)]
+    assert folds[1].split == "2/4"
+    tested = np.concatenate([data.test.ids for data in folds])
+    assert sorted(tested) == everything(folds[0])[0].tolist()
+    assert set(folds[0].val.ids) == set(folds[1].test.ids)
+    assert set(load(root, split="1/4", seed=1).test.ids) != set(folds[0].test.ids)
+    with pytest.raises(DataError, match=r"split should be a fold from 1/N to N/N, with N at least 3. Found '5/4'"):
+        load(root, split="5/4")
+
+
+def test_small_images_stay_out_if_asked(nih_folder):
+    root = nih_folder(num_patients=40)
+    small = sorted(root.glob("images/*.png"))[::3]
+    for path in small:
+        Image.new("L", (15, 90)).save(path)
+    assert {f"{path.stem}.png" for path in small} < set(everything(load(root))[0])
+    ids = everything(load(root, min_size=16))[0]
+    assert set(ids) == {path.name for path in root.glob("images/*.png")} - {path.name for path in small}
+    with pytest.raises(DataError, match="no image has min_size=4096 px"):
+        load(root, min_size=4096)
+    with pytest.raises(DataError, match=r"min_size should be at least 1. Found 0"):
+        load(root, min_size=0)
+    with pytest.raises(DataError, match="'min_size' is no option of dataset 'phantom'"):
+        load_dataset("phantom", min_size=64)
+
+
 def test_max_images(nih_folder):
     data = load(nih_folder(num_patients=40), split="patient", max_images=6)
     assert all(0 < len(part) <= 6 for part in data.parts.values())

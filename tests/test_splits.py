@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from deepchest_utils.datasets import ChestXrays, DataError, DataWarning, Splits
-from deepchest_utils.datasets.base import FRACTIONS, image_split, limit_images, patient_split
+from deepchest_utils.datasets.base import FRACTIONS, fold_of, fold_split, image_split, limit_images, patient_split
 
 
 @st.composite
@@ -201,3 +201,40 @@ def test_subset_is_of_the_same_rows():
     chosen = data.subset(np.array([2, 0]))
     assert (chosen.patients.tolist(), chosen.ids.tolist()) == ([7, 5], ["p2", "p0"])
     np.testing.assert_array_equal(chosen.labels, [[1, 1], [0, 1]])
+
+
+# cross-validation
+
+
+@given(tables(), st.integers(3, 6), st.integers(0, 100))
+def test_laws_of_folds(table, folds, seed):
+    """Every image is in test once and in val once, with all of its patient's."""
+    labels, patients = table
+    assume(len(np.unique(patients)) >= folds)
+    splits = np.array([fold_split(labels, patients, fold, folds, seed) for fold in range(1, folds + 1)])
+    for part in (1, 2):
+        assert ((splits == part).sum(0) == 1).all()
+    for patient in np.unique(patients):
+        assert len(np.unique(splits[:, patients == patient], axis=1).T) == 1
+    assert (splits[0] == 1).tolist() == (splits[1] == 2).tolist()  # val of one is test of the next
+
+
+def test_folds_have_findings_in_equal_shares_and_depend_on_the_seed(cohort):
+    labels, patients = cohort
+    first, other = (fold_split(labels, patients, 2, 5, seed) for seed in (0, 1))
+    assert (first != other).any()
+    for part, share in ((0, 0.6), (1, 0.2), (2, 0.2)):
+        shares = labels[first == part].sum(0) / labels.sum(0)
+        np.testing.assert_allclose(shares[:3], share, atol=0.03)
+        assert shares[3] > 0  # some ten patients
+
+
+@pytest.mark.parametrize(("split", "found"), [("2/5", (2, 5)), ("3/3", (3, 3)), ("image", None), ("official", None)])
+def test_a_fold_is_written_as_a_share(split, found):
+    assert fold_of(split) == found
+
+
+@pytest.mark.parametrize("split", ["0/5", "6/5", "1/2", "2/5 ", "-1/5", "fold", "1/0"])
+def test_what_is_no_fold(split):
+    with pytest.raises(DataError, match="split should be"):
+        fold_of(split)

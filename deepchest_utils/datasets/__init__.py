@@ -11,7 +11,8 @@ from deepchest_utils.datasets.chestmnist import load_chestmnist
 from deepchest_utils.datasets.layouts import read_chexpert, read_csv_table, read_mimic, read_padchest, read_vindr
 from deepchest_utils.datasets.nih import load_boxes, read_nih
 from deepchest_utils.datasets.phantom.load import load_phantom
-from deepchest_utils.datasets.table import Table, splits_from_table
+from deepchest_utils.datasets.splitting import splits_from_table
+from deepchest_utils.datasets.table import Table
 
 __all__ = ["DATASETS", "ChestXrays", "DataError", "DataWarning", "Splits", "load_boxes", "load_dataset"]
 
@@ -41,10 +42,12 @@ def load_dataset(
         root: Folder of its files; the phantom needs none.
         image_size: px, square, at least 16.
         seed: Of the phantom, and of our own splits.
-        split: "official" (the default where the official lists are there), "patient", or "image" (leaks patients
-            between the splits; only to measure that leak).
+        split: "official" (the default where the official lists are there), "patient", a fold of a cross-validation by
+            patient (of "1/5" to "5/5" each is test once; the next is val), or "image" (leaks patients between the
+            splits; only to measure that leak).
         cache_dir: Folder of decoded images; `paths.default_cache_dir()` by default.
-        options: Of that data set, see its reader in `DATASETS`; all have `max_images`, at most so many a split.
+        options: Of that data set, see its reader in `DATASETS`; all have `max_images`, at most so many a split, and
+            those of image files `min_size`: images with fewer px on the shorter side stay out.
 
     Raises:
         DataError: An argument, a file or a table is not as it should be; the message names it.
@@ -63,16 +66,18 @@ def load_dataset(
     reader = DATASETS[name]
     common = {"root": root, "image_size": image_size, "seed": seed, "split": split, "cache_dir": cache_dir}
     parameters = inspect.signature(reader).parameters
-    allowed = sorted({*parameters, "max_images"} - {*common})
+    limits = ("max_images", "min_size") if get_type_hints(reader)["return"] is Table else ("max_images",)
+    allowed = sorted({*parameters, *limits} - {*common})
     if unknown := sorted({*options} - {*allowed}):
         message = f"{unknown[0]!r} is no option of dataset {name!r}. It has {', '.join(allowed)}."
         raise DataError(message + did_you_mean(unknown[0], allowed))
-    hints = {"max_images": int | None, **get_type_hints(reader)}
+    hints = {"max_images": int | None, "min_size": int | None, **get_type_hints(reader)}
     for key in [key for key in options if hints[key] in _PLAIN]:
         options[key] = check_type(key, hints[key], options[key], DataError)
-    if options.get("max_images") is not None and options["max_images"] < 1:
-        raise DataError(f"max_images should be at least 1. Found {options['max_images']}.")
+    for key in limits:
+        if options.get(key) is not None and options[key] < 1:
+            raise DataError(f"{key} should be at least 1. Found {options[key]}.")
     data = reader(**{key: value for key, value in {**common, **options}.items() if key in parameters})
     if isinstance(data, Splits):
         return data
-    return splits_from_table(data, image_size, split, seed, options.get("max_images"), cache_dir)
+    return splits_from_table(data, image_size, split, seed, cache_dir, **{key: options.get(key) for key in limits})

@@ -1,6 +1,7 @@
 """What every data set becomes: `ChestXrays` (images, labels, patients) in three `Splits` that share no patient."""
 
 import hashlib
+import re
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,10 +11,12 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int, UInt8
 
+from deepchest_utils.config import check_choice
 from deepchest_utils.files import FileError
 
 Fractions = tuple[int | float, ...]
 FRACTIONS: Fractions = (0.7, 0.1, 0.2)  # train, val, test
+SPLITS = ("official", "patient", "image")  # or a fold such as "2/5"
 
 
 class DataError(FileError):
@@ -83,7 +86,8 @@ class Splits:
     """Train, val and test of one data set. Warns of findings without a positive in a split.
 
     Attributes:
-        split: "official", "patient" or "image". A patient in two splits is a DataError, unless it is "image".
+        split: "official", "patient", a fold such as "2/5", or "image". A patient in two splits is a DataError, unless it is
+            "image".
         patients_known: False where the data set does not say which images belong to one patient (ChestMNIST).
         source: The table that was read, if there is one.
     """
@@ -176,6 +180,27 @@ def patient_split(
         split_of[patient] = split = candidates[0] if len(candidates) == 1 else rng.choice(candidates)
         lack[split] -= counts[patient]
     return split_of[patient_of]
+
+
+def fold_of(split: str) -> tuple[int, int] | None:
+    """Fold and number of folds of a split such as "2/5", None of one in `SPLITS`. Raises DataError for any other."""
+    fold = re.fullmatch(r"(\d{1,3})/(\d{1,3})", split)
+    if fold is None:
+        check_choice("split", split, SPLITS, DataError)
+        return None
+    number, folds = map(int, fold.groups())
+    if not 1 <= number <= folds or folds < 3:
+        raise DataError(f"split should be a fold from 1/N to N/N, with N at least 3. Found {split!r}.")
+    return number, folds
+
+
+def fold_split(
+    labels: Float[np.ndarray, "n k"], patients: Int[np.ndarray, " n"], fold: int, folds: int, seed: int = 0
+) -> Int[np.ndarray, " n"]:
+    """Cross-validation: of `folds` equal parts of `patient_split`, at least 3, number `fold`, from 1, is test (2), the next
+    one val (1), the others train (0). Every image is in test once; another seed deals the patients out anew."""
+    number = patient_split(labels, patients, (1,) * folds, seed)
+    return np.where(number == fold - 1, 2, np.where(number == fold % folds, 1, 0))
 
 
 def image_split(n: int, fractions: Fractions = FRACTIONS, seed: int = 0) -> Int[np.ndarray, " n"]:

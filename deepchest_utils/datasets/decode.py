@@ -46,6 +46,24 @@ def decode(path: str | Path, size: int) -> UInt8[np.ndarray, "{size} {size}"]:
         raise DataError(f"{path}: not a readable image ({one_line(error)}).") from error
 
 
+def stored_size(path: Path) -> tuple[int, int]:
+    """Width and height in px that an image file says it has; a turn that it asks for is not made. Errors as `decode`."""
+    try:
+        with open(path, "rb") as file:
+            if file.read(132)[128:] != b"DICM":
+                file.seek(0)
+                with Image.open(file, formats=FORMATS) as image:
+                    return image.size
+        from pydicom import dcmread
+
+        data = dcmread(path, stop_before_pixels=True)
+        return data.Columns, data.Rows
+    except ModuleNotFoundError as error:
+        raise DataError(f"{path} is DICOM: {missing_extra(error)}") from None
+    except Exception as error:
+        raise DataError(f"{path}: not a readable image ({one_line(error)}).") from error
+
+
 def has_few_levels(image: Bytes) -> bool:
     """Whether a picture has fewer than `MIN_LEVELS` different grey values."""
     step = 1 + len(image) // 64

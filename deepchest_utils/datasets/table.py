@@ -14,7 +14,6 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from deepchest_utils.config import check_choice, did_you_mean
-from deepchest_utils.datasets.base import ChestXrays, DataError, Splits, image_split, limit_images, patient_split, warn
-from deepchest_utils.datasets.cache import decode_all
+from deepchest_utils.config import did_you_mean
+from deepchest_utils.datasets.base import DataError, warn
 from deepchest_utils.datasets.findings import our_name, spelling
 from deepchest_utils.files import one_line
 
@@ -328,9 +326,6 @@ def rows_on_disk(source: Path, names: pd.Series, entries: Sequence[Any], looked:
     return rows
 
 
-# the splits
-
-
 def patient_numbers(source: Path, ids: pd.Series) -> Int[np.ndarray, " n"]:
     """Patients numbered as they come. Ids of digits are compared as numbers: 12, 012 and 12.0 are one patient."""
     codes, texts = pd.factorize(ids)
@@ -338,54 +333,3 @@ def patient_numbers(source: Path, ids: pd.Series) -> Int[np.ndarray, " n"]:
         raise DataError(f"{source}: column {ids.name!r} is empty in row {ids.index[codes == texts.index('')][0]}.")
     plain = [re.sub(r"^0*([0-9]+)(\.0*)?$", r"\1", text) if text[0].isdigit() else text for text in texts]
     return np.asarray(pd.factorize(np.array(plain, object)[codes])[0], np.int64)
-
-
-def _warn_of_labels(table: Table) -> None:
-    """One warning that lists findings of which nearly all known labels are positive, or most are unknown."""
-    known, doubtful = (~np.isnan(table.labels)).sum(0), []
-    for finding, positive, count in zip(table.findings, np.nansum(table.labels, 0), known, strict=True):
-        if count < 0.3 * len(table.ids):
-            doubtful.append(f"{finding} (known of {count} of {len(table.ids)} images)")
-        elif positive > 0.9 * count:
-            doubtful.append(f"{finding} ({positive / count:.0%} of those known are positive)")
-    if doubtful:
-        advice = "If an empty cell means that a finding was not mentioned, blank='absent' makes it one"
-        warn(f"{table.source}: few labels to learn from: {', '.join(doubtful)}. {advice}.")
-
-
-def splits_from_table(
-    table: Table, image_size: int, split: str | None, seed: int, max_images: int | None, cache_dir: str | Path | None
-) -> Splits:
-    """Split a table, limit each split and decode its images; the arguments are those of `load_dataset`."""
-    split = split or ("official" if table.official is not None else "patient")
-    check_choice("split", split, ("official", "patient", "image"), DataError)
-    _warn_of_labels(table)
-    if split == "image":
-        split_of = image_split(len(table.ids), seed=seed)
-    elif split == "patient":
-        try:
-            split_of = patient_split(table.labels, table.patients, seed=seed)
-        except ValueError as error:
-            raise DataError(f"{table.source}: {error}") from None
-    elif table.official is None:
-        raise DataError(f'{table.source}: split="official" needs {table.to_be_official}. Or use split="patient".')
-    else:
-        split_of = table.official.copy()
-        if not (split_of == 1).any():
-            rest = split_of == 0
-            if len(np.unique(table.patients[rest])) < 2:
-                few = "the official split has fewer than 2 of the patients here outside test, too few for train and val"
-                raise DataError(f'{table.source}: {few}. Use split="patient".')
-            split_of[rest] = patient_split(table.labels[rest], table.patients[rest], (0.875, 0.125), seed)
-    rows_of = []
-    for i, name in enumerate(("train", "val", "test")):
-        if not len(rows := np.flatnonzero(split_of == i)):
-            message = f"{table.source}: the {name} split is empty with split={split!r}"
-            raise DataError(f"{message}. Add images, or use another split.")
-        rows_of.append(rows[limit_images(table.patients[rows], max_images, seed)])
-    order = np.concatenate(rows_of)  # by split: each is one slice of the memory map
-    images = decode_all(table.name, [Path(table.paths[row]) for row in order], image_size, cache_dir)
-    pooled = ChestXrays(images, table.labels[order], table.patients[order], table.findings, table.ids[order])
-    ends = np.cumsum([0, *map(len, rows_of)])
-    train, val, test = (pooled.subset(slice(start, end)) for start, end in pairwise(ends))
-    return Splits(train, val, test, table.name, split, table.patients_known, str(table.source))

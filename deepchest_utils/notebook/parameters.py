@@ -3,7 +3,7 @@
 import ast
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -45,6 +45,7 @@ def check_values(types: Mapping[str, Any], values: Mapping[str, Any]) -> dict[st
     Raises ValueError for any other type, and for a data set, method or the like that does not exist.
     """
     from deepchest_utils.datasets import DATASETS  # these with torch, which a list of notebooks need not wait for
+    from deepchest_utils.datasets.base import fold_of
     from deepchest_utils.explain import CAM_METHODS
     from deepchest_utils.models.trunks import list_backbones
     from deepchest_utils.weighting import check_method
@@ -54,15 +55,17 @@ def check_values(types: Mapping[str, Any], values: Mapping[str, Any]) -> dict[st
         if types[name] is dict and isinstance(value, str):
             value = parse_value(value)
         checked[name] = check_type(name, types[name], value)
-    choices = {
+    choices: dict[str, Collection[str]] = {
         "dataset": DATASETS,
-        "split": ("official", "patient", "image"),
         "cam": CAM_METHODS,
         "study": ("committed", "rerun"),
+        "backbone": list_backbones(),
     }
-    for name, allowed in {**choices, "backbone": list_backbones()}.items():
+    for name, allowed in choices.items():
         if checked.get(name) is not None:
             check_choice(name, checked[name], allowed)
+    if checked.get("split") is not None:
+        fold_of(checked["split"])
     for method in [*([checked["method"]] if "method" in checked else []), *split_methods(checked.get("methods") or "")]:
         check_method(method.partition("@")[0])  # a sweep's method@architecture
     return checked
