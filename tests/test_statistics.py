@@ -549,6 +549,25 @@ def test_a_judged_difference_is_the_paired_t_test_and_two_one_sided_ones(count):
     assert row.chance == pytest.approx(stats.t.cdf(row.mean / (sd * math.sqrt(1 + 1 / count)), count - 1))
 
 
+def test_folds_share_images_and_the_correction_allows_for_it():
+    """By hand, and on 10 x 5 folds of 200 images whose scores hold chance of training and of test images, true difference 0."""
+    (row,) = judged(differences(0.01, 0.02, 50), overlap=1 / 3).itertuples()
+    assert (row.high - row.low) / 2 == pytest.approx(stats.t.ppf(0.975, 49) * 0.02 * math.sqrt(1 / 50 + 1 / 3))
+    rng, studies, found = np.random.default_rng(3), 150, {0.0: 0, 1 / 3: 0}
+    for _ in range(studies):
+        test, train, values = rng.normal(size=200), rng.normal(size=200), []
+        for _ in range(10):
+            parts = np.array_split(rng.permutation(200), 5)
+            for k in range(5):
+                trained = np.concatenate([parts[(k + j) % 5] for j in (2, 3, 4)])
+                values.append(test[parts[k]].mean() + train[trained].mean())
+        for overlap in found:
+            table = judged(differences(np.mean(values), np.std(values, ddof=1), 50), overlap=overlap)
+            found[overlap] += bool(table.p.item() < 0.05)
+    assert found[0.0] > 0.2 * studies  # without it, four times too often and more
+    assert found[1 / 3] < 0.08 * studies
+
+
 def test_words_for_what_was_found():
     rows = {  # mean, sd, pairs
         "higher": (0.02, 0.01, 20), "lower": (-0.02, 0.01, 20), "equivalent": (0.001, 0.01, 20),

@@ -225,7 +225,11 @@ VERDICT = ["freedom", "p_equivalent", "chance", "smallest", "verdict"]  # what `
 
 
 def judge_differences(
-    differences: pd.DataFrame, family: Sequence[str], margin: float = MARGIN, tests: int | None = None
+    differences: pd.DataFrame,
+    family: Sequence[str],
+    margin: float = MARGIN,
+    tests: int | None = None,
+    overlap: float = 0.0,
 ) -> pd.DataFrame:
     """What differences say: the project's one definition of "significant", and of "equivalent".
 
@@ -241,6 +245,9 @@ def judge_differences(
         family: Columns within whose groups p is corrected over methods, see `adjust_p`.
         margin: Differences in between -margin and margin are equivalent.
         tests: How many tests "smallest" allows for, default one.
+        overlap: Where the pairs are folds of a repeated cross-validation, test images over training images of a fold:
+            folds share training images, so the squared error is seed_sd^2 (1 / pairs + overlap), as in the corrected
+            resampled t-test of Nadeau and Bengio (2003, Machine Learning 52).
 
     Returns:
         The table with low and high (95%), p and p_holm anew, and with `VERDICT`: freedom, the degrees of freedom;
@@ -252,7 +259,7 @@ def judge_differences(
     pairs = differences["pairs" if "pairs" in differences else "seeds"].to_numpy(float)
     mean, sd = differences["mean"].to_numpy(), differences.seed_sd.to_numpy()
     freedom = np.where(pairs > 1, pairs - 1, np.nan)
-    error = np.sqrt(sd**2 / pairs + differences.patient_sd.fillna(0.0).to_numpy() ** 2)
+    error = np.sqrt(sd**2 * (1 / pairs + overlap) + differences.patient_sd.fillna(0.0).to_numpy() ** 2)
     reach = stats.t.ppf(1 - ALPHA / 2, freedom) * error
     with np.errstate(divide="ignore", invalid="ignore"):  # the same in every pair: certain, unless both are 0
         p = np.where((mean == 0) & (error == 0), 1.0, 2 * stats.t.sf(np.abs(mean) / error, freedom))
