@@ -226,15 +226,21 @@ class Notebooks:
     parameter: Annotated[Pairs, arg(aliases=["-p"])] = field(default_factory=dict)  # set a parameter
     show: Annotated[bool, arg(name="list", aliases=["-l"])] = False  # list the parameters with their help, run nothing
     solutions: bool = False  # the solutions to their exercises instead
+    appendix: bool = False  # the appendix instead: A1, A2
     again: bool = False  # run those, too, that the same code has run before
     output: Annotated[str | None, arg(aliases=["-o"])] = None  # folder of the executed copies, if not below runs
 
     def run(self) -> int:
-        paths = runner.find_notebooks(self.names, self.solutions)
+        if self.solutions and self.appendix:
+            raise runner.NotebookError(
+                "--solutions and --appendix are two folders of notebooks: run one, then the other."
+            )
+        part = "solutions" if self.solutions else "appendix" if self.appendix else ""
+        paths = runner.find_notebooks(self.names, part)
         if self.show:
             print("\n\n".join(map(runner.describe_parameters, paths)))
             return 0
-        usual = runner.OUTPUT / "solutions" if self.solutions else runner.OUTPUT  # they share their names
+        usual = runner.OUTPUT / part  # solutions share the names of the notebooks
         return 1 if runner.run_notebooks(paths, self.parameter, Path(self.output or usual).resolve(), self.again) else 0
 
 

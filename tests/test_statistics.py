@@ -451,11 +451,12 @@ def test_values_that_are_no_pairs_are_refused():
 
 
 def test_an_interval_in_words():
-    row = {"mean": 0.00412, "low": -0.00678, "high": 0.01512, "p_holm": 0.01}
+    row = {"mean": 0.00412, "low": -0.00678, "high": 0.01512, "p_holm": 0.01, "pairs": 5}
     assert format_interval(row) == "+0.0041 [-0.0068, +0.0151]"
     assert format_interval(row, digits=3, sign="") == "0.004 [-0.007, 0.015]"
     assert format_interval(row, star=True)[-1] == "*"
     assert format_interval(row | {"p_holm": NAN}, star=True)[-1] == " "
+    assert format_interval(row | {"pairs": 4}, star=True)[-1] == " "  # too few for any word
     assert format_interval(row | {"low": NAN, "high": NAN}) == "+0.0041"
     assert format_interval(dict.fromkeys(row, NAN)) == "-"
 

@@ -21,19 +21,30 @@ from deepchest_utils.explain.cam import heat_maps
 from deepchest_utils.explain.predict import NOTE, Trained
 from deepchest_utils.files import atomic_write
 from deepchest_utils.paths import base_dir
-from deepchest_utils.results.labels import FAMILY_STYLE, ORANGE, SKY, family_color, method_label, pretty
+from deepchest_utils.results.labels import (
+    FAMILY_STYLE,
+    GREY,
+    ORANGE,
+    SKY,
+    family_color,
+    family_marker,
+    method_label,
+    pretty,
+)
+from deepchest_utils.results.statistics import MARGIN, is_significant
 from deepchest_utils.threads import adapt_threads
 
 Radiograph = UInt8[np.ndarray, "h w"]
 Mask = Bool[np.ndarray, "a b"]
 STYLE: dict[Any, Any] = {
-    "figure.dpi": 84, "savefig.dpi": 160, "savefig.bbox": "tight", "figure.constrained_layout.use": True,
+    "figure.dpi": 110, "savefig.dpi": 160, "savefig.bbox": "tight", "figure.constrained_layout.use": True,
     "font.size": 10, "axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.titlelocation": "left",
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
     "legend.frameon": False, "image.cmap": "gray", "svg.fonttype": "none",
     "svg.hashsalt": "deepchest",  # the same figure gives the same bytes
 }  # fmt: skip
 # from transparent to orange: cold places show the radiograph unchanged; blue is left for the true region
+BAND = "#E4E4E4"  # of differences within the margin
 HEAT = mpl.colors.LinearSegmentedColormap.from_list(
     "heat", [(0.84, 0.37, 0.0, 0.0), (0.90, 0.50, 0.0, 0.35), (1.0, 0.78, 0.1, 0.8)]
 )
@@ -168,27 +179,47 @@ def _name_rows(ax: Axes, labels: Sequence[str], **options: Any) -> None:
 
 
 def forest_plot(
-    ax: Axes, table: pd.DataFrame, labels: Sequence[str], colors: Sequence[str], filled: Sequence[bool] | None = None
+    ax: Axes,
+    table: pd.DataFrame,
+    labels: Sequence[str],
+    colors: Sequence[str],
+    filled: Sequence[bool] | None = None,
+    markers: Sequence[str] | None = None,
 ) -> None:
-    """A mean with its interval (columns mean, low, high) in each row, the first on top; full dots where `filled`."""
-    heights, filled = reversed(range(len(table))), filled or [True] * len(table)
-    for y, row, color, full in zip(heights, table.itertuples(), colors, filled, strict=True):
+    """A mean with its interval (columns mean, low, high) in each row, the first on top; full markers where `filled`."""
+    count = len(table)
+    styles = zip(colors, filled or [True] * count, markers or ["o"] * count, strict=True)
+    for y, row, (color, full, marker) in zip(reversed(range(count)), table.itertuples(), styles, strict=True):
         ax.hlines(y, row.low, row.high, color=color, linewidth=2, alpha=0.75)
-        ax.plot(row.mean, y, "o", color=color, markersize=5, markerfacecolor=color if full else "white")
+        face = color if full else "white"
+        ax.plot(row.mean, y, marker, color=color, markersize=5.5, markerfacecolor=face, linestyle="none")
     _name_rows(ax, labels, fontsize=8)
 
 
 def method_forest(
-    ax: Axes, table: pd.DataFrame, methods: Sequence[str], xlabel: str, title: str = "", fontsize: float | None = None
+    ax: Axes,
+    table: pd.DataFrame,
+    methods: Sequence[str],
+    xlabel: str,
+    title: str = "",
+    fontsize: float | None = None,
+    margin: float | None = MARGIN,
 ) -> None:
-    """`forest_plot` of differences to a baseline, each method in its family's colour; a full dot is clear after Holm.
+    """`forest_plot` of differences to a baseline, in the colour and the marker of each method's family.
 
-    `table` is indexed by method, with mean, low, high and p_holm (see `adjust_p`); the row of a method that it lacks
-    stays empty. `fontsize` is that of the x axis.
+    A full marker is a significant difference (see `is_significant`), the grey band holds differences within `margin`.
+
+    Args:
+        table: Of `judge_differences`, indexed by method; the row of a method that it lacks stays empty.
+        fontsize: Of the x axis.
+        margin: None draws no band, for a metric that has no margin.
     """
     table = table.reindex(list(methods))
-    colors = [family_color(method) for method in methods]
-    forest_plot(ax, table, [method_label(method) for method in methods], colors, [*(table.p_holm < 0.05)])
+    full = is_significant(table.p_holm, table["pairs" if "pairs" in table else "seeds"])
+    labels, colors = [method_label(method) for method in methods], [family_color(method) for method in methods]
+    if margin:
+        ax.axvspan(-margin, margin, color=BAND, linewidth=0, zorder=0)
+    forest_plot(ax, table, labels, colors, [*full], [family_marker(method) for method in methods])
     ax.axvline(0, color="black", linewidth=1, linestyle=":")
     ax.set_title(title)
     ax.set_xlabel(xlabel, fontsize=fontsize)
@@ -198,7 +229,7 @@ def method_forest(
 def draw_summary(summary: pd.DataFrame) -> Figure:
     """The summary of a report: macro AUROC of each method under its group's name, and the difference to Equal.
 
-    A full dot is a mean over several seeds, or a difference that is clear after Holm's correction in its group.
+    A full marker is a mean over several seeds, or a difference that is significant in its group.
     """
     use_style()
     groups = summary.groupby("group", sort=False)
@@ -206,14 +237,15 @@ def draw_summary(summary: pd.DataFrame) -> Figure:
     is_name = lines.method == ""  # a line without a method is for the name of the group
     panels = {"auroc": ("macro AUROC, test", lines.seeds > 1)}
     if summary.pairs.any():
-        panels["difference"] = ("macro AUROC minus Equal", lines.difference_p_holm < 0.05)
+        panels["difference"] = ("macro AUROC minus Equal", is_significant(lines.difference_p_holm, lines.pairs))
     size = 1.5 + 4.5 * len(panels), 1 + 0.24 * len(lines)
     fig, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
     labels = [method_label(method)[:80].replace("$", r"\$") if method else "" for method in lines.method]  # no formula
     colors = [family_color(method) if method else "none" for method in lines.method]
+    markers = [family_marker(method) if method else "" for method in lines.method]
     for ax, (name, (title, filled)) in zip(axes[0], panels.items(), strict=True):
         columns = {"mean": lines[name], "low": lines[f"{name}_low"], "high": lines[f"{name}_high"]}
-        forest_plot(ax, pd.DataFrame(columns).mask(is_name), labels, colors, list(filled))
+        forest_plot(ax, pd.DataFrame(columns).mask(is_name), labels, colors, list(filled), markers)
         ax.set_xlabel(f"{title}, 95% over seeds")
         ax.tick_params(axis="x", labelsize=8)
         ax.tick_params(axis="y", length=0)
@@ -255,8 +287,23 @@ def difference_heatmap(ax: Axes, values: pd.DataFrame, dots: pd.DataFrame, limit
     ax.set(xlabel="", ylabel="")
 
 
-def family_legend(ax: Axes, families: Iterable[str], **options: Any) -> None:
-    """A legend of the colours of these families of methods."""
+def family_legend(
+    ax: Axes | Figure, families: Iterable[str], dots: bool = False, margin: float | None = None, **options: Any
+) -> None:
+    """A legend of the colours and markers of these families of methods.
+
+    Args:
+        ax: A figure takes a legend outside of its axes, with loc="outside ...".
+        dots: Explain full and open markers.
+        margin: Explain the band of `method_forest`.
+    """
+    line = partial(mpl.lines.Line2D, [], [], linewidth=2, markersize=5.5)
     styles = [style for name, style in FAMILY_STYLE.items() if name in families]
-    line = partial(mpl.lines.Line2D, [], [], marker="o", linewidth=2, markersize=4.5)
-    ax.legend(handles=[line(label=label, color=color) for label, color in styles], fontsize=8, **options)
+    handles: list[Any] = [line(label=label, color=color, marker=marker) for label, color, marker in styles]
+    if dots:
+        words = {"full: significant": GREY, "open: not significant": "white"}
+        dot = partial(line, marker="o", linestyle="none", color=GREY)
+        handles += [dot(label=label, markerfacecolor=face) for label, face in words.items()]
+    if margin:
+        handles.append(mpl.patches.Patch(color=BAND, label=f"within ±{margin:g}"))
+    ax.legend(handles=handles, **{"fontsize": 8, **options})

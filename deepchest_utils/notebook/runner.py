@@ -26,13 +26,17 @@ class NotebookError(ValueError):
     """A notebook or a parameter that does not exist; the message lists those that do."""
 
 
-def find_notebooks(names: Sequence[str] = (), solutions: bool = False) -> list[Path]:
-    """The numbered notebooks, or the solutions to their exercises, whose names begin with one of `names` ("03").
+def find_notebooks(names: Sequence[str] = (), part: str = "") -> list[Path]:
+    """The notebooks of a part whose names begin with one of `names` ("03"); without names, all.
 
-    Without names, all. Raises NotebookError if there is no such notebook.
+    Args:
+        part: "" (the numbered ones), "solutions" (to their exercises) or "appendix" (A1, A2 and so on: details).
+
+    Raises:
+        NotebookError: There is no such notebook.
     """
-    folder = FOLDER / "solutions" if solutions else FOLDER
-    notebooks = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
+    folder = FOLDER / part
+    notebooks = sorted(folder.glob("[0-9A][0-9]_*.ipynb"))
     if not notebooks:
         raise NotebookError(f"no notebooks in {folder}: run from a checkout of the repository.")
     stems = [path.stem for path in notebooks]

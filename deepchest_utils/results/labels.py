@@ -14,11 +14,11 @@ SIGNAL_STYLE = {  # signal of DeepChest's update -> (label, colour)
     "accuracy": ("accuracy", VERMILION), "loss_trend": ("loss trend", PURPLE), "relative_loss": ("L/H", BLUE),
     "auroc": ("AUROC", GREEN), "balanced_accuracy": ("balanced accuracy", ORANGE),
 }  # fmt: skip
-FAMILY_STYLE = {  # family -> (label, colour), for figures with more methods than there are colours
-    "fixed": ("fixed weights", GREY), "deepchest": ("DeepChest's rule", VERMILION),
-    "control": ("prevalence oracle", BLACK), "candidate": ("candidates of notebook 07", WINE),
-    "loss": ("loss weighting", BLUE), "gradient": ("gradient balancing", GREEN),
-    "composed": ("DeepChest over another", PURPLE), "architecture": ("other architectures", ORANGE),
+FAMILY_STYLE = {  # family -> (label, colour, marker): grey and green are one colour to a deuteranope
+    "fixed": ("fixed weights", GREY, "s"), "deepchest": ("DeepChest's rule", VERMILION, "D"),
+    "control": ("prevalence oracle", BLACK, "P"), "candidate": ("candidates of notebook 07", WINE, "h"),
+    "loss": ("loss weighting", BLUE, "o"), "gradient": ("gradient balancing", GREEN, "^"),
+    "composed": ("DeepChest over another", PURPLE, "v"), "architecture": ("other architectures", ORANGE, "X"),
 }  # fmt: skip
 _LABELS = {  # family -> method -> label
     "fixed": {
@@ -97,6 +97,11 @@ def method_family(spec: str) -> str:
 def family_color(spec: str) -> str:
     """The colour of the method's family."""
     return FAMILY_STYLE[method_family(spec)][1]
+
+
+def family_marker(spec: str) -> str:
+    """The marker of the method's family, for matplotlib."""
+    return FAMILY_STYLE[method_family(spec)][2]
 
 
 def method_color(spec: str) -> str:

@@ -137,11 +137,19 @@ def format_interval(row: Mapping[str, Any] | pd.Series, digits: int = 4, sign: s
 
     Args:
         sign: "+" for a difference, "" for a score.
-        star: Append "*" where p_holm is below 0.05, else a space, so that a column stays aligned.
+        star: Append "*" where the row of `judge_differences` is significant, else a space, so that a column stays aligned.
     """
     mean, low, high = (f"{row[name]:{sign}.{digits}f}" for name in ("mean", "low", "high"))
     text = "-" if np.isnan(row["mean"]) else mean if np.isnan(row["low"]) else f"{mean} [{low}, {high}]"
-    return text + (("*" if row["p_holm"] < 0.05 else " ") if star else "")
+    return text + (("*" if is_significant(row["p_holm"], row.get("pairs", row.get("seeds"))) else " ") if star else "")
+
+
+def is_significant(p_holm: Any, pairs: Any) -> Any:
+    """The one definition: p below 0.05 after Holm's correction, of at least five pairs (of seeds, or of replicates).
+
+    The p is that of `judge_differences`; for arrays and columns, element by element.
+    """
+    return (pairs >= MIN_PAIRS) & (p_holm < ALPHA)
 
 
 def holm(p: Float[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
@@ -267,7 +275,7 @@ def judge_differences(
         chance = stats.t.cdf(mean / np.sqrt(sd**2 + error**2), freedom)
     table = adjust_p(differences.assign(low=mean - reach, high=mean + reach, p=p), family)
     enough = pairs >= MIN_PAIRS
-    significant, equivalent = enough & (table.p_holm.to_numpy() < ALPHA), enough & (p_equivalent < ALPHA)
+    significant, equivalent = is_significant(table.p_holm.to_numpy(), pairs), enough & (p_equivalent < ALPHA)
     words = np.select([significant & (mean > 0), significant, equivalent], ["higher", "lower", "equivalent"], "open")
     words = np.where(significant & equivalent, np.char.add(words.astype(str), ", equivalent"), words)
     smallest = smallest_difference(error, freedom, ALPHA / (tests or 1))

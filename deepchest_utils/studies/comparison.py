@@ -15,7 +15,7 @@ from deepchest_utils.notebook.controls import explore
 from deepchest_utils.notebook.figures import method_forest
 from deepchest_utils.results.labels import method_label, method_order, pretty
 from deepchest_utils.results.metrics import METRICS
-from deepchest_utils.results.statistics import BOOTSTRAP_METRICS, ITSELF
+from deepchest_utils.results.statistics import BOOTSTRAP_METRICS, GROUPS, ITSELF, judge_differences
 
 METRIC_NAMES = {METRICS[name][0]: name for name in BOOTSTRAP_METRICS}
 MEANS = {"mean of all findings": "macro", "mean of the common half": "common", "mean of the rare half": "rare"}
@@ -54,10 +54,12 @@ def difference_panels(
 ) -> Figure:
     """Differences to the baseline `against`, a panel for each task and a row for each method, on one scale.
 
-    A full dot has p_holm below 0.05 in the summary of `compare_methods`. That is the correction over all its methods
-    (and findings), so a smaller choice fills no more dots. A method without a difference keeps an empty row.
+    A full marker is significant over all methods of the summary of `compare_methods` (and all its findings), so a smaller
+    choice fills no more of them. A method without a difference keeps an empty row.
     """
     rows = summary[(summary.metric == metric) & (summary.baseline == against)]
+    rows = rows.assign(family=rows.task.where(rows.task.isin(GROUPS), "finding"))
+    rows = judge_differences(rows, ["family"])
     seeds = rows.groupby("method").seeds.max().reindex(list(methods))
     few_seeds = {method: f" ({n:.0f} seeds)" for method, n in seeds.items() if n < rows.seeds.max()}
     labels = [method_label(method) + few_seeds.get(method, "") for method in methods]
