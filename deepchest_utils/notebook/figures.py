@@ -192,7 +192,7 @@ def forest_plot(
     for y, row, (color, full, marker) in zip(reversed(range(count)), table.itertuples(), styles, strict=True):
         ax.hlines(y, row.low, row.high, color=color, linewidth=2, alpha=0.75)
         face = color if full else "white"
-        ax.plot(row.mean, y, marker, color=color, markersize=5.5, markerfacecolor=face, linestyle="none")
+        ax.plot(row.mean, y, linestyle="none", marker=marker, color=color, markersize=5.5, markerfacecolor=face)
     _name_rows(ax, labels, fontsize=8)
 
 
