@@ -209,7 +209,7 @@ def known_network():
     import torch
     from torch import nn
 
-    from deepchest_utils.models.trunks import MultiTaskNet
+    from deepchest_utils.models.network import MultiTaskNet
 
     class Halves(nn.Module):
         def forward(self, x):

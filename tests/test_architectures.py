@@ -16,8 +16,8 @@ from deepchest_utils.__main__ import main, parse
 from deepchest_utils.config import parse_method
 from deepchest_utils.datasets import ChestXrays, DataWarning
 from deepchest_utils.models.losses import masked_bce
+from deepchest_utils.models.network import MultiTaskNet, prevalence_logit
 from deepchest_utils.models.sharing import ARCHITECTURES, CrossStitch, RowHeads, SingleTask
-from deepchest_utils.models.trunks import MultiTaskNet, prevalence_logit
 from deepchest_utils.training import loop as run_module
 from deepchest_utils.training.loop import Loop
 from deepchest_utils.training.setup import make_optimizer

@@ -6,8 +6,8 @@ import torch
 
 from deepchest_utils.explain.cam import CAM_METHODS, MIN_SIDE, default_layers, heat_maps
 from deepchest_utils.models.augment import MEAN, STD
+from deepchest_utils.models.network import MultiTaskNet
 from deepchest_utils.models.sharing import ARCHITECTURES
-from deepchest_utils.models.trunks import MultiTaskNet
 
 CLASS_MAPS = [name for name in CAM_METHODS if name != "eigencam"]
 

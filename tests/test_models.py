@@ -7,7 +7,8 @@ import pytest
 import torch
 import torchvision
 
-from deepchest_utils.models.trunks import MultiTaskNet, build_trunk, list_backbones
+from deepchest_utils.models.network import MultiTaskNet
+from deepchest_utils.models.trunks import build_trunk, list_backbones
 
 CHEAP = {  # features of one network of each family that is quick enough
     "resnet18_thin": 128,

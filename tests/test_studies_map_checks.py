@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from deepchest_utils.models.augment import to_input
-from deepchest_utils.models.trunks import MultiTaskNet
+from deepchest_utils.models.network import MultiTaskNet
 from deepchest_utils.studies.map_checks import cascading_randomization, perturbation_curves, shuffle_labels
 
 

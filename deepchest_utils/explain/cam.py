@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from deepchest_utils.config import check_choice, did_you_mean
 from deepchest_utils.models.augment import to_input
-from deepchest_utils.models.trunks import MultiTaskNet
+from deepchest_utils.models.network import MultiTaskNet
 from deepchest_utils.threads import adapt_threads
 
 CAM_METHODS = {  # name -> class of pytorch_grad_cam

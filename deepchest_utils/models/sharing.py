@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, adaptive_max_pool2d
 
-from deepchest_utils.models.trunks import MultiTaskNet, Shares, build_trunk, prevalence_logit
+from deepchest_utils.models.network import MultiTaskNet, Shares, prevalence_logit
+from deepchest_utils.models.trunks import build_trunk
 
 
 class RowHeads(nn.Module):

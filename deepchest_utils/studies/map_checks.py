@@ -15,7 +15,7 @@ from torchvision.transforms.v2.functional import gaussian_blur
 from deepchest_utils.datasets import ChestXrays, Splits
 from deepchest_utils.explain.regions import Regions
 from deepchest_utils.models.augment import to_input
-from deepchest_utils.models.trunks import MultiTaskNet
+from deepchest_utils.models.network import MultiTaskNet
 from deepchest_utils.studies.localization import name_pairs, score_maps
 
 

@@ -17,7 +17,8 @@ from torchvision.transforms import v2
 from deepchest_utils.config import TrainConfig
 from deepchest_utils.datasets import ChestXrays, Splits
 from deepchest_utils.models.augment import MEAN, STD, to_input
-from deepchest_utils.models.trunks import MultiTaskNet, build_trunk
+from deepchest_utils.models.network import MultiTaskNet
+from deepchest_utils.models.trunks import build_trunk
 from deepchest_utils.results.metrics import macro, score_tasks
 from deepchest_utils.training.loop import Loop
 from deepchest_utils.weighting import DeepChest

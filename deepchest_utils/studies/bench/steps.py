@@ -16,7 +16,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from deepchest_utils.config import TrainConfig, parse_method
 from deepchest_utils.datasets import Splits
 from deepchest_utils.models.losses import masked_bce
-from deepchest_utils.models.trunks import MultiTaskNet
+from deepchest_utils.models.network import MultiTaskNet
 from deepchest_utils.training.loop import Loop
 from deepchest_utils.training.setup import autocast, inputs, make_optimizer, resolve_device, training_order
 from deepchest_utils.weighting import make_method
