@@ -15,7 +15,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --log $(LOG) install 
 TORCH  := $(or $(if $(CONSTRAINTS),$(shell grep -E '^torch(vision)?==' $(CONSTRAINTS))),torch torchvision)
 CHECK  := .ci/preflight.py
 
-.PHONY: run test test-slow test-browser lab lint clean
+.PHONY: run test test-slow test-browser lab lint address clean
 
 run: $(STAMP)
 	$(BIN)/python -m deepchest_utils notebooks
@@ -40,6 +40,9 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+address:  # the repository's, from pyproject.toml into notebooks, README and CITATION.cff
+	$(PYTHON) .ci/address.py
 
 clean:
 	rm -rf $(VENV) .coverage runs data/processed .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
