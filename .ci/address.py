@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 COLAB = "https://colab.research.google.com"
 TAG = "colab"
-CELL = '''\
+CELL = """\
 # On Colab, fetch the repository: the package and the tables of data/results. Elsewhere, nothing.
 import os
 import subprocess
@@ -24,7 +24,7 @@ if "google.colab" in sys.modules:
     pip = [sys.executable, "-m", "pip", "install", "-q", "--editable", f"{{home}}[figures]"]
     subprocess.run(pip, check=True)
     sys.path.insert(0, home)  # the kernel that runs does not see an editable installation
-    os.chdir(f"{{home}}/notebooks")'''
+    os.chdir(f"{{home}}/notebooks")"""
 
 
 def address() -> str:

@@ -44,7 +44,8 @@ def explore(draw: Callable[..., Figure], about: Mapping[str, str] | None = None,
     rows = [[widget for widget in widgets.values() if widget not in tall], tall]
     boxes = [ipywidgets.HBox(row, layout={"flex_flow": "row wrap", "grid_gap": "4px 12px"}) for row in rows if row]
     whole = ipywidgets.VBox([*boxes, ipywidgets.interactive_output(redraw, widgets)])
-    view = {"version_major": 2, "version_minor": 0, "model_id": whole.model_id}  # Colab's ipywidgets 7 makes it elsewhere
+    # by hand, as Colab's ipywidgets 7 has no _repr_mimebundle_
+    view = {"version_major": 2, "version_minor": 0, "model_id": whole.model_id}
     bundle = {"application/vnd.jupyter.widget-view+json": view, "image/png": picture}
     display(bundle | {"text/plain": "a figure with controls"}, raw=True)
     return None
