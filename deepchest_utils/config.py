@@ -39,8 +39,8 @@ class TrainConfig:
     method: str = "deepchest"  # with its options, as in deepchest(floor=0.25); A+B; README.md, Methods, lists all
     method_options: dict[str, Any] = field(default_factory=dict)  # its options, apart
     architecture: Architecture = "hard_sharing"  # what the tasks share
-    backbone: str = "resnet18_thin"  # resnet18_thin or a classifier of torchvision.models
-    pretrained: bool = False  # start from ImageNet weights
+    backbone: str = "resnet18_thin"  # resnet18_thin, lite0, timm:NAME or a classifier of torchvision.models
+    pretrained: bool = False  # start from ImageNet weights; those of lite0 come with the extra encoders
     epochs: int = 12  # passes over the training set
     batch_size: int = 64  # images a step
     stratified: bool = False  # deal out positives so that each finding is in as many batches as it can be

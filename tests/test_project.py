@@ -62,7 +62,7 @@ def test_the_core_is_small_and_the_card_is_in_the_notebooks():
     assert {Requirement(text).name for text in PROJECT["dependencies"]} == {"torch", "numpy", "jaxtyping"}
     assert len(closure()) <= 35
     assert set(closure("notebooks")) >= CARD
-    assert set(closure("all")) == set(closure("notebooks", "solvers", "cluster", "dicom"))
+    assert set(closure("all")) == set(closure("notebooks", "solvers", "cluster", "dicom", "encoders"))
     assert set(closure("dev")) > set(closure("all"))
 
 
@@ -87,7 +87,8 @@ def test_deepchest_needs_the_core_alone():
 
 
 @pytest.mark.parametrize(
-    ("folders", "extras"), [(("notebook", "explain", "studies"), ("all",)), ((), ("train", "cluster", "dicom"))]
+    ("folders", "extras"),
+    [(("notebook", "explain", "studies"), ("all",)), ((), ("train", "cluster", "dicom", "encoders"))],
 )
 def test_what_the_package_imports_comes_with_the_extra(folders, extras):
     """Drawing and notebooks aside, the extra `train` has it all."""

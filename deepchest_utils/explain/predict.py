@@ -56,7 +56,9 @@ def load_trained(checkpoint: str | Path, device: str = "auto") -> Trained:
     try:
         config = TrainConfig(**{name: value for name, value in state["identity"].items() if name != "data"})
         _check_shapes(config, len(findings), state["best"]["model"])
-        net = ARCHITECTURES[config.architecture](config.backbone, len(findings), config.image_size)
+        # the pretrained network may have other layers; its weights are not needed
+        pretrained = "unfilled" if config.pretrained else False
+        net = ARCHITECTURES[config.architecture](config.backbone, len(findings), config.image_size, pretrained)
         net.load_state_dict(state["best"]["model"])
     except Exception as error:  # what is no configuration, or no network, raises one of several types
         raise FileError(f"{path}: no network can be made of it ({one_line(error)}).") from error
@@ -80,7 +82,8 @@ def _check_shapes(config: TrainConfig, num_tasks: int, model: dict[str, Tensor])
 
 def _shapes(config: TrainConfig, num_tasks: int) -> dict[str, torch.Size]:
     with torch.device("meta"), _SmallOnCpu() if "regnet" in config.backbone else nullcontext():
-        net = ARCHITECTURES[config.architecture](config.backbone, num_tasks, config.image_size)
+        pretrained = "unfilled" if config.pretrained else False
+        net = ARCHITECTURES[config.architecture](config.backbone, num_tasks, config.image_size, pretrained)
     return {name: value.shape for name, value in net.state_dict().items()}
 
 

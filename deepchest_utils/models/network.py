@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from deepchest_utils.models.trunks import build_trunk
+from deepchest_utils.models.trunks import Backbone, Weights, build_trunk
 
 Shares: TypeAlias = Float[Tensor, " k"] | None  # of positives in training, where they are known
 
@@ -26,7 +26,12 @@ class MultiTaskNet(nn.Module):
     """
 
     def __init__(
-        self, backbone: str, num_tasks: int, image_size: int = 64, pretrained: bool = False, prevalence: Shares = None
+        self,
+        backbone: Backbone,
+        num_tasks: int,
+        image_size: int = 64,
+        pretrained: Weights = False,
+        prevalence: Shares = None,
     ):
         super().__init__()
         self.trunk, num_features = build_trunk(backbone, image_size, pretrained)
@@ -34,8 +39,8 @@ class MultiTaskNet(nn.Module):
         with torch.no_grad():
             self.head.bias.copy_(prevalence_logit(prevalence, num_tasks))
 
-    def features(self, x: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b f"]:
+    def features(self, x: Float[Tensor, "b *input"]) -> Float[Tensor, "b f"]:
         return cast(Tensor, self.trunk(x))
 
-    def forward(self, x: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b k"]:
+    def forward(self, x: Float[Tensor, "b *input"]) -> Float[Tensor, "b k"]:
         return cast(Tensor, self.head(self.features(x)))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, adaptive_max_pool2d
 
 from deepchest_utils.models.network import MultiTaskNet, Shares, prevalence_logit
-from deepchest_utils.models.trunks import build_trunk
+from deepchest_utils.models.trunks import Backbone, Weights, build_trunk
 
 
 class RowHeads(nn.Module):
@@ -31,7 +31,12 @@ class RowNet(nn.Module):
     trunk_per_task = True
 
     def __init__(
-        self, backbone: str, num_tasks: int, image_size: int = 64, pretrained: bool = False, prevalence: Shares = None
+        self,
+        backbone: Backbone,
+        num_tasks: int,
+        image_size: int = 64,
+        pretrained: Weights = False,
+        prevalence: Shares = None,
     ):
         super().__init__()
         built = [build_trunk(backbone, image_size, pretrained) for _ in range(num_tasks if self.trunk_per_task else 1)]
@@ -41,14 +46,14 @@ class RowNet(nn.Module):
             self.head.bias.copy_(prevalence_logit(prevalence, num_tasks))
         self.connect([trunk for trunk, _ in built], backbone)
 
-    def connect(self, trunks: list[nn.Module], backbone: str) -> None:
+    def connect(self, trunks: list[nn.Module], backbone: Backbone) -> None:
         """Build what lies between the images and the heads of these trunks."""
         raise NotImplementedError
 
-    def features(self, x: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b k f"]:
+    def features(self, x: Float[Tensor, "b *input"]) -> Float[Tensor, "b k f"]:
         raise NotImplementedError
 
-    def forward(self, x: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b k"]:
+    def forward(self, x: Float[Tensor, "b *input"]) -> Float[Tensor, "b k"]:
         return cast(Tensor, self.head(self.features(x)))
 
 
@@ -56,10 +61,10 @@ class SingleTask(RowNet):
     """K networks that share nothing but the batches, trained side by side: what a task reaches alone. It costs K times
     as much as one network. The epoch is chosen for all of them together."""
 
-    def connect(self, trunks: list[nn.Module], backbone: str) -> None:
+    def connect(self, trunks: list[nn.Module], backbone: Backbone) -> None:
         self.trunks = nn.ModuleList(trunks)
 
-    def features(self, x: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b k f"]:
+    def features(self, x: Float[Tensor, "b *input"]) -> Float[Tensor, "b k f"]:
         return torch.stack([trunk(x) for trunk in self.trunks], dim=1)
 
 
@@ -68,14 +73,14 @@ class CrossStitch(RowNet):
     x_k <- sum_j alpha_kj x_j, with one learned (K, K) matrix a stage. alpha starts at 0.9 on the diagonal, and the
     others share the rest (section 4.2). Needs a ResNet."""
 
-    def connect(self, trunks: list[nn.Module], backbone: str) -> None:
+    def connect(self, trunks: list[nn.Module], backbone: Backbone) -> None:
         stages = [resnet_stages(trunk, backbone, "cross_stitch") for trunk in trunks]
         self.stages = nn.ModuleList(nn.ModuleList(blocks) for blocks in zip(*stages, strict=True))
         start = torch.full((self.num_tasks, self.num_tasks), 0.1 / max(self.num_tasks - 1, 1))
         start.fill_diagonal_(0.9 if self.num_tasks > 1 else 1.0)  # one task has nobody to share with
         self.alpha = nn.ParameterList(start.clone() for _ in self.stages)
 
-    def features(self, x: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b k f"]:
+    def features(self, x: Float[Tensor, "b *input"]) -> Float[Tensor, "b k f"]:
         rows: Sequence[Tensor] = [x] * self.num_tasks
         for stage, alpha in zip(cast("Iterable[nn.ModuleList]", self.stages), self.alpha, strict=True):
             maps = torch.stack([block(row) for block, row in zip(stage, rows, strict=True)])
@@ -91,7 +96,7 @@ class MTAN(RowNet):
 
     trunk_per_task = False
 
-    def connect(self, trunks: list[nn.Module], backbone: str) -> None:
+    def connect(self, trunks: list[nn.Module], backbone: Backbone) -> None:
         self.stem, *stages = resnet_stages(trunks[0], backbone, "mtan")
         self.stages = nn.ModuleList(stages)
         # a bottleneck ends with bn3, a basic block with bn2
@@ -108,7 +113,7 @@ class MTAN(RowNet):
             carry = nn.Sequential(*_conv(before, width, 3), nn.ReLU(inplace=True)) if before else nn.Identity()
             self.carry.append(carry)
 
-    def features(self, x: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b k f"]:
+    def features(self, x: Float[Tensor, "b *input"]) -> Float[Tensor, "b k f"]:
         x = self.stem(x)
         rows: list[Any] = [None] * self.num_tasks  # no tensor yet before the first stage
         columns = cast("Iterable[nn.Sequential]", self.stages), cast("Iterable[nn.ModuleList]", self.masks)
@@ -125,7 +130,7 @@ def _conv(inside: int, outside: int, kernel: int = 1) -> tuple[nn.Module, nn.Mod
     return nn.Conv2d(inside, outside, kernel, padding=kernel // 2, bias=False), nn.BatchNorm2d(outside)
 
 
-def resnet_stages(trunk: nn.Module, backbone: str, architecture: str) -> list[nn.Sequential]:
+def resnet_stages(trunk: nn.Module, backbone: Backbone, architecture: str) -> list[nn.Sequential]:
     """A ResNet's stem and its four stages. Raises ValueError for another trunk."""
     names = ["conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"]
     children = dict(trunk.named_children())

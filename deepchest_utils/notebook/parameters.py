@@ -47,7 +47,7 @@ def check_values(types: Mapping[str, Any], values: Mapping[str, Any]) -> dict[st
     from deepchest_utils.datasets import DATASETS  # these with torch, which a list of notebooks need not wait for
     from deepchest_utils.datasets.base import fold_of
     from deepchest_utils.explain import CAM_METHODS
-    from deepchest_utils.models.trunks import list_backbones
+    from deepchest_utils.models.trunks import check_backbone
     from deepchest_utils.weighting import check_method
 
     checked = {}
@@ -55,15 +55,12 @@ def check_values(types: Mapping[str, Any], values: Mapping[str, Any]) -> dict[st
         if types[name] is dict and isinstance(value, str):
             value = parse_value(value)
         checked[name] = check_type(name, types[name], value)
-    choices: dict[str, Collection[str]] = {
-        "dataset": DATASETS,
-        "cam": CAM_METHODS,
-        "study": ("committed", "rerun"),
-        "backbone": list_backbones(),
-    }
+    choices: dict[str, Collection[str]] = {"dataset": DATASETS, "cam": CAM_METHODS, "study": ("committed", "rerun")}
     for name, allowed in choices.items():
         if checked.get(name) is not None:
             check_choice(name, checked[name], allowed)
+    if checked.get("backbone") is not None:
+        check_backbone(checked["backbone"])
     if checked.get("split") is not None:
         fold_of(checked["split"])
     for method in [*([checked["method"]] if "method" in checked else []), *split_methods(checked.get("methods") or "")]:

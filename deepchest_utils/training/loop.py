@@ -25,6 +25,7 @@ from deepchest_utils.files import FileError, exclusive_lock, one_line
 from deepchest_utils.models.augment import sample_augmentation
 from deepchest_utils.models.losses import count_known, masked_bce
 from deepchest_utils.models.sharing import ARCHITECTURES, Network
+from deepchest_utils.models.trunks import is_registered
 from deepchest_utils.paths import PROJECT, runs_dir
 from deepchest_utils.progress import progress, say
 from deepchest_utils.results import checkpoint, store
@@ -310,13 +311,13 @@ def train_once(config: TrainConfig, data: Splits | None = None) -> Run:
     """`train` in `runs/.networks/<id>`, where the same run is trained once and from then on only tested.
 
     The id is a hash of configuration, data, versions and the source of this package: changed code trains anew. So does,
-    each time, a method registered from outside. A second process waits for the first. With `run_dir` it is `train`.
+    each time, a method or a backbone registered from outside. A second process waits for the first. With `run_dir` it is `train`.
     """
     check_method(config.method, config.method_options)
     data = _load(config) if data is None else data
     method = make_method(config.method, len(data.findings), **config.method_options)
     packages = {type(module).__module__.partition(".")[0] for module in method.modules()}
-    if config.run_dir or packages - _KNOWN_PACKAGES:
+    if config.run_dir or packages - _KNOWN_PACKAGES or is_registered(config.backbone):
         return train(config, data)
     run_id, package = hashlib.sha256(), PROJECT / "deepchest_utils"
     for path in sorted(package.rglob("*.py")):
