@@ -227,6 +227,7 @@ class Notebooks:
     show: Annotated[bool, arg(name="list", aliases=["-l"])] = False  # list the parameters with their help, run nothing
     solutions: bool = False  # the solutions to their exercises instead
     appendix: bool = False  # the appendix instead: A1, A2
+    student: str | None = None  # write copies of the solutions without the answers into this folder, run nothing
     again: bool = False  # run those, too, that the same code has run before
     output: Annotated[str | None, arg(aliases=["-o"])] = None  # folder of the executed copies, if not below runs
 
@@ -235,8 +236,13 @@ class Notebooks:
             raise runner.NotebookError(
                 "--solutions and --appendix are two folders of notebooks: run one, then the other."
             )
-        part = "solutions" if self.solutions else "appendix" if self.appendix else ""
+        part = "solutions" if self.solutions or self.student else "appendix" if self.appendix else ""
         paths = runner.find_notebooks(self.names, part)
+        if self.student:
+            from deepchest_utils.notebook.student import write_student_copies
+
+            print(*write_student_copies(paths, Path(self.student)), sep="\n")
+            return 0
         if self.show:
             print("\n\n".join(map(runner.describe_parameters, paths)))
             return 0

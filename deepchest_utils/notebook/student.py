@@ -1,0 +1,69 @@
+"""Copies of the solutions for students: the answers are left out, and what fails until it is solved stays in."""
+
+import ast
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from deepchest_utils.notebook.runner import NotebookError
+
+
+def write_student_copies(paths: Sequence[Path], folder: Path) -> list[Path]:
+    """Write each solutions notebook into `folder` as a student gets it, see `student_copy`; returns the files.
+
+    Raises:
+        NotebookError: A notebook has no cell with the tag `solution`, or the folder is its own.
+    """
+    import nbformat
+
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for path in paths:
+        if folder.resolve() == path.parent.resolve():
+            raise NotebookError(f"student should be another folder than that of the solutions. Found {folder}.")
+        nbformat.write(student_copy(nbformat.read(path, as_version=4), path.stem), folder / path.name)
+        written.append(folder / path.name)
+    return written
+
+
+def student_copy(notebook: Any, name: str) -> Any:
+    """The notebook without outputs and without the answers in cells with the tag `solution`.
+
+    Of code, imports and the heads of functions and classes are left, with their docstrings; the cell then raises
+    NotImplementedError with the number of the exercise. Of Markdown, a line for the answer is left. All other cells,
+    those with the tag `check` among them, stay as they are.
+    """
+    exercise, answers = "the exercise", 0
+    for cell in notebook.cells:
+        if heading := re.match(r"## (Exercise \d+)", cell.source):
+            exercise = heading[1]
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+        if "solution" in cell.metadata.get("tags", []):
+            answers += 1
+            code = cell.cell_type == "code"
+            cell.source = _stub(cell.source, f"{exercise} of {name}") if code else f"*{exercise}, your answer:*"
+    if not answers:
+        raise NotebookError(f"{name} has no cell with the tag `solution`: there is no answer to leave out.")
+    first = notebook.cells[0]
+    first.source = first.source.replace(" Solutions: ", " Exercises: ", 1)
+    return notebook
+
+
+def _stub(source: str, exercise: str) -> str:
+    """What is left of an answer in code."""
+    kept = [line for line in ast.parse(source).body if isinstance(line, ast.Import | ast.ImportFrom)]
+    heads = [_head(part) for part in ast.parse(source).body if isinstance(part, ast.FunctionDef | ast.ClassDef)]
+    call = f'raise NotImplementedError("{exercise}: your turn. Write your answer, then delete this line.")'
+    imports = "\n".join(map(ast.unparse, kept))
+    return "\n\n\n".join(filter(None, [imports, *map(ast.unparse, heads), call]))
+
+
+def _head(part: ast.FunctionDef | ast.ClassDef) -> ast.stmt:
+    """A function or class with its docstring, and `...` for what it does."""
+    docstring = part.body[:1] if ast.get_docstring(part) else []
+    inner = [_head(child) for child in part.body if isinstance(child, ast.FunctionDef)]
+    gap: list[ast.stmt] = [ast.Expr(ast.Constant(...))]
+    part.body = [*docstring, *(inner if isinstance(part, ast.ClassDef) and inner else gap)]
+    return part
