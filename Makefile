@@ -14,8 +14,9 @@ LOG    := $(VENV)/install.log
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --log $(LOG) install $$quiet
 TORCH  := $(or $(if $(CONSTRAINTS),$(shell grep -E '^torch(vision)?==' $(CONSTRAINTS))),torch torchvision)
 CHECK  := .ci/preflight.py
+BOOK   := .book
 
-.PHONY: run test test-slow test-browser lab lint address clean
+.PHONY: run test test-slow test-browser lab lint book address clean
 
 run: $(STAMP)
 	$(BIN)/python -m deepchest_utils notebooks
@@ -41,11 +42,15 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+book: $(BOOK)/.installed  # a site of the notebooks as they are committed; nothing is run
+	$(BOOK)/bin/sphinx-build -q -E -c .ci/book . $(BOOK)/site
+	@echo "open $(BOOK)/site/index.html"
+
 address:  # the repository's, from pyproject.toml into notebooks, README and CITATION.cff
 	$(PYTHON) .ci/address.py
 
 clean:
-	rm -rf $(VENV) .coverage runs data/processed .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(BOOK) .coverage runs data/processed .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	find . -name .ipynb_checkpoints -prune -exec rm -rf {} +
 
@@ -58,4 +63,9 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	{ $(if $(TORCH_INDEX),$(PIP) $(TORCH) --index-url $(TORCH_INDEX) &&) \
 	  $(PIP) --editable '.[dev]' $(addprefix --constraint ,$(CONSTRAINTS)); } || $(PYTHON) $(CHECK) cause $(LOG)
 	@$(BIN)/python $(CHECK) device
+	@touch $@
+
+$(BOOK)/.installed: .ci/book/requirements.txt
+	$(PYTHON) -m venv --clear $(BOOK)
+	$(BOOK)/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
 	@touch $@

@@ -41,7 +41,8 @@ def badge(path: Path) -> str:
 
 def notebooks() -> list[Path]:
     """All numbered notebooks, with the appendix and the solutions."""
-    return sorted((ROOT / "notebooks").rglob("[0-9][0-9]_*.ipynb"))
+    found = (ROOT / "notebooks").rglob("[0-9A][0-9]_*.ipynb")
+    return sorted(path for path in found if "students" not in path.parts)
 
 
 def texts() -> list[Path]:
