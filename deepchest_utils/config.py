@@ -36,7 +36,7 @@ class TrainConfig:
     split: str | None = None  # official, patient, a fold such as 2/5, or None for the data set's default
     data_seed: int = 0  # of the phantom and of our own splits
     data_options: dict[str, Any] = field(default_factory=dict)  # further options of load_dataset
-    method: str = "deepchest"  # with its options, as in deepchest(floor=0.25); A+B; README.md, Methods, lists all
+    method: str = "deepchest"  # with its options, as in deepchest(floor=0.25); A+B; deepchest_utils/README.md lists all
     method_options: dict[str, Any] = field(default_factory=dict)  # its options, apart
     architecture: Architecture = "hard_sharing"  # what the tasks share
     backbone: str = "resnet18_thin"  # resnet18_thin, lite0, timm:NAME or a classifier of torchvision.models

@@ -1,4 +1,5 @@
-"""papermill as people use it: parameters with their help, from any folder, and README's loops as they stand there."""
+"""papermill as people use it: parameters with their help, from any folder, and the loops of
+notebooks/README.md as they stand there."""
 
 import ast
 import os
@@ -17,8 +18,8 @@ from deepchest_utils.notebook.runner import find_notebooks, notebook_parameters
 from deepchest_utils.paths import PROJECT, runs_dir
 
 BY_NAME = pytest.mark.parametrize("path", find_notebooks(), ids=lambda path: path.stem)
-README = (PROJECT / "README.md").read_text()
-SECTION = re.search(r"## Run again with other parameters\n(.*?)\n## ", README, re.DOTALL).group(1)
+PAGE = (PROJECT / "notebooks" / "README.md").read_text()
+SECTION = re.search(r"## Run again with other parameters\n(.*?)\n## ", PAGE, re.DOTALL).group(1)
 # what a reader runs for minutes, in seconds: one seed and method of each loop, on the notebooks' smoke data
 SMALL = {
     ".venv/bin/": f"{sys.prefix}/bin/",
@@ -122,7 +123,7 @@ def test_parameters_from_papermill_s_command_line_are_checked_in_the_notebook(ch
     assert str(failed.exception).rstrip().endswith("ValueError: seed should be of type int. Found '1'.")
 
 
-# README
+# the page's snippets
 
 
 def snippets(language: str) -> list[str]:
@@ -136,7 +137,7 @@ def small(text: str) -> str:
     return text
 
 
-def test_every_abridgement_is_of_something_that_readme_says():
+def test_every_abridgement_is_of_something_that_the_page_says():
     assert [old for old in SMALL if old not in SECTION] == []
 
 
@@ -149,7 +150,7 @@ def run(arguments: list[str], folder: Path) -> str:
 
 @pytest.mark.notebooks
 @pytest.mark.slow
-def test_readme_loops_run_and_are_reported(tmp_path, monkeypatch, printed):
+def test_loops_of_the_page_run_and_are_reported(tmp_path, monkeypatch, printed):
     """The shell loop, the Python loop and the file of parameters, from a folder that is not the repository."""
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     monkeypatch.setenv("DEEPCHEST_FIGURES", str(tmp_path / "figures"))
