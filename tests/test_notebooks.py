@@ -29,10 +29,13 @@ from deepchest_utils.notebook.runner import (
 
 NOTEBOOKS = find_notebooks()
 SOLUTIONS = find_notebooks(part="solutions")
+APPENDIX = find_notebooks(part="appendix")
 LOADING = [path for path in NOTEBOOKS if "01" <= path.stem < "08"]  # the others load no data set
 BY_NAME = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 SOLVED = pytest.mark.parametrize("path", SOLUTIONS, ids=lambda path: path.stem)
-ALL = pytest.mark.parametrize("path", NOTEBOOKS + SOLUTIONS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+ALL = pytest.mark.parametrize(
+    "path", NOTEBOOKS + APPENDIX + SOLUTIONS, ids=lambda path: f"{path.parent.name}-{path.stem}"
+)
 COMMON = {"dataset", "data_root", "data_options", "image_size", "epochs", "seed", "device", "smoke"}
 SECTIONS = ("Exercises", "References")
 
@@ -389,3 +392,11 @@ def test_runs_on_real_radiographs(name, tmp_path, capsys, nih_sample):
 @SOLVED
 def test_solutions_run(path, tmp_path, capsys):
     execute(path, tmp_path, capsys)
+
+
+@pytest.mark.notebooks
+@pytest.mark.slow
+@pytest.mark.parametrize("path", APPENDIX, ids=lambda path: path.stem)
+def test_the_appendix_runs(path, tmp_path, capsys):
+    execute(path, tmp_path, capsys)
+    assert {figure.stem[:2] for figure in (tmp_path / "figures").glob("*.png")} == {path.stem[:2]}

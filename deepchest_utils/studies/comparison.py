@@ -1,4 +1,4 @@
-"""What notebooks 01 and 04 alone need: a heat map with texts, ranks, gains over single-task networks, an explorer."""
+"""What notebooks 01, 04 and the appendix need: a heat map with texts, ranks, an explorer, what weights follow."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -120,3 +120,45 @@ def annotated_heatmap(
     sns.heatmap(values, ax=ax, annot=np.asarray(text), fmt="", square=True, **options)
     ax.tick_params(axis="both", labelsize=8, length=0)
     ax.grid(visible=False)
+
+
+def rank_correlations(rows: pd.DataFrame, prevalence: pd.Series) -> pd.DataFrame:
+    """What weights follow: their rank correlation over findings with prevalence and with difficulty.
+
+    Args:
+        rows: The long table of a sweep, with each epoch's weights and AUROC on validation.
+        prevalence: In the training split, indexed by finding.
+
+    Returns:
+        Columns prevalence and difficulty (1 - AUROC on validation at the end of the epoch), indexed by method and epoch;
+        means over seeds, without epochs in which all weights are the same.
+    """
+    keys = ["cell", "method", "seed", "epoch", "task"]
+    weights = rows[(rows.metric == "weight") & rows.task.isin(prevalence.index)].set_index(keys).value
+    auroc = rows[(rows.metric == "auroc") & (rows.split == "val")].set_index(keys).value
+    joined = pd.DataFrame({"weight": weights, "difficulty": 1 - auroc.reindex(weights.index)}).reset_index()
+    joined["prevalence"] = joined.task.map(prevalence)
+    found = []
+    for (_, method, _, epoch), run in joined.groupby(keys[:-1]):
+        if run.weight.std() > 1e-9:
+            with_both = [stats.spearmanr(run.weight, run[x], nan_policy="omit").statistic for x in _FOLLOWED]
+            found.append((method, epoch, *with_both))
+    return pd.DataFrame(found, columns=["method", "epoch", *_FOLLOWED]).groupby(["method", "epoch"]).mean()
+
+
+_FOLLOWED = ["prevalence", "difficulty"]
+
+
+def decisions(rows: pd.DataFrame, method: str) -> pd.DataFrame:
+    """Whether each weight of a method rose from one epoch to the next: a row a seed and epoch, a column a finding."""
+    chosen = rows[(rows.metric == "weight") & (rows.method == method)]
+    weights = chosen.pivot(index=["seed", "epoch"], columns="task", values="value")
+    return weights.groupby("seed").diff().dropna() > 0
+
+
+def weight_range(rows: pd.DataFrame) -> pd.Series:
+    """Largest over smallest weight in the last epoch, the median over runs, by method; without weights that never move."""
+    chosen = rows[rows.metric == "weight"]
+    last = chosen[chosen.epoch == chosen.groupby("cell").epoch.transform("max")].groupby(["method", "cell"]).value
+    ratio: pd.Series = (last.max() / last.min()).groupby("method").median()
+    return ratio[ratio > 1 + 1e-9]

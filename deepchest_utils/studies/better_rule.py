@@ -1,0 +1,144 @@
+"""The study's further analyses: value of tuning, single findings on both halves, regimes, and the better rule's bar."""
+
+from collections.abc import Mapping, Sequence
+from math import comb
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from deepchest_utils.datasets.findings import FINDINGS
+from deepchest_utils.results.labels import method_family
+from deepchest_utils.results.statistics import (
+    ALPHA,
+    MARGIN,
+    adjust_p,
+    format_interval,
+    is_significant,
+    judge_differences,
+    paired_differences,
+)
+from deepchest_utils.studies.replication import ENDPOINT, SHORT, TRIALS, compare, study_rows
+
+MAX_STEP = 1.02  # of Equal's step on the same machine: what the better rule may cost
+SEES_SCORES = ("deepchest", "loss", "candidate")  # families that see losses and scores alone
+COUNTS = (1, 2, 4, 8, 16)
+
+
+def expected_best(values: Float[np.ndarray, " n"], count: int) -> float:
+    """The mean, over all choices of `count` of the N values, of the largest of them."""
+    n = len(values)
+    if not 1 <= count <= n:
+        raise ValueError(f"count should be between 1 and the {n} values. Found {count}.")
+    # the i-th largest is the best of those choices that take it and the rest from the smaller ones
+    ways = [comb(n - 1 - i, count - 1) / comb(n, count) for i in range(n)]
+    return float(np.sort(values)[::-1] @ np.array(ways))
+
+
+def tuning_curves(table: Path, counts: Sequence[int] = COUNTS) -> pd.DataFrame:
+    """What tuning is worth: the expected best endpoint on validation of some of a method's first settings, after the short
+    runs. A row a method whose short runs are through, a column a count; a setting that failed counts as the lowest."""
+    rows = study_rows(table)
+    rows = rows[(rows.split == "val") & (rows.epochs == SHORT) & (rows.phantom == "nih") & (rows.task == ENDPOINT)]
+    best = rows.groupby(["method", "lr", "weight_decay"], sort=False).value.max()
+    curves = {}
+    for method, values in best.groupby("method", sort=False):
+        if len(values) > TRIALS / 2:
+            padded = np.full(TRIALS, values.min())
+            padded[: len(values)] = values.to_numpy()
+            curves[method] = {count: expected_best(padded, count) for count in counts}
+    return pd.DataFrame(curves).T
+
+
+def finding_statements(rows: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
+    """What may be said of single findings: significant on the odd replicates (Holm over a method's findings of the
+    endpoint), and on the even ones of the same sign with p below 0.05.
+
+    Args:
+        rows: Of `study_rows`.
+
+    Returns:
+        Columns phantom, method, task, odd and even (mean differences to Equal), p_odd (after Holm), p_even, claimed (on
+        the odd ones) and holds (on both).
+    """
+    findings = [finding for finding in FINDINGS if finding != "Hernia"]
+    chosen = rows[(rows.split == "test") & (rows.metric == metric) & rows.task.isin(findings)]
+    by, keys, halves = ["phantom", "task"], ["phantom", "method", "task"], []
+    for rest in (1, 0):
+        part = paired_differences(chosen[chosen.seed % 2 == rest], "equal", by)
+        halves.append(judge_differences(part, ["phantom", "method"]).set_index(keys))
+    odd, even = halves[0], halves[1].reindex(halves[0].index)
+    claimed = is_significant(odd.p_holm, odd.pairs)
+    holds = claimed & (even.p < ALPHA) & (np.sign(even["mean"]) == np.sign(odd["mean"]))
+    columns = {"odd": odd["mean"], "even": even["mean"], "p_odd": odd.p_holm, "p_even": even.p}
+    return pd.DataFrame({**columns, "claimed": claimed, "holds": holds}).reset_index()
+
+
+def regime_table(tables: Mapping[str, Path], metrics: Sequence[str] = ("auroc", "f1_at_half")) -> pd.DataFrame:
+    """`compare` of several tables of the study, one below the other, in a column `regime`; title -> table."""
+    parts = [compare(table).assign(regime=title) for title, table in tables.items()]
+    table = pd.concat(parts, ignore_index=True)
+    return table[table.metric.isin(metrics)].reset_index(drop=True)
+
+
+def nominate(rows: pd.DataFrame, steps: pd.Series) -> str:
+    """The one rule to be judged: of the methods that see losses and scores alone and cost at most MAX_STEP, the one with the
+    highest endpoint, as a difference to Equal in the same replicates, mean over the phantoms.
+
+    Args:
+        rows: Of `study_rows`, of the main table.
+        steps: Method -> time of a step, with that of equal; a method that it lacks is not eligible.
+    """
+    chosen = rows[(rows.split == "test") & (rows.metric == "auroc") & (rows.task == ENDPOINT)]
+    mean = paired_differences(chosen, "equal", ["phantom"]).groupby("method")["mean"].mean()
+    cheap = steps.index[steps / steps["equal"] <= MAX_STEP]
+    eligible = [method for method in mean.index if method_family(method) in SEES_SCORES and method in cheap]
+    if not eligible:
+        raise ValueError(f"steps should have a method that sees losses alone, at {MAX_STEP} times equal's at most.")
+    return str(mean[eligible].idxmax())
+
+
+def better_rule_bar(rows: pd.DataFrame, rule: str, steps: pd.Series, endpoint: str = ENDPOINT) -> pd.DataFrame:
+    """The bar of PROTOCOL.md, in order: what comes after the first item that fails is not asked.
+
+    Args:
+        rows: Long table of test scores with phantom and num_train, of `rule` and equal; of `study_rows`, or tables of
+            several sizes put together. The unit is the seed: a mean over sizes and phantoms.
+        steps: Method -> time of a step, with that of equal.
+        endpoint: Task of the mean over findings.
+
+    Returns:
+        A row an item that was asked: columns measured (in words), mean, low, high (of the first two) and met.
+    """
+    test = rows[(rows.split == "test") & rows.method.isin(["equal", rule])]
+    sets = ["phantom", "num_train"]
+
+    def difference(metric: str, by: Sequence[str], tasks: Sequence[str], average: Sequence[str]) -> pd.DataFrame:
+        chosen = test[(test.metric == metric) & test.task.isin(tasks)]
+        return judge_differences(paired_differences(chosen, "equal", by, average=average), ["metric"])
+
+    gain = difference("auroc", ["metric"], [endpoint], sets).iloc[0]
+    precision = difference("average_precision", ["metric"], [endpoint], sets).iloc[0]
+    sizes = difference("auroc", ["metric", "num_train"], [endpoint], ["phantom"]).set_index("num_train")["mean"]
+    single = difference("auroc", ["metric", "task"], [f for f in FINDINGS if f != "Hernia"], sets)
+    harmed = single[(single["mean"] < -MARGIN) & is_significant(adjust_p(single).p_holm, single.pairs)]
+    ratio = steps[rule] / steps["equal"]
+    interval = ["mean", "low", "high"]
+    items = {
+        "1. macro AUROC above Equal": (format_interval(gain), gain[interval], gain["mean"] > 0 and gain.p < ALPHA),
+        f"2. AP not lower by {MARGIN:g}": (format_interval(precision), precision[interval], precision.low > -MARGIN),
+        "3. each size of the same sign": (
+            ", ".join(f"{size:,}: {mean:+.4f}" for size, mean in sizes.items()),
+            {},
+            bool((sizes > 0).all()),
+        ),
+        f"4. no finding lower by more than {MARGIN:g}": (", ".join(harmed.task) or "none", {}, harmed.empty),
+        f"5. at most {MAX_STEP:g} times Equal's step": (f"{ratio:.3f}", {}, ratio <= MAX_STEP),
+    }
+    asked = []
+    for item, (measured, numbers, met) in items.items():
+        asked.append({"item": item, "measured": measured, **dict(numbers), "met": bool(met)})
+        if not met:
+            break
+    return pd.DataFrame(asked).set_index("item")

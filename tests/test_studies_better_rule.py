@@ -1,0 +1,175 @@
+"""The study's analyses on synthetic tables whose truth is known."""
+
+import json
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from deepchest_utils.datasets.findings import FINDINGS
+from deepchest_utils.studies import better_rule
+from deepchest_utils.studies.better_rule import (
+    better_rule_bar,
+    expected_best,
+    finding_statements,
+    nominate,
+    regime_table,
+    tuning_curves,
+)
+from deepchest_utils.studies.replication import ENDPOINT, SHORT, TRIALS, replicate
+
+TASKS = [finding for finding in FINDINGS if finding != "Hernia"]
+SIZES = (1000, 4000, 16000)
+
+
+def study(effect, methods=("hedge",), seeds=range(3001, 3011), spread=0.01, sizes=SIZES, rng=0):
+    """A long table as of `study_rows`: `effect(method, metric, phantom, size, task)` is the true difference to Equal."""
+    noise, rows = np.random.default_rng(rng), []
+    for seed in seeds:
+        for phantom in ("default", "nih"):
+            for size in sizes:
+                for metric in ("auroc", "average_precision"):
+                    for task in (ENDPOINT, *TASKS):
+                        of_data = noise.normal(0.8, 0.05)  # of the replicate: the same for all methods
+                        for method in ("equal", *methods):
+                            true = 0.0 if method == "equal" else effect(method, metric, phantom, size, task)
+                            value = of_data + true + noise.normal(0, spread)
+                            rows.append((method, seed, "test", metric, task, phantom, size, value))
+    columns = ["method", "seed", "split", "metric", "task", "phantom", "num_train", "value"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 6])
+def test_the_expected_best_is_the_mean_over_all_choices(count):
+    values = np.random.default_rng(0).random(6)
+    wanted = np.mean([max(choice) for choice in combinations(values, count)])
+    assert expected_best(values, count) == pytest.approx(wanted)
+
+
+def test_more_settings_than_there_are_is_an_error():
+    with pytest.raises(ValueError, match=r"between 1 and the 3 values\. Found 4"):
+        expected_best(np.zeros(3), 4)
+
+
+def write_sweep(path, trials, rows_of):
+    """A table of a sweep and its cells, as run_sweep leaves them."""
+    cells, rows = [], []
+    for trial in trials:
+        settings = json.dumps(trial.settings)
+        cells.append(
+            {
+                "cell": trial.id,
+                "method": trial.method,
+                "seed": trial.config.seed,
+                "status": "done",
+                "settings": settings,
+            }
+        )
+        rows += [{"cell": trial.id, "method": trial.method, "seed": trial.config.seed, **row} for row in rows_of(trial)]
+    pd.DataFrame(cells).to_csv(path.with_name(path.stem + "_cells.csv"), index=False)
+    pd.DataFrame(rows).to_csv(path, index=False)
+
+
+def test_tuning_curves_rise_to_the_best_setting(tmp_path):
+    rng, best = np.random.default_rng(0), {}
+    settings = [{"lr": 0.001 * (i + 1), "weight_decay": 0.1} for i in range(TRIALS)]
+    nih = {"difficulty": "nih"}
+    trials = [replicate(m, 2001, s, True, data_options=nih, epochs=SHORT) for m in ("equal", "gls") for s in settings]
+    trials.append(replicate("equal", 2001, settings[0], True, epochs=SHORT))  # the other phantom decides nothing
+
+    def rows_of(trial):
+        value = 9.0 if "difficulty" not in trial.config.data_options else rng.random()
+        if value < 1:
+            best[trial.method] = max(best.get(trial.method, 0), value)
+        base = {"split": "val", "task": ENDPOINT, "metric": "auroc"}
+        return [{"epoch": epoch, "value": value - 0.1 * (2 - epoch), **base} for epoch in (1, 2)]
+
+    write_sweep(tmp_path / "study_tuning.csv", trials, rows_of)
+    curves = tuning_curves(tmp_path / "study_tuning.csv")
+    assert list(curves.columns) == [1, 2, 4, 8, 16]
+    assert (curves.diff(axis=1).iloc[:, 1:] > 0).all(axis=None)
+    assert curves[16].to_dict() == pytest.approx(best)
+
+
+def test_a_true_difference_of_a_finding_is_stated_and_noise_is_not():
+    rows = study(lambda *of: 0.03 * (of[-1] == "Mass") - 0.03 * (of[-1] == "Edema"), seeds=range(1, 21), sizes=(4000,))
+    found = finding_statements(rows)
+    held = found[found.holds]
+    assert set(zip(held.phantom, held.task, strict=True)) == {
+        (p, t) for p in ("default", "nih") for t in ("Mass", "Edema")
+    }
+    assert (np.sign(held.odd) == np.sign(held.even)).all()
+
+
+def test_a_difference_on_the_odd_replicates_alone_is_claimed_and_does_not_hold():
+    """The test that splits the replicates: what one half says has to hold on the other."""
+    rows = study(lambda *of: 0.0, seeds=range(1, 21), sizes=(4000,))
+    shifted = (rows.method == "hedge") & (rows.task == "Mass") & (rows.seed % 2 == 1)
+    rows.loc[shifted, "value"] += 0.05
+    mass = finding_statements(rows).query("task == 'Mass'")
+    assert mass.claimed.all()
+    assert not mass.holds.any()
+
+
+def test_statements_are_rarely_made_of_noise():
+    held = sum(
+        finding_statements(study(lambda *of: 0.0, seeds=range(1, 17), sizes=(4000,), rng=rng)).holds.sum()
+        for rng in range(10)
+    )
+    assert held <= 1  # of 260: 0.05 x 0.025 x 20 families would be 0.03
+
+
+@pytest.fixture
+def steps():
+    return pd.Series({"equal": 1.0, "hedge": 1.01, "uw_so": 1.0, "famo": 1.3, "pcgrad": 1.0, "inverse_prevalence": 1.0})
+
+
+def test_the_rule_that_is_nominated_is_cheap_sees_losses_and_has_the_highest_endpoint(steps):
+    gains = {"hedge": 0.01, "uw_so": 0.03, "famo": 0.06, "pcgrad": 0.09, "inverse_prevalence": 0.09, "dwa": 0.09}
+    rows = study(lambda method, *_: gains[method], tuple(gains), sizes=(4000,))
+    # one that was stopped after easy replicates is not helped by them
+    rows = rows[(rows.method != "hedge") | (rows.seed < 3005)]
+    assert nominate(rows, steps) == "uw_so"  # famo costs too much, pcgrad sees gradients, dwa was not timed
+    with pytest.raises(ValueError, match="steps should have a method"):
+        nominate(rows, steps[["equal", "famo"]])
+
+
+def good(method, metric, phantom, size, task):
+    return 0.02
+
+
+def test_a_rule_that_is_better_everywhere_clears_the_bar(steps):
+    bar = better_rule_bar(study(good), "hedge", steps)
+    assert bar.met.tolist() == [True] * 5
+    assert bar["mean"].iloc[0] == pytest.approx(0.02, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("change", "fails"),
+    [
+        (lambda m, metric, p, s, t: 0.0, 1),
+        (lambda m, metric, p, s, t: -0.03 if metric == "average_precision" else 0.02, 2),
+        (lambda m, metric, p, s, t: -0.02 if s == 1000 else 0.04, 3),
+        (lambda m, metric, p, s, t: -0.05 if t == "Mass" else 0.02, 4),
+    ],
+)
+def test_the_bar_stops_at_the_first_item_that_fails(change, fails, steps):
+    bar = better_rule_bar(study(change), "hedge", steps)
+    assert bar.met.tolist() == [True] * (fails - 1) + [False]
+    assert bar.index[-1].startswith(f"{fails}.")
+
+
+def test_a_dear_rule_fails_at_the_price(steps):
+    bar = better_rule_bar(study(good), "hedge", steps * pd.Series({"equal": 1.0, "hedge": 1.05}))
+    assert bar.met.tolist() == [True] * 4 + [False]
+    assert bar.measured.iloc[-1].startswith("1.06")
+
+
+def test_regimes_stand_below_each_other(monkeypatch, tmp_path):
+    tables = {"batch 64": tmp_path / "a.csv", "batch 256": tmp_path / "b.csv"}
+    made = pd.DataFrame({"method": ["gls"] * 3, "metric": ["auroc", "f1_at_half", "loss"], "mean": [0.1, 0.2, 0.3]})
+    monkeypatch.setattr(better_rule, "compare", lambda table: made.assign(mean=made["mean"] + (table.stem == "b")))
+    found = regime_table(tables)
+    assert found.regime.tolist() == ["batch 64"] * 2 + ["batch 256"] * 2
+    assert found["mean"].tolist() == pytest.approx([0.1, 0.2, 1.1, 1.2])
