@@ -312,8 +312,8 @@ def own_table(root: Path) -> Path:
 
 def chexpert(root: Path) -> Path:
     """The folder of a download: 60 films for training, 20 that radiologists labelled."""
-    for part, count in (("train", 60), ("valid", 20)):
-        names = [f"{part}/patient{number:05d}/study1/view1_frontal.jpg" for number in range(count)]
+    for part, first, count in (("train", 1, 60), ("valid", 64541, 20)):
+        names = [f"{part}/patient{first + number:05d}/study1/view1_frontal.jpg" for number in range(count)]
         write_pictures(root / "CheXpert-v1.0-small", names)
         rng = np.random.default_rng(count)
         frame = pd.DataFrame({"Path": [f"CheXpert-v1.0-small/{name}" for name in names]})
@@ -341,9 +341,9 @@ def test_commands_run(tmp_path, monkeypatch, capsys, nih_folder):
         # the notebooks' loop, whose runs are reported, is not run here
         arguments = [word.replace("runs/loop", "runs") for word in arguments]
         if arguments[0] == "data":
-            arguments = [str(roots.pop(arguments[1])) if word == "PATH" else word for word in arguments]
+            arguments = [str(roots[arguments[1]]) if word == "PATH" else word for word in arguments]
         assert main([*arguments, *SHORTER.get(arguments[0], [])]) == 0, (arguments, capsys.readouterr().err)
-    assert not roots
+    assert {arguments[1] for arguments in ran if arguments[0] == "data"} == {*roots}
     for made in MADE:
         assert (tmp_path / made).exists(), made
     assert "Hernia" in capsys.readouterr().out
