@@ -11,6 +11,7 @@ _NAMES = {
     "config": ("TrainConfig",),
     "datasets": ("ChestXrays", "DataError", "Splits", "load_dataset"),
     "datasets.findings": ("FINDINGS",),
+    "models.losses": ("make_loss",),
     "training": ("Run", "train"),
     "weighting": ("METHODS", "make_method"),
     "weighting.base": ("EpochReport", "Method"),

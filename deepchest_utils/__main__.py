@@ -38,7 +38,7 @@ def _literal(metavar: str) -> Any:
 def _options(several: bool) -> type:
     """An option a field of TrainConfig, its help the comment beside the field.
 
-    several: each takes a list of values. A method has its options in its own text then, and the sweep its own folders.
+    several: each takes a list of values. Methods and losses have options in their text then, and the sweep its folders.
     """
     comments = dict(re.findall(r"^    (\w+): .*  # (.*)$", inspect.getsource(TrainConfig), re.MULTILINE))
     hints, options = get_type_hints(TrainConfig), list[tuple[str, Any, Any]]()
@@ -49,7 +49,7 @@ def _options(several: bool) -> type:
         elif several:
             item: Any = Annotated[bool, _literal("{true,false}")] if hint is bool else hint
             hint, default = tuple[item, ...], (default,)
-        if not several or f.name not in ("run_dir", "method_options"):
+        if not several or f.name not in ("run_dir", "method_options", "loss_options"):
             options.append((f.name, Annotated[hint, arg(help=comments[f.name])], default))
     return dataclasses.make_dataclass("Options", options)
 

@@ -16,7 +16,11 @@ Architecture = Literal["hard_sharing", "single_task", "cross_stitch", "mtan"]
 Optimizer = Literal["adamw", "adam", "rmsprop", "sgd"]
 Schedule = Literal["cosine", "constant"]
 Amp = Literal["off", "bf16", "fp16"]
+Head = Literal["linear", "two_way"]
+Augmentation = Literal["small", "resized_crop"]
+Select = Literal["best", "last"]
 ARCHITECTURES: tuple[str, ...] = get_args(Architecture)
+LOSSES = ("bce", "balanced", "focal", "asymmetric", "logit_adjusted", "ldam")
 MAX_SIZE = 2048  # px: a batch of more fits into no memory
 
 
@@ -38,17 +42,27 @@ class TrainConfig:
     data_options: dict[str, Any] = field(default_factory=dict)  # further options of load_dataset
     method: str = "deepchest"  # with its options, as in deepchest(floor=0.25); A+B; deepchest_utils/README.md lists all
     method_options: dict[str, Any] = field(default_factory=dict)  # its options, apart
+    loss: str = "bce"  # bce, balanced, focal, asymmetric, logit_adjusted or ldam; with options, as in focal(gamma=3)
+    loss_options: dict[str, Any] = field(default_factory=dict)  # its options, apart
     architecture: Architecture = "hard_sharing"  # what the tasks share
     backbone: str = "resnet18_thin"  # resnet18_thin, lite0, timm:NAME or a classifier of torchvision.models
     pretrained: bool = False  # start from ImageNet weights; those of lite0 come with the extra encoders
+    hidden: int = 0  # units of a layer with ReLU between trunk and heads, which the tasks share; 0 is none
+    head: Head = "linear"  # linear, one output a finding; two_way, two outputs and a softmax
+    prior_bias: bool = True  # heads start as the best constant predictor, otherwise at 0
     epochs: int = 12  # passes over the training set
     batch_size: int = 64  # images a step
     stratified: bool = False  # deal out positives so that each finding is in as many batches as it can be
+    oversample: float = 0.0  # draw images of findings rarer than this share more often; 0 is each image once an epoch
     optimizer: Optimizer = "adamw"  # what takes the steps
     lr: float = 2e-3  # peak learning rate
     weight_decay: float = 0.05  # decoupled for adamw, L2 for the others
     schedule: Schedule = "cosine"  # cosine to zero, or constant
-    augment: bool = True  # small rotation, shift, zoom and exposure, drawn for each image
+    augment: bool = True  # change each training image at random
+    augmentation: Augmentation = "small"  # small: shift, turn, zoom, exposure; resized_crop: turn, crop, mirror
+    augment_test: bool = False  # change validation and test images at random, too
+    ema: float = 0.0  # decay, as 0.999, of a moving average of the weights, which is tested in their place; 0 is none
+    select: Select = "best"  # epoch that is tested: best on validation, or last
     amp: Amp = "off"  # type of autocast
     channels_last: bool = True  # memory layout of the images
     device: str = "auto"  # auto takes cuda if there is one
@@ -63,8 +77,15 @@ class TrainConfig:
             method, options = parse_method(self.method, self.method_options)
             object.__setattr__(self, "method", method)
             object.__setattr__(self, "method_options", options)
+        if "(" in self.loss:
+            loss, options = parse_method(self.loss, self.loss_options)
+            object.__setattr__(self, "loss", loss)
+            object.__setattr__(self, "loss_options", options)
+        check_choice("loss", self.loss, LOSSES)
         if taken := {"name", "num_tasks"} & self.method_options.keys():
             raise ValueError(f"method_options should not have {' and '.join(taken)}: the run decides.")
+        if taken := {"name", "labels"} & self.loss_options.keys():
+            raise ValueError(f"loss_options should not have {' and '.join(taken)}: the run decides.")
         if taken := {"name", "root", "image_size", "seed", "split"} & self.data_options.keys():
             raise ValueError(f"data_options should not have {min(taken)}: it has an option of its own.")
         for name in ("data_root", "run_dir"):
@@ -75,9 +96,15 @@ class TrainConfig:
         for name in ("image_size", "epochs", "batch_size", "lr", "min_positives"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} should be greater than 0. Found {getattr(self, name)}.")
-        for name in ("weight_decay", "seed", "data_seed"):
+        for name in ("weight_decay", "seed", "data_seed", "hidden", "oversample", "ema"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} should not be negative. Found {getattr(self, name)}.")
+        for name in ("oversample", "ema"):
+            if not getattr(self, name) < 1:
+                raise ValueError(f"{name} should be less than 1. Found {getattr(self, name)}.")
+        for name in ("hidden", "head"):
+            if self.architecture != "hard_sharing" and getattr(self, name) not in (0, "linear"):
+                raise ValueError(f"{name} goes with architecture 'hard_sharing'. Found {self.architecture!r}.")
         if self.image_size > MAX_SIZE:
             raise ValueError(f"image_size should be at most {MAX_SIZE}. Found {self.image_size}.")
 
@@ -89,6 +116,17 @@ class TrainConfig:
         # as plain numbers: options may be tensors and arrays, which have no single answer to ==
         plain: dict[str, Any] = json.loads(json.dumps(fields, default=lambda value: value.tolist()))
         return plain
+
+
+# what the authors' code does (commit 0c45bdd, its README's commands for radiographs), on EfficientNet-Lite0 in place of
+# ResNet-50: TrainConfig(**PUBLISHED_RECIPE, dataset="nih", ...). Each field that goes is a step towards our defaults.
+# Its split has 80, 10 and 10% of the images, ours 70, 10 and 20%.
+PUBLISHED_RECIPE: dict[str, Any] = {
+    "method": "deepchest", "method_options": {"initial": "resnet"}, "split": "image", "image_size": 128,
+    "backbone": "lite0", "pretrained": True, "hidden": 512, "head": "two_way", "prior_bias": False,
+    "optimizer": "rmsprop", "lr": 1e-3, "weight_decay": 0.0, "schedule": "constant", "batch_size": 128, "epochs": 15,
+    "augmentation": "resized_crop", "augment_test": True, "select": "last",
+}  # fmt: skip
 
 
 no_type_check(TrainConfig.__init__)  # by the tests: it checks its values itself, and takes NumPy's numbers too
@@ -108,6 +146,26 @@ def parse_method(spec: str, given: dict[str, Any] | None = None) -> tuple[str, d
     for _, term_options in reversed(terms):  # each term's options hold those of the terms after it
         options = {**term_options, **({"inner_options": options} if options else {})}
     return "+".join(name for name, _ in terms), _merged(options, given or {}, spec)
+
+
+def split_spec(spec: str) -> tuple[str, str, str]:
+    """Method, architecture and loss of a text such as `deepchest(floor=0.25)@mtan@focal`, "" where it names none."""
+    architecture = loss = ""
+    while True:
+        method, _, last = spec.rpartition("@")
+        if last in ARCHITECTURES and not architecture:
+            spec, architecture = method, last
+        elif method and not loss and _names_loss(last):
+            spec, loss = method, last
+        else:
+            return spec, architecture, loss
+
+
+def _names_loss(text: str) -> bool:
+    try:
+        return parse_method(text)[0] in LOSSES
+    except ValueError:
+        return False
 
 
 def format_method(name: str, options: dict[str, Any]) -> str:

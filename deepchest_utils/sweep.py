@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 from scipy.stats import qmc
 
-from deepchest_utils.config import TrainConfig, check_choice, did_you_mean
+from deepchest_utils.config import ARCHITECTURES, LOSSES, TrainConfig, check_choice, did_you_mean, split_spec
 from deepchest_utils.datasets import Splits, load_dataset
 from deepchest_utils.files import exclusive_lock
 from deepchest_utils.progress import progress, say
@@ -110,32 +110,39 @@ def make_trials(
 
     Args:
         base: All that has no list.
-        lists: Field of TrainConfig -> values. Those of "method" may carry options and an architecture, such as
-            `deepchest(floor=0.25)` or `equal@single_task`.
-        lr: A learning rate for each method, from `best_lr`, in place of the lists'. Another architecture takes the
+        lists: Field of TrainConfig -> values. Those of "method" may carry options, an architecture and a loss, such as
+            `deepchest(floor=0.25)`, `equal@single_task` or `equal@focal`; a list of losses is written into their names.
+        lr: A learning rate for each method, from `best_lr`, in place of the lists'. Another architecture or loss takes the
             method's unless it has its own.
 
     Raises:
         ValueError: An unknown field, a value that TrainConfig refuses, or a method without a learning rate.
     """
     # the method's own text has its options, and the sweep its folders
-    allowed = {field.name for field in dataclasses.fields(TrainConfig)} - {"method_options", "run_dir"}
+    allowed = {field.name for field in dataclasses.fields(TrainConfig)} - {"method_options", "loss_options", "run_dir"}
     for name in sorted(set(lists) - allowed):
         names, hint = ", ".join(sorted(allowed)), did_you_mean(name, allowed)
         raise ValueError(f"{name!r} is no setting of a run. There are {names}.{hint}")
-    if "method" in lists and base.method_options:
-        advice = f"Found {base.method_options}: write them into the method's text, as in deepchest(floor=0.25)."
-        raise ValueError(f"method_options belong to one method, and the sweep has its own. {advice}")
+    for name, example in (("method", "deepchest(floor=0.25)"), ("loss", "focal(gamma=3)")):
+        if name in lists and (options := getattr(base, f"{name}_options")):
+            advice = f"Found {options}: write them into the {name}'s text, as in {example}."
+            raise ValueError(f"{name}_options belong to one {name}, and the sweep has its own. {advice}")
     fields = sorted(lists, key=lambda name: name != "seed")
     trials = {}
     for values in itertools.product(*(lists[name] for name in fields)):
         settings = dict(zip(fields, values, strict=True))
         spec = settings.get("method", base.method)
-        method, _, architecture = spec.partition("@")
+        method, architecture, loss = split_spec(spec)
         if "method" in lists:
+            if "@" in method.rpartition(")")[2]:  # behind the options
+                check_choice("architecture or loss", method.rpartition("@")[2], (*ARCHITECTURES, *LOSSES))
             settings["method"], settings["method_options"] = check_method(method)
             if architecture:
                 settings["architecture"] = architecture
+            if loss:
+                settings["loss"], settings["loss_options"] = loss, {}
+        if not loss and settings.get("loss", "bce") != "bce":
+            spec += f"@{settings['loss']}"
         if lr is not None:
             if not {spec, method} & set(lr):
                 raise ValueError(f"lr should have every method's. Found none for {spec!r}, only {', '.join(lr)}.")
@@ -344,12 +351,15 @@ def with_dask(trials: list[Trial], scheduler: str, threads: int) -> Iterator[Tri
 
 
 def tuning_scores(tables: RunTable) -> pd.DataFrame:
-    """Macro AUROC on validation in each run's best epoch: mean, std and count over seeds of each method and lr."""
-    rows = tables.rows.query("split == 'val' and task == 'macro' and metric == 'auroc'")
+    """Macro AUROC on validation in the epoch of each run that would be tested, the best, or the last by `select`: mean, std
+    and count over seeds of each method and lr."""
+    rows = tables.rows.query("split == 'val' and task == 'macro' and metric == 'auroc'").sort_values("epoch")
     best = rows.groupby("cell").value.max()
     cells = tables.cells[tables.cells.cell.isin(best.index)]
     if cells.empty:
         return pd.DataFrame(columns=["mean", "std", "count"])
+    last = cells.cell[cells.settings.str.contains('"select": "last"', regex=False)]
+    best.update(rows[rows.cell.isin(last)].groupby("cell").value.last())
     lr = [json.loads(settings).get("lr", TrainConfig.lr) for settings in cells.settings]
     scores = cells.assign(lr=lr, auroc=cells.cell.map(best))
     return scores.groupby(["method", "lr"]).auroc.agg(["mean", "std", "count"])

@@ -11,8 +11,7 @@ from torch import nn
 
 from deepchest_utils import METHODS, DataError, DeepChest, Splits, TrainConfig, load_dataset, make_method, train
 from deepchest_utils.datasets import DataWarning
-from deepchest_utils.models.losses import count_known, masked_bce
-from deepchest_utils.training import loop as loop_module
+from deepchest_utils.models.losses import BCE, count_known, masked_bce
 
 K, NAN, INF = 3, math.nan, math.inf
 pytestmark = [
@@ -131,8 +130,8 @@ def test_run_on_one_image_is_refused(few):
 
 @pytest.mark.parametrize("method", ["uncertainty", "gradnorm", "upgrad", "nash_mtl", "deepchest+pcgrad"])
 def test_loss_that_is_not_finite_stops_every_kind_of_run(few, monkeypatch, method):
-    original = loop_module.masked_bce
-    monkeypatch.setattr(loop_module, "masked_bce", lambda *given: original(*given) * NAN)
+    original = BCE.forward
+    monkeypatch.setattr(BCE, "forward", lambda *given: original(*given) * NAN)
     with pytest.raises(FloatingPointError, match="the loss of Atelectasis is nan in epoch 1, step 1"):
         train(config(method, 14), few)
 

@@ -24,7 +24,12 @@ OTHER = {  # of each setting that makes another run, a value that BASE has not
     "data_options": {"num_train": 128, "num_val": 65},
     "method": "equal",
     "method_options": {"cap": 2.0},
+    "loss": "focal",
+    "loss_options": {"gamma": 3.0},
     "architecture": "mtan",
+    "hidden": 8,
+    "head": "two_way",
+    "prior_bias": False,
     "backbone": "resnet18",
     "pretrained": True,
     "epochs": 13,
@@ -35,6 +40,11 @@ OTHER = {  # of each setting that makes another run, a value that BASE has not
     "weight_decay": 0.0,
     "schedule": "constant",
     "augment": False,
+    "augmentation": "resized_crop",
+    "augment_test": True,
+    "oversample": 0.1,
+    "ema": 0.9,
+    "select": "last",
     "amp": "bf16",
     "channels_last": False,
     "min_positives": 10,
@@ -217,6 +227,16 @@ def test_best_lr_has_the_best_validation_mean_over_seeds(tmp_path):
     assert found == {"equal": 1e-3, "deepchest(cap=2.0)": 2e-3}
     chosen = make_trials(BASE, {"method": ["deepchest(cap=2.0)", "equal"]}, found)
     assert [c.config.lr for c in chosen] == [2e-3, 1e-3]
+
+
+def test_where_the_last_epoch_is_tested_it_is_the_one_that_counts(tmp_path):
+    out = tmp_path / "tuning.csv"
+    write_tuning(out, {("equal", 1e-3, 0): [0.6, 0.9, 0.7], ("equal", 4e-3, 0): [0.6, 0.6, 0.8]})
+    assert best_lr(out) == {"equal": 1e-3}
+    cells = pd.read_csv(out.with_name("tuning_cells.csv"), dtype=str)
+    cells["settings"] = [json.dumps({**json.loads(text), "select": "last"}) for text in cells.settings]
+    cells.to_csv(out.with_name("tuning_cells.csv"), index=False)
+    assert best_lr(out) == {"equal": 4e-3}
 
 
 def test_best_lr_of_nothing_is_an_error(tmp_path):

@@ -18,6 +18,7 @@ from deepchest_utils import FINDINGS, METHODS, Method, Run, Splits, TrainConfig,
 from deepchest_utils.datasets import DataWarning
 from deepchest_utils.models import augment
 from deepchest_utils.models.augment import apply_augmentation, sample_augmentation, to_input
+from deepchest_utils.models.losses import BCE
 from deepchest_utils.results.metrics import choose_thresholds
 from deepchest_utils.results.store import COLUMNS
 from deepchest_utils.training import loop as loop_module
@@ -347,8 +348,8 @@ def test_same_seed_same_numbers_other_seed_others(tiny):
 def test_seed_gives_every_method_the_same_start_and_the_same_order(tiny, monkeypatch):
     """A comparison over methods with one seed is paired: network and batches are the same."""
     seen = []
-    original = loop_module.masked_bce
-    monkeypatch.setattr(loop_module, "masked_bce", lambda *given: seen.append(given[:2]) or original(*given))
+    original = BCE.forward
+    monkeypatch.setattr(BCE, "forward", lambda self, *given: seen.append(given[:2]) or original(self, *given))
     train(config(epochs=1, augment=False), tiny)
     first = list(seen)
     seen.clear()
@@ -464,7 +465,7 @@ def test_cuda_is_not_waited_for_between_the_steps(tiny):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_loss_that_is_not_finite_stops_the_run_and_is_named(tiny, tmp_path, monkeypatch, value):
-    original, step = loop_module.masked_bce, [0]
+    original, step = BCE.forward, [0]
 
     def poisoned(*given):
         step[0] += 1
@@ -473,7 +474,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_is_named(tiny, tmp_path, monk
             losses = losses * torch.ones(K).index_fill(0, torch.tensor([FINDINGS.index("Edema")]), value)
         return losses
 
-    monkeypatch.setattr(loop_module, "masked_bce", poisoned)
+    monkeypatch.setattr(BCE, "forward", poisoned)
     with pytest.raises(FloatingPointError, match=rf"Edema is {value} in epoch 2, step 3\..*lr \(0.002\)"):
         train(config(run_dir=str(tmp_path)), tiny)
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
@@ -669,7 +670,7 @@ def test_half_precision_looks_for_its_scale_in_silence(few):
 def test_augmentation_can_be_switched_off(tiny, monkeypatch):
     seen = []
     original = augment.apply_augmentation
-    monkeypatch.setattr(augment, "apply_augmentation", lambda x, row: seen.append(len(x)) or original(x, row))
+    monkeypatch.setattr(augment, "apply_augmentation", lambda x, *given: seen.append(len(x)) or original(x, *given))
     train(config(epochs=1, augment=False), tiny)
     assert seen == []
     run = train(config(epochs=1), tiny)

@@ -15,7 +15,8 @@ from torch.overrides import TorchFunctionMode
 from deepchest_utils.config import TrainConfig
 from deepchest_utils.files import FileError, one_line
 from deepchest_utils.models.augment import to_input
-from deepchest_utils.models.sharing import ARCHITECTURES
+from deepchest_utils.models.sharing import build_network
+from deepchest_utils.models.trunks import Weights
 from deepchest_utils.results.checkpoint import read_checkpoint
 from deepchest_utils.results.metrics import CALIBRATION, calibrate, read_calibration
 from deepchest_utils.training.setup import resolve_device
@@ -56,9 +57,7 @@ def load_trained(checkpoint: str | Path, device: str = "auto") -> Trained:
     try:
         config = TrainConfig(**{name: value for name, value in state["identity"].items() if name != "data"})
         _check_shapes(config, len(findings), state["best"]["model"])
-        # the pretrained network may have other layers; its weights are not needed
-        pretrained = "unfilled" if config.pretrained else False
-        net = ARCHITECTURES[config.architecture](config.backbone, len(findings), config.image_size, pretrained)
+        net = build_network(config, len(findings), config.image_size, _unfilled(config))
         net.load_state_dict(state["best"]["model"])
     except Exception as error:  # what is no configuration, or no network, raises one of several types
         raise FileError(f"{path}: no network can be made of it ({one_line(error)}).") from error
@@ -80,10 +79,14 @@ def _check_shapes(config: TrainConfig, num_tasks: int, model: dict[str, Tensor])
         raise ValueError("its configuration is of another network")
 
 
+def _unfilled(config: TrainConfig) -> Weights:
+    """The pretrained network may have other layers; its weights are not needed."""
+    return "unfilled" if config.pretrained else False
+
+
 def _shapes(config: TrainConfig, num_tasks: int) -> dict[str, torch.Size]:
     with torch.device("meta"), _SmallOnCpu() if "regnet" in config.backbone else nullcontext():
-        pretrained = "unfilled" if config.pretrained else False
-        net = ARCHITECTURES[config.architecture](config.backbone, num_tasks, config.image_size, pretrained)
+        net = build_network(config, num_tasks, config.image_size, _unfilled(config))
     return {name: value.shape for name, value in net.state_dict().items()}
 
 

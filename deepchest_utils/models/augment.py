@@ -1,5 +1,6 @@
 """From uint8 images to network input: standardised and, in training, each image augmented in its own way."""
 
+import math
 from functools import lru_cache
 
 import torch
@@ -11,13 +12,13 @@ MEAN, STD = 0.45, 0.225  # ImageNet's, averaged over its channels
 
 
 def to_input(
-    images: UInt8[Tensor, "b h w"], augmentation: Float[Tensor, "b 8"] | None = None
+    images: UInt8[Tensor, "b h w"], augmentation: Float[Tensor, "b 8"] | None = None, padding: str = "border"
 ) -> Float[Tensor, "b 1 h w"]:
-    """Scale pixels to [0, 1], standardise, and augment if there are parameters of `sample_augmentation`."""
+    """Scale pixels to [0, 1], standardise, and augment if there are parameters of a function of SAMPLERS."""
     pixels = images[:, None].float()
     if augmentation is None:
         return pixels.mul_(1 / 255).sub_(MEAN).div_(STD)
-    return apply_augmentation(pixels, fold_normalization(augmentation))
+    return apply_augmentation(pixels, fold_normalization(augmentation), padding)
 
 
 def sample_augmentation(
@@ -47,10 +48,37 @@ def sample_augmentation(
     return torch.stack([cos, -sin, dx, sin, cos, dy, gain, offset], dim=1)
 
 
-def apply_augmentation(x: Float[Tensor, "b 1 h w"], augmentation: Float[Tensor, "b 8"]) -> Float[Tensor, "b 1 h w"]:
-    """Resample each image by its affine map (the border repeats), multiply by its gain and add its offset."""
+def sample_resized_crop(n: int, generator: torch.Generator) -> Float[Tensor, "n 8"]:
+    """Draw for each of n square images what the published recipe does to every image, of training and of test: a rotation
+    by up to 30 degrees (black comes in at the corners), a crop of 8 to 100% of the area with sides in a ratio of 3/4 to
+    4/3, stretched to the whole, and for every other image a mirror.
+
+    The crop is drawn as torchvision's `RandomResizedCrop` draws it, but not rounded to pixels. Both are one affine map, and
+    the image is resampled once. The generator and the rows are those of `sample_augmentation`.
+    """
+    draws = torch.rand(n, 24, generator=generator)
+    angle, flip = (draws[:, 0] * 2 - 1) * (torch.pi / 6), torch.where(draws[:, 1] < 0.5, -1.0, 1.0)
+    area, ratio = 0.08 + 0.92 * draws[:, 2:12], ((draws[:, 12:22] * 2 - 1) * math.log(4 / 3)).exp()
+    sides = torch.stack([area * ratio, area / ratio], dim=-1).sqrt()  # ten tries: width and height
+    fits = (sides <= 1).all(-1)
+    first = sides[torch.arange(n), fits.int().argmax(1)]
+    width, height = first.where(fits.any(1, keepdim=True), 1.0).unbind(1)  # the whole image where no try fits
+    x, y = (2 * draws[:, 22] - 1) * (1 - width), (2 * draws[:, 23] - 1) * (1 - height)
+    cos, sin, across = angle.cos(), angle.sin(), width * flip
+    rows = [cos * across, -sin * height, cos * x - sin * y, sin * across, cos * height, sin * x + cos * y]
+    return torch.stack([*rows, torch.ones(n), torch.zeros(n)], dim=1)
+
+
+SAMPLERS = {"small": sample_augmentation, "resized_crop": sample_resized_crop}
+PADDING = {"small": "border", "resized_crop": "zeros"}  # what lies outside of an image: its border again, or black
+
+
+def apply_augmentation(
+    x: Float[Tensor, "b 1 h w"], augmentation: Float[Tensor, "b 8"], padding: str = "border"
+) -> Float[Tensor, "b 1 h w"]:
+    """Resample each image by its affine map, multiply by its gain and add its offset."""
     grid = sampling_grid(augmentation[:, :6], *x.shape[2:])
-    resampled = grid_sample(x, grid, padding_mode="border", align_corners=False)
+    resampled = grid_sample(x, grid, padding_mode=padding, align_corners=False)
     gain, offset = augmentation[:, 6:, None, None, None].unbind(1)
     return torch.addcmul(offset, resampled, gain)
 

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, adaptive_max_pool2d
 
+from deepchest_utils.config import TrainConfig
 from deepchest_utils.models.network import MultiTaskNet, Shares, prevalence_logit
 from deepchest_utils.models.trunks import Backbone, Weights, build_trunk
 
@@ -147,3 +148,13 @@ ARCHITECTURES: dict[str, Callable[..., Network]] = {
     "cross_stitch": CrossStitch,
     "mtan": MTAN,
 }
+
+
+def build_network(
+    config: TrainConfig, num_tasks: int, image_size: int, pretrained: Weights, prevalence: Shares = None
+) -> Network:
+    """The network of a run, with heads that start at `prevalence`, as in `MultiTaskNet`."""
+    own: dict[str, Any] = {}
+    if config.architecture == "hard_sharing":
+        own = {"hidden": config.hidden, "head": config.head}
+    return ARCHITECTURES[config.architecture](config.backbone, num_tasks, image_size, pretrained, prevalence, **own)

@@ -16,8 +16,8 @@ from torch import Tensor
 from deepchest_utils.files import FileError, atomic_write
 
 CHECKPOINT, PREVIOUS, DAMAGED = "checkpoint.pt", "checkpoint.previous.pt", "checkpoint.damaged.pt"
-VERSION = 5  # 5: the file ends with its checksum
-_DICTIONARIES = ("identity", "best", "rng", "net", "method", "optimizer", "schedule", "scaler")
+VERSION = 6  # 5: the file ends with its checksum; 6: with the moving average of the weights
+_DICTIONARIES = ("identity", "best", "rng", "net", "average", "method", "optimizer", "schedule", "scaler")
 _CONTENT = {"findings": list, "epoch": int, "history": list, **dict.fromkeys(_DICTIONARIES, dict)}
 _ROW = {"method": str, "seed": int, "epoch": int, "split": str, "task": str, "metric": str, "value": float}
 _MOVING = {"last_epoch", "_step_count", "_last_lr", "_is_initial", "_get_lr_called_within_step"}  # of a schedule

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from deepchest_utils.config import ARCHITECTURES, parse_method
+from deepchest_utils.config import parse_method, split_spec
 
 # Okabe and Ito's colours can be told apart with every form of colour blindness, and in grey
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY, BLACK = (
@@ -56,39 +56,44 @@ def pretty(finding: str) -> str:
     return finding.replace("_", " ")
 
 
-def _parse(spec: str) -> tuple[list[str], dict[str, Any], str]:
-    """Names, options and architecture; a name of one's own may read otherwise, as my-rule, and is taken as it is."""
-    method, _, architecture = spec.rpartition("@")
-    if architecture not in ARCHITECTURES:
-        method, architecture = spec, ""
+def _parse(spec: str) -> tuple[list[str], dict[str, Any], str, str]:
+    """Names, options, architecture and loss; a name of one's own may read otherwise, as my-rule, and is taken as it is."""
+    method, architecture, loss = split_spec(spec)
     try:
         names, options = parse_method(method)
     except ValueError:
-        return [method], {}, architecture
-    return names.split("+"), options, architecture
+        return [method], {}, architecture, loss
+    return names.split("+"), options, architecture, loss
 
 
 def method_label(spec: str) -> str:
     """The label, for a figure, of a method as sweeps name it.
 
     `deepchest(floor=0.25)+pcgrad(level="features")` gives "DeepChest (floor 0.25) + PCGrad (features)", and
-    `equal@single_task` gives "Equal, single-task".
+    `equal@single_task@focal(gamma=3)` gives "Equal, single-task, focal (gamma 3)".
     """
-    names, options, architecture = _parse(spec)
+    names, options, architecture, loss = _parse(spec)
     terms = []
     for name in names:
         own_options = {key: value for key, value in options.items() if key != "inner_options"}
         options = options.get("inner_options", {})
-        texts = {k: "given" if isinstance(v, list | tuple) else str(v) for k, v in own_options.items()}
-        details = ", ".join(v if k == "level" else f"{k.replace('_', ' ')} {v}" for k, v in texts.items())
-        terms.append(METHOD_LABELS.get(name, name) + (f" ({details})" if details else ""))
+        terms.append(METHOD_LABELS.get(name, name) + _details(own_options))
     label = " + ".join(terms) + (f", {architecture.replace('_', '-')}" if architecture else "")
+    if loss:
+        name, options = parse_method(loss)
+        label += f", {name.replace('_', ' ')}{_details(options)}"
     return "".join(filter(str.isprintable, label))[:MAX_NAME]
+
+
+def _details(options: dict[str, Any]) -> str:
+    texts = {k: "given" if isinstance(v, list | tuple) else str(v) for k, v in options.items()}
+    details = ", ".join(v if k == "level" else f"{k.replace('_', ' ')} {v}" for k, v in texts.items())
+    return f" ({details})" if details else ""
 
 
 def method_family(spec: str) -> str:
     """The method's key of FAMILY_STYLE; an unknown method counts as loss weighting."""
-    names, _, architecture = _parse(spec)
+    names, _, architecture, _ = _parse(spec)
     if architecture:
         return "architecture"
     return "composed" if len(names) > 1 else _FAMILIES.get(names[0], "loss")
@@ -114,7 +119,7 @@ def method_order(specs: Iterable[str]) -> list[str]:
     positions = {name: position for position, name in enumerate(METHOD_LABELS)}
 
     def key(spec: str) -> tuple[bool, int, list[int], str]:
-        names, _, architecture = _parse(spec)
+        names, _, architecture, _ = _parse(spec)
         return architecture != "", len(names), [positions.get(name, len(positions)) for name in names], spec
 
     return sorted(specs, key=key)

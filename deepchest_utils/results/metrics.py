@@ -138,6 +138,13 @@ def score_tasks(labels: PerLabel, logits: PerLabel, thresholds: dict[str, PerTas
     return out
 
 
+def ensemble(logits: Sequence[PerLabel]) -> PerLabel:
+    """Logits of the mean probability of several runs on the same images: a network of many, to be scored as one."""
+    p = np.mean([_sigmoid(np.asarray(run, dtype=np.float64)) for run in logits], axis=0)
+    q = np.mean([_sigmoid(-np.asarray(run, dtype=np.float64)) for run in logits], axis=0)  # 1 - p would lose digits
+    return np.asarray(np.log(p) - np.log(q))
+
+
 def calibration_error(labels: Float[np.ndarray, " n"], probabilities: Float[np.ndarray, " n"]) -> float:
     """Expected calibration error, in [0, 1], over 15 bins of equal width (Guo et al. 2017, arXiv 1706.04599)."""
     has_label = ~np.isnan(labels)

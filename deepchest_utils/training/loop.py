@@ -1,5 +1,6 @@
 """One loop for every method. To be read from top to bottom: `train`, an epoch, a step, `optimizer.step()`."""
 
+import copy
 import dataclasses
 import hashlib
 import itertools
@@ -22,9 +23,9 @@ from deepchest_utils import distributed as dist
 from deepchest_utils.config import TrainConfig, count_of
 from deepchest_utils.datasets import Splits, load_dataset
 from deepchest_utils.files import FileError, exclusive_lock, one_line
-from deepchest_utils.models.augment import sample_augmentation
-from deepchest_utils.models.losses import count_known, masked_bce
-from deepchest_utils.models.sharing import ARCHITECTURES, Network
+from deepchest_utils.models.augment import PADDING, SAMPLERS
+from deepchest_utils.models.losses import count_known, make_loss
+from deepchest_utils.models.sharing import Network, build_network
 from deepchest_utils.models.trunks import is_registered
 from deepchest_utils.paths import PROJECT, runs_dir
 from deepchest_utils.progress import progress, say
@@ -46,7 +47,9 @@ class Run:
     config: TrainConfig
     history: pd.DataFrame  # training and validation of each epoch, with thresholds at the training prevalence
     test: pd.DataFrame  # the test split in the chosen epoch, with thresholds chosen on validation
-    best_epoch: int  # the chosen epoch, from 1: that with the highest macro AUROC on validation
+    best_epoch: (
+        int  # the chosen epoch, from 1: that with the highest macro AUROC on validation, or the last by `select`
+    )
     model: nn.Module  # the network of that epoch
     method: Method  # after the last epoch
     logits: dict[str, np.ndarray]  # "val" and "test" -> (N, K) of the chosen epoch, in the order of the data
@@ -72,6 +75,7 @@ def train(config: TrainConfig, data: Splits | None = None) -> Run:
     """
     folder = Path(config.run_dir) if config.run_dir else None
     check_method(config.method, config.method_options)  # before the data are loaded, which may take long
+    make_loss(config.loss, torch.zeros(1, 1), **config.loss_options)
     with dist.process_group(config.device), torch.random.fork_rng():
         with dist.rank_zero_first():
             data = _load(config) if data is None else data
@@ -109,15 +113,19 @@ class Loop:
         torch.manual_seed(config.seed)
         order, augment = (torch.Generator().manual_seed(config.seed + offset) for offset in (0, 1_000_003))
         self.generators = {"torch": torch.default_generator, "order": order, "augment": augment}
+        labels = data.train.labels
+        self.repeats = setup.repeat_factors(labels, config.oversample) if config.oversample else None
         self.prevalence = torch.from_numpy(data.train.prevalence)
         self.thresholds = {"balanced_accuracy": self.prevalence.numpy()}
         num_tasks = len(data.findings)
-        net = ARCHITECTURES[config.architecture](
-            config.backbone, num_tasks, data.train.images.shape[1], config.pretrained, self.prevalence
-        )
+        loss = make_loss(config.loss, data.train.labels, **config.loss_options)
+        start = loss.best_constant(self.prevalence)[0] if config.prior_bias else None
+        net = build_network(config, num_tasks, data.train.images.shape[1], config.pretrained, start)
+        self.loss = loss.to(self.device)
         # torch's stub of `to` has no memory format beside a device
         self.net: Network = cast(Any, net).to(self.device, memory_format=self.memory_format)
         dist.convert_sync_batchnorm(self.net)
+        self.average = copy.deepcopy(self.net) if config.ema else None
         self.method = make_method(config.method, num_tasks, **config.method_options).to(self.device)
         self.method.begin(self.prevalence)
         self.steps, _ = setup.epoch_shape(len(data.train), config.batch_size)
@@ -131,6 +139,7 @@ class Loop:
     def run_epoch(self) -> None:
         """Train on every batch, validate, log, let the method learn from the scores, and keep the best network so far."""
         epoch, start = self.epoch + 1, time.perf_counter()
+        self.loss.begin_epoch(epoch, self.config.epochs)
         labels, logits, losses, threads = self.train_epoch(epoch)
         trained = time.perf_counter()
         resources = {"train": {"seconds": trained - start, "threads": threads}}
@@ -144,8 +153,9 @@ class Loop:
         scores["val"] = score_tasks(self.data.val.labels, val_logits, self.thresholds)
         resources["val"] = {"seconds": time.perf_counter() - trained}
         self._log(epoch, scores, resources)
-        report = {split: {m: torch.from_numpy(v) for m, v in values.items()} for split, values in scores.items()}
-        self.method.end_epoch(EpochReport(epoch, self.prevalence, **report))
+        self.method.end_epoch(
+            self._report(epoch, scores, {"train": (labels, logits), "val": (self.data.val.labels, val_logits)})
+        )
         self._check_weights(epoch)
         self.epoch = epoch
         counts = (self.data.val.labels == 1).sum(0) >= self.config.min_positives
@@ -154,17 +164,42 @@ class Loop:
         say(f"epoch {epoch}/{self.config.epochs}{self.reached}", "train")
         if count == 0:  # no finding has both classes, or positives enough: the loss decides
             score = -macro(scores["val"]["loss"])[0]
-        if self.best["model"] is None or score > self.best["score"]:
-            model = {name: value.detach().cpu().clone() for name, value in self.net.state_dict().items()}
+        if self.best["model"] is None or self.config.select == "last" or score > self.best["score"]:
+            model = {name: value.detach().cpu().clone() for name, value in self.tested.state_dict().items()}
             self.best = {"epoch": epoch, "score": float(score), "model": model}
+
+    @property
+    def tested(self) -> Network:
+        """The network that is validated, kept and tested: with `ema`, the moving average of the one that is trained."""
+        return self.net if self.average is None else self.average
 
     def predict(self, split: str, epoch: int) -> Float[np.ndarray, "n k"]:
         """Logits of all images of "val" or "test" by the network as the epoch has left it."""
-        logits = setup.predict(self.net, getattr(self.data, split), self.device, self.memory_format)
+        data, augmentation = getattr(self.data, split), None
+        if self.config.augment_test:  # drawn anew for each epoch and split, and the same again in a run that goes on
+            number = 2 * epoch + (split == "test")
+            generator = torch.Generator().manual_seed(self.config.seed + 1_000_003 * (number + 1))
+            augmentation = SAMPLERS[self.config.augmentation](len(data), generator)
+        padding = PADDING[self.config.augmentation]
+        logits = setup.predict(self.tested, data, self.device, self.memory_format, augmentation, padding)
         if len(bad := np.argwhere(~np.isfinite(logits))):
             image, task = bad[0]
             raise self._diverged(f"the {split} logit of {self.data.findings[task]}", float(logits[image, task]), epoch)
         return logits
+
+    def _report(
+        self, epoch: int, scores: dict[str, dict[str, np.ndarray]], outputs: dict[str, tuple[np.ndarray, np.ndarray]]
+    ) -> EpochReport:
+        """Collective: what the method may learn from, the scores with the loss that is trained. outputs: labels and logits
+        of each split."""
+        report = {split: {m: torch.from_numpy(v) for m, v in values.items()} for split, values in scores.items()}
+        if self.config.loss == "bce":  # as in the scores
+            return EpochReport(epoch, self.prevalence, report["train"], report["val"])
+        for split, (labels, logits) in outputs.items():
+            loss = self.loss(*(torch.from_numpy(part).to(self.device) for part in (logits, labels))).double().cpu()
+            report[split]["loss"] = loss.where(~report[split]["loss"].isnan(), torch.nan)
+        constant = self.loss.best_constant(self.prevalence)[1]
+        return EpochReport(epoch, self.prevalence, report["train"], report["val"], constant)
 
     def _check_weights(self, epoch: int) -> None:
         """Those of the network, which may be infinite where its logits are not, and of the method."""
@@ -187,15 +222,18 @@ class Loop:
         """
         images, threads = self.data.train.images, 0
         labels = self.data.train.labels
+        dealt = labels if self.config.stratified else None
         order = setup.training_order(  # (steps, B)
-            len(images), self.config.batch_size, self.generators["order"], labels if self.config.stratified else None
+            len(images), self.config.batch_size, self.generators["order"], dealt, self.repeats
         )
         labels = labels[order.numpy()]  # (steps, B, K)
         augmentation = None
         if self.config.augment:
-            augmentation = sample_augmentation(order.numel(), self.generators["augment"]).view(*order.shape, -1)
+            sampler = SAMPLERS[self.config.augmentation]
+            augmentation = sampler(order.numel(), self.generators["augment"]).view(*order.shape, -1)
             augmentation = dist.shard(augmentation, dim=1).to(self.device)
-        batches = setup.inputs(images, dist.shard(order, dim=1).numpy(), self.device, self.memory_format, augmentation)
+        shard, padding = dist.shard(order, dim=1).numpy(), PADDING[self.config.augmentation]
+        batches = setup.inputs(images, shard, self.device, self.memory_format, augmentation, padding)
         targets = dist.shard(torch.from_numpy(labels), dim=1).to(self.device)
         # made before the steps: a small tensor left behind by each would keep the memory of large ones from reuse
         logits = torch.empty(targets.shape, device=self.device)
@@ -216,12 +254,15 @@ class Loop:
             features = self.net.features(x)
             logits = self.net.head(features)
         counts = count_known(target)  # both over all processes
-        losses = masked_bce(logits, target, counts)
+        losses = self.loss(logits, target, counts)
         self.optimizer_step(losses, features, counts > 0)
+        if self.average is not None:
+            steps = self.schedule.last_epoch  # the first weights are forgotten early (as TensorFlow's average does)
+            setup.update_average(self.average, self.net, min(self.config.ema, (1 + steps) / (10 + steps)))
         if self.method.needs_losses_after_step:
             with torch.no_grad(), setup.autocast(self.config.amp, self.device):
                 logits_after = self.net(x)
-            self.method.after_step(masked_bce(logits_after, target, counts))
+            self.method.after_step(self.loss(logits_after, target, counts))
         return logits.detach(), losses.detach()
 
     def optimizer_step(
@@ -252,6 +293,7 @@ class Loop:
         if self.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.device)
         state = {name: getattr(self, name).state_dict() for name in _STATEFUL}
+        state["average"] = {} if self.average is None else self.average.state_dict()
         plain = {"epoch": self.epoch, "history": self.history, "best": self.best}
         return {**state, **plain, "rng": rng, "identity": self.identity, "findings": list(self.data.findings)}
 
@@ -264,6 +306,8 @@ class Loop:
             self.net.load_state_dict(state["best"]["model"])  # as the end of the run does
             for name in _STATEFUL:
                 getattr(self, name).load_state_dict(state[name])
+            if self.average is not None:
+                self.average.load_state_dict(state["average"])
             for name, generator in self.generators.items():
                 generator.set_state(state["rng"][name])
             if self.device.type == "cuda" and "cuda" in state["rng"]:
@@ -291,7 +335,7 @@ class Loop:
 def _test(loop: Loop) -> Run:
     """Test once, with the network of the best epoch and thresholds from validation; write the tables."""
     config, data = loop.config, loop.data
-    loop.net.load_state_dict(loop.best["model"])
+    loop.tested.load_state_dict(loop.best["model"])
     logits = {split: loop.predict(split, loop.best["epoch"]) for split in ("val", "test")}
     val_probabilities = torch.from_numpy(logits["val"]).double().sigmoid().numpy()
     thresholds = choose_thresholds(data.val.labels, val_probabilities)
@@ -304,7 +348,7 @@ def _test(loop: Loop) -> Run:
         calibration = fit_calibration(data.val.labels, logits["val"]).tolist()
         by_finding = dict(zip(data.findings, calibration, strict=True))
         store.write_run(config.run_dir, config, data.fingerprint(), history, test, by_finding)
-    return Run(config, history, test, loop.best["epoch"], loop.net, loop.method, logits)
+    return Run(config, history, test, loop.best["epoch"], loop.tested, loop.method, logits)
 
 
 def train_once(config: TrainConfig, data: Splits | None = None) -> Run:

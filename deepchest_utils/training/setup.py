@@ -74,6 +74,16 @@ def make_schedule(config: TrainConfig, optimizer: torch.optim.Optimizer, total_s
     return CosineAnnealingLR(optimizer, T_max=total_steps)
 
 
+@torch.no_grad()
+def update_average(average: nn.Module, net: nn.Module, decay: float) -> None:
+    """average <- decay * average + (1 - decay) * net, for the statistics of batch normalisation too; counts are copied."""
+    for mean, value in zip(average.state_dict().values(), net.state_dict().values(), strict=True):
+        if mean.is_floating_point():
+            mean.lerp_(value, 1 - decay)
+        else:
+            mean.copy_(value)
+
+
 def autocast(amp: str, device: torch.device) -> AbstractContextManager[object]:
     """The context of a forward pass in half precision; amp: off, bf16 or fp16."""
     return nullcontext() if amp == "off" else torch.autocast(device.type, dtype=_DTYPES[amp])
@@ -92,15 +102,24 @@ def epoch_shape(n: int, batch_size: int) -> tuple[int, int]:
 
 
 def training_order(
-    n: int, batch_size: int, generator: torch.Generator, labels: Float[np.ndarray, "n k"] | None = None
+    n: int,
+    batch_size: int,
+    generator: torch.Generator,
+    labels: Float[np.ndarray, "n k"] | None = None,
+    factors: Float[Tensor, " n"] | None = None,
 ) -> Int[Tensor, "steps b"]:
     """A random order of n images, a batch a row; the few images that fill no batch are left out of this epoch.
 
-    labels: Deal the positives of each finding out, the rarest finding first, each to a batch that has the fewest of it:
-        every batch has every finding with enough positives. Each image still comes at most once.
+    Args:
+        labels: Deal the positives of each finding out, the rarest finding first, each to a batch that has the fewest of it:
+            every batch has every finding with enough positives. Each image still comes at most once.
+        factors: Draw as many images with replacement, each in proportion to its own.
     """
     steps, size = epoch_shape(n, batch_size)
-    order = torch.randperm(n, generator=generator)[: steps * size]
+    if factors is None:
+        order = torch.randperm(n, generator=generator)[: steps * size]
+    else:
+        order = torch.multinomial(factors, steps * size, replacement=True, generator=generator)
     if labels is not None:
         positive = labels[order.numpy()] == 1  # unknown is not
         count, free, batch_of = np.zeros((steps, labels.shape[1])), np.full(steps, size), np.full(len(order), -1)
@@ -116,6 +135,15 @@ def training_order(
     return order.view(steps, size)
 
 
+def repeat_factors(labels: Float[np.ndarray, "n k"], threshold: float) -> Float[Tensor, " n"]:
+    """How often each image is drawn, next to one without a rare finding: the largest max(1, sqrt(threshold / f_k)) of its
+    findings, f_k their prevalence (repeat factors; Gupta et al. 2019, arXiv 1908.03195). An unknown label counts for none."""
+    positive = labels == 1
+    prevalence = positive.sum(0) / np.maximum((~np.isnan(labels)).sum(0), 1)
+    of_finding = np.sqrt(np.maximum(threshold / np.maximum(prevalence, 1 / len(labels)), 1.0))
+    return torch.from_numpy(np.where(positive, of_finding, 1.0).max(1))
+
+
 def _fetch(images: np.ndarray, index: np.ndarray, device: torch.device) -> Tensor:
     batch = torch.from_numpy(images[index])
     if device.type == "cuda":
@@ -129,8 +157,9 @@ def inputs(
     device: torch.device,
     memory_format: torch.memory_format,
     augmentation: Float[Tensor, "steps b 8"] | None = None,
+    padding: str = "border",
 ) -> Iterator[Float[Tensor, "b 1 h w"]]:
-    """The network's input in each step, augmented if there are parameters for it (`sample_augmentation`).
+    """The network's input in each step, augmented if there are parameters for it, as `to_input` does.
 
     Several batches of small images are prepared at once: one alone is too little work to share among cores.
     """
@@ -138,7 +167,7 @@ def inputs(
     for start in range(0, len(order), batches):
         steps = slice(start, start + batches)
         parameters = None if augmentation is None else augmentation[steps].flatten(0, 1)
-        x = to_input(_fetch(images, order[steps].ravel(), device), parameters)
+        x = to_input(_fetch(images, order[steps].ravel(), device), parameters, padding)
         if memory_format == torch.channels_last:  # what `to` does, but one channel needs no copy
             x = x.view(len(x), *x.shape[2:], 1).permute(0, 3, 1, 2)
         yield from x.split(order.shape[1])
@@ -146,9 +175,15 @@ def inputs(
 
 @torch.no_grad()
 def predict(
-    net: nn.Module, data: ChestXrays, device: torch.device, memory_format: torch.memory_format = torch.contiguous_format
+    net: nn.Module,
+    data: ChestXrays,
+    device: torch.device,
+    memory_format: torch.memory_format = torch.contiguous_format,
+    augmentation: Float[Tensor, "n 8"] | None = None,
+    padding: str = "border",
 ) -> Float[np.ndarray, "n k"]:
-    """Collective: logits of all images in order, float32. The network predicts in eval mode and keeps the mode it had."""
+    """Collective: logits of all images in order, float32. The network predicts in eval mode and keeps the mode it had. All
+    processes give the same parameters of augmentation, a row an image, if any."""
     was_training = net.training
     net.eval()
     try:
@@ -159,7 +194,9 @@ def predict(
         index = np.arange(len(data))[rank() * share : (rank() + 1) * share]
         for start in range(0, len(index), size):
             adapt_threads()
-            x = to_input(_fetch(data.images, index[start : start + size], device))
+            batch = index[start : start + size]
+            parameters = None if augmentation is None else augmentation[batch].to(device)
+            x = to_input(_fetch(data.images, batch, device), parameters, padding)
             logits[start : start + len(x)] = net(x.to(memory_format=memory_format))
         return all_gather(logits)[: len(data)].cpu().numpy()
     finally:

@@ -28,20 +28,24 @@ class EpochReport:
     Args:
         prevalence: (K,) share of positives among the known training labels.
         train: Scores on the training set by name, and `val` on the validation set, each (K,), NaN where undefined:
-            "loss" (nats, lower is better), "accuracy", "auroc" and "balanced_accuracy" (higher is better).
+            "loss" (nats, lower is better), "accuracy", "auroc" and "balanced_accuracy" (higher is better). The loss is the
+            one that is trained, also where tables have binary cross-entropy beside it.
+        constant_loss: (K,) the least expected loss of a constant; None is the entropy of the prevalence, which is that of
+            binary cross-entropy.
     """
 
     epoch: int
     prevalence: Float[Tensor, " k"]
     train: dict[str, Float[Tensor, " k"]] = field(default_factory=dict)
     val: dict[str, Float[Tensor, " k"]] = field(default_factory=dict)
+    constant_loss: Float[Tensor, " k"] | None = None
 
     def relative_loss(self, source: str = "train") -> Float[Tensor, " k"]:
-        """L_k / H_k, (K,) float64: the loss of "train" or "val" over the training prevalence's entropy, a constant's
-        best loss. About 1 if nothing is learned, 0 if all is; NaN without a loss, or with one class only."""
+        """L_k / H_k, (K,) float64: the loss of "train" or "val" over a constant's best loss, `constant_loss`. About 1 if
+        nothing is learned, 0 if all is; NaN without a loss, or with one class only."""
         loss = (self.train if source == "train" else self.val)["loss"].double()
-        entropy = prevalence_entropy(self.prevalence.to(loss))
-        return torch.where(entropy > 0, loss / entropy, torch.nan)
+        constant = prevalence_entropy(self.prevalence.to(loss)) if self.constant_loss is None else self.constant_loss
+        return torch.where(constant > 0, loss / constant, torch.nan)
 
 
 def noting_arguments(init: Callable[..., None]) -> Callable[..., None]:

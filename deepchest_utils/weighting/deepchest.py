@@ -29,7 +29,8 @@ class DeepChest(LossWeighting):
         signal: What `end_epoch` takes as the score of task k in epoch t; `update` is given the scores.
             "accuracy", "auroc", "balanced_accuracy": as measured.
             "loss_trend": -L_k(t) / L_k(t - 1), so that a loss that falls slowly is behind; no score in the first epoch.
-            "relative_loss": -L_k(t) / H_k, H_k the loss of the best constant predictor (entropy of the prevalence).
+            "relative_loss": -L_k(t) / H_k, H_k the loss of the best constant predictor (of binary cross-entropy: the entropy
+            of the prevalence). L_k is the loss that is trained, also where it is another one.
             "prevalence": one minus the training prevalence, the accuracy of always saying "absent", without a network.
         step_up: At least 1, as is `step_down`.
         cap: Upper bound of the raw weights, greater than 0; `floor` is the lower one, 0 <= floor <= cap.
