@@ -15,22 +15,14 @@ from jaxtyping import Bool, Float, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
+from scipy.ndimage import gaussian_filter, maximum_filter
 
 from deepchest_utils.datasets.decode import decode
 from deepchest_utils.explain.cam import heat_maps
 from deepchest_utils.explain.predict import NOTE, Trained
 from deepchest_utils.files import atomic_write
 from deepchest_utils.paths import base_dir
-from deepchest_utils.results.labels import (
-    FAMILY_STYLE,
-    GREY,
-    ORANGE,
-    SKY,
-    family_color,
-    family_marker,
-    method_label,
-    pretty,
-)
+from deepchest_utils.results.labels import FAMILY_STYLE, GREY, SKY, family_color, family_marker, method_label, pretty
 from deepchest_utils.results.statistics import MARGIN, is_significant
 from deepchest_utils.threads import adapt_threads
 
@@ -43,7 +35,7 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False, "image.cmap": "gray", "svg.fonttype": "none",
     "svg.hashsalt": "deepchest",  # the same figure gives the same bytes
 }  # fmt: skip
-# from transparent to orange: cold places show the radiograph unchanged; blue is left for the true region
+# from transparent to orange: cold places show the radiograph unchanged; blue and dashed is the true region, everywhere
 BAND = "#E4E4E4"  # of differences within the margin
 HEAT = mpl.colors.LinearSegmentedColormap.from_list(
     "heat", [(0.84, 0.37, 0.0, 0.0), (0.90, 0.50, 0.0, 0.35), (1.0, 0.78, 0.1, 0.8)]
@@ -99,9 +91,16 @@ def show_radiograph(ax: Axes, image: Radiograph, mask: Mask | None = None, title
     """One image, 0 black and 255 white, without axes, with the outline of a mask of its size."""
     ax.imshow(image, vmin=0, vmax=255, interpolation="bilinear")
     if mask is not None and mask.any() and not mask.all():
-        ax.contour(mask, [0.5], colors=ORANGE, linewidths=1.3)
+        _outline(ax, mask)
     ax.set_title(title, fontsize=9, fontweight="normal", loc="center", pad=3)
     ax.axis("off")
+
+
+def _outline(ax: Axes, mask: Mask, extent: tuple[float, ...] | None = None) -> None:
+    """The outline of the truth, without the steps of its pixels, and a little outside so that it hides nothing."""
+    wide = maximum_filter(mask, 1 + 2 * max(1, mask.shape[0] // 64))
+    smooth = gaussian_filter(wide.astype(float), 0.7)
+    ax.contour(smooth, [0.5 * smooth.max()], colors=SKY, linewidths=1.5, linestyles="dashed", extent=extent)
 
 
 def show_heat_map(
@@ -119,7 +118,7 @@ def show_heat_map(
     else:  # a blank map would look like a mistake
         ax.text(0.5, 0.04, "no positive evidence", color="white", fontsize=8, ha="center", transform=ax.transAxes)
     if mask is not None and mask.any() and not mask.all():
-        ax.contour(mask, [0.5], colors=SKY, linewidths=1.4, extent=extent[:2] + extent[:1:-1])
+        _outline(ax, mask, extent[:2] + extent[:1:-1])
 
 
 def draw_maps(trained: Trained, path: Path, out: Path, findings: Sequence[str], cam: str = "layercam") -> None:
