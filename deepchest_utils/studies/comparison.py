@@ -1,13 +1,11 @@
-"""What notebooks 01, 04 and the appendix need: a heat map with texts, ranks, an explorer, what weights follow."""
+"""What notebook 04 and the appendix need: ranks, an explorer of differences, what weights follow."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -107,19 +105,6 @@ def explore_differences(
     is_chosen = {text: task in shown for text, task in tasks.items()}
     is_default = {text: name in default for text, name in names.items()}
     return explore(draw, metric=[*METRIC_NAMES], baseline=[*baselines], findings=is_chosen, methods=is_default)
-
-
-def annotated_heatmap(
-    ax: Axes, values: Float[np.ndarray, "r c"], labels: Sequence[str], text: Sequence[Sequence[str]], **options: Any
-) -> None:
-    """A square heat map through seaborn, with findings on both axes and a text in each cell."""
-    import seaborn as sns
-
-    names = [pretty(name) for name in labels]
-    options |= {"xticklabels": names, "yticklabels": names, "annot_kws": {"fontsize": 6.5}, "linewidths": 0.5}
-    sns.heatmap(values, ax=ax, annot=np.asarray(text), fmt="", square=True, **options)
-    ax.tick_params(axis="both", labelsize=8, length=0)
-    ax.grid(visible=False)
 
 
 def rank_correlations(rows: pd.DataFrame, prevalence: pd.Series) -> pd.DataFrame:
