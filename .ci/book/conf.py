@@ -39,6 +39,11 @@ myst_heading_anchors = 3
 myst_links_external_new_tab = False
 # links to source files and folders stay as they are on GitHub; a folded cell may have a title alone
 suppress_warnings = ["myst.header", "mystnb.unknown_mime_type", "misc.highlighting_failure"]
+SPELLINGS = {  # of TeX, as docutils knows them
+    r"\\([Bb]ig+)(?![A-Za-z])": r"\\\1l",
+    r"(\\[td]?frac)(\d)(\d)": r"\1{\2}{\3}",
+    r"\\dots(?![A-Za-z])": r"\\ldots",
+}
 CONTENTS = """
 
 ```{{toctree}}
@@ -86,8 +91,9 @@ def setup(app: Sphinx) -> None:
 
 def _formula(translator: HTML5Translator, node: math | math_block) -> None:
     """MathML, which browsers draw by themselves: MathJax would be fetched from the network."""
-    text = re.sub(r"\\([Bb]ig+)(?![A-Za-z])", r"\\\1l", node.astext())  # it knows \Bigl and \Bigr, not \Big
-    text = re.sub(r"(\\[td]?frac)(\d)(\d)", r"\1{\2}{\3}", text)
+    text = node.astext()
+    for pattern, known in SPELLINGS.items():
+        text = re.sub(pattern, known, text)
     try:
         translator.body.append(tex2mathml(text, as_block=isinstance(node, math_block)))
     except MathError as unknown:
