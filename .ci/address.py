@@ -51,8 +51,9 @@ def texts() -> list[Path]:
 
 
 def uses_package(cells: list[dict]) -> bool:
-    """Whether a notebook needs what the Colab cell fetches."""
-    return any("deepchest_utils" in "".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    """Whether a notebook needs what the Colab cell fetches: an import inside a `try` can do without."""
+    lines = [line for cell in cells if cell["cell_type"] == "code" for line in "".join(cell["source"]).splitlines()]
+    return any(line.startswith(("from deepchest_utils", "import deepchest_utils")) for line in lines)
 
 
 def is_solution(path: Path) -> bool:
