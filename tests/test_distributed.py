@@ -86,6 +86,14 @@ def test_two_processes_do_what_one_does(tmp_path):
     compare(configs, 2, tmp_path)
 
 
+def test_losses_and_levers_do_in_two_processes_what_they_do_in_one(tmp_path):
+    losses = ("balanced", "focal", "asymmetric", "logit_adjusted", "ldam(scale=3, defer=0.5)")
+    configs = [{"method": "deepchest_relative_loss", "loss": loss, **SGD} for loss in losses]
+    recipe = {"head": "two_way", "hidden": 16, "augmentation": "resized_crop", "augment_test": True, "select": "last"}
+    configs += [{"method": "famo", "loss": "balanced", "oversample": 0.5, **SGD}, {"ema": 0.5, **recipe, **SGD}]
+    compare(configs, 2, tmp_path)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("processes", "every"), [(2, 1), (3, 4)])
 def test_methods_do_in_several_processes_what_they_do_in_one(processes, every, tmp_path, tally):

@@ -13,9 +13,9 @@ from test_training import assert_continues, assert_same_tree, config, get, phant
 from torch.nn.functional import cross_entropy
 from torchvision.transforms import v2
 
-from deepchest_utils import TrainConfig, train
+from deepchest_utils import METHODS, TrainConfig, train
 from deepchest_utils.__main__ import parse
-from deepchest_utils.config import PUBLISHED_RECIPE
+from deepchest_utils.config import LOSSES, PUBLISHED_RECIPE
 from deepchest_utils.datasets import DataWarning
 from deepchest_utils.explain.cam import heat_maps
 from deepchest_utils.explain.predict import load_trained
@@ -268,6 +268,16 @@ NEW = {
 @pytest.mark.parametrize("given", NEW.values(), ids=NEW)
 def test_runs_with_the_new_fields_continue_bit_for_bit(few, tmp_path, given):
     assert_continues(few, tmp_path, {"batch_size": 16, **given}, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(METHODS)))
+def test_every_method_takes_the_losses(few, number):
+    method, loss = list(METHODS)[number], LOSSES[1:][number % 5]
+    options = {"values": [1.0] * 14} if method == "static" else {}
+    run = train(config(method=method, method_options=options, loss=loss, lr=1e-4, ema=0.5, head="two_way"), few)
+    assert np.isfinite(run.logits["test"]).all()
+    assert run.method.weights.isfinite().all()
 
 
 def test_network_of_a_checkpoint_is_the_one_that_was_tested(few, tmp_path):
