@@ -45,7 +45,7 @@ def main_forest(columns: Mapping[str, pd.DataFrame]) -> Figure:
     for row, methods in zip(axes, blocks, strict=True):
         for ax, (title, table) in zip(row, tables.items(), strict=True):
             method_forest(ax, table, methods, f"{title} minus Equal's" if methods is blocks[-1] else "")
-            ax.locator_params(axis="x", nbins=6)
+            ax.locator_params(axis="x", nbins=5)
         where = "near Equal" if first[methods[0]] > -NEAR else "far behind, on another scale"
         row[0].set_title(where)
     shown = {method_family(method) for method in first.index}

@@ -71,7 +71,7 @@ def memory(left: pd.DataFrame) -> Figure:
             curve = left[(left.half == half) & (left.split == split)]
             ax.plot(curve.epoch, curve.left, line, color=WINE, label=words)
         ax.axhline(1, color="black", linewidth=1, linestyle=":")
-        ax.set(title=f"the {half} half of the findings", xlabel="epoch", ylim=(0, 1.25))
+        ax.set(title=f"the {half} half of the findings", xlabel="epoch", ylim=(0, 1.6))
     axes[0].set_ylabel("median loss over the constant's\n(on the same split)")
     axes[0].legend(fontsize=8, loc="lower left")
     return fig
