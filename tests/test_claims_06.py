@@ -34,7 +34,7 @@ def said() -> str:
 
 @pytest.fixture(scope="module")
 def detailed() -> str:
-    return text("appendix/06_benchmark")
+    return text("appendix/A3_benchmark")
 
 
 @pytest.fixture(autouse=True)
