@@ -143,6 +143,15 @@ def test_cagrad_is_the_best_direction_of_its_ball(plane):
         assert worst_task > best - 2e-2 * mean.norm() * pair.norm()
 
 
+def test_for_equal_lengths_all_methods_take_the_bisector(plane):
+    for pair in directions():
+        alike = pair / pair.norm(dim=-1, keepdim=True)
+        if alike[0] @ alike[1] > -0.99:
+            for method in plane["METHODS"].values():
+                w1, w2 = method(*alike, torch.ones(2))
+                assert abs((w1 / (w1 + w2)).item() - 0.5) < 2e-3
+
+
 def test_cagrad_lies_between_equal_and_mgda(plane):
     for pair in directions():
         w1, w2 = plane["cagrad"](*pair, torch.ones(2))
