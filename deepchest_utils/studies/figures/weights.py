@@ -9,6 +9,7 @@ import pandas as pd
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from deepchest_utils.notebook.figures import interval_plot
@@ -261,8 +262,8 @@ def draw_finding_curves(histories: Mapping[str, pd.DataFrame], prevalence: pd.Se
         for method, history in histories.items():
             rows = history[(history.metric == "auroc") & (history.split == "val") & (history.task == task)]
             ax.plot(rows.epoch, rows.value, color=method_color(method), label=method_label(method))
-        ax.set_title(f"{pretty(task)}\n{prevalence[task]:.1%}", fontsize=8.5)
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.set_title(f"{pretty(task)}\n{prevalence[task]:.1%}", fontsize=8.5, fontweight="normal")
+        ax.xaxis.set_major_locator(MaxNLocator(3, integer=True))
     axes[0, 0].legend(fontsize=8, loc="lower right")
     fig.supxlabel("epoch", fontsize=9)
     fig.supylabel("validation AUROC", fontsize=9)
@@ -323,4 +324,7 @@ def draw_two_differences(first: pd.DataFrame, second: pd.DataFrame, titles: Sequ
         ax.plot(table.difference[excludes], y[excludes.to_numpy()], "o", color=BLACK, markersize=5)
         ax.axvline(0, color=BLACK, linewidth=1, linestyle=":")
         ax.set(xlabel="difference in test AUROC", title=title)
+    words = {"interval excludes zero": BLACK, "interval contains zero": "white"}
+    dots = [Line2D([], [], marker="o", linestyle="none", color=BLACK, markerfacecolor=face) for face in words.values()]
+    axes[1].legend(dots, words, fontsize=8, loc="upper right")
     return fig
