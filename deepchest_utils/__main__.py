@@ -254,8 +254,10 @@ class Notebooks:
 class Data:
     """Load a data set, print its splits, keep the decoded images for later runs."""
 
-    dataset: Positional[str] = "phantom"  # phantom, nih, chestmnist, csv, chexpert, mimic, padchest or vindr
-    data_root: str | None = None  # folder of its files
+    dataset: Positional[str] = (
+        "phantom"  # phantom, nih, chestmnist, csv, chexpert, mimic, padchest, vindr or embeddings
+    )
+    data_root: str | None = None  # folder of its files, or the file of embeddings
     image_size: int = 64  # px, square
     split: str | None = None  # official, patient, a fold such as 2/5, or the data set's default
     data_seed: int = 0  # of the phantom and of our own splits
@@ -264,13 +266,43 @@ class Data:
     def run(self) -> None:
         from deepchest_utils.datasets import load_dataset
 
-        c = TrainConfig(**vars(self))  # which checks them
+        c = TrainConfig(**vars(self), augment=False)  # which checks them
         data = load_dataset(c.dataset, c.data_root, c.image_size, c.data_seed, c.split, **c.data_options)
         source = f", read from {data.source}" if data.source else ""
-        print(f"{data.name}, {self.image_size} px, split={data.split}{source}\n{data.summary().to_string()}")
+        of = f"{data.train.images.shape[1]:,} features" if data.train.are_vectors else f"{self.image_size} px"
+        print(f"{data.name}, {of}, split={data.split}{source}\n{data.summary().to_string()}")
 
 
-COMMANDS = {c.__name__.lower(): c for c in (Train, Sweep, Report, Localize, Predict, Bench, Notebooks, Data)}
+@dataclass
+class Embed:
+    """The features of all images by a pretrained encoder, in a file that `--dataset embeddings` trains on."""
+
+    backbone: str = "lite0"  # lite0, timm:NAME or a classifier of torchvision.models
+    pretrained: bool = True  # with ImageNet weights
+    dataset: str = "phantom"  # phantom, nih, chestmnist, csv, chexpert, mimic, padchest or vindr
+    data_root: str | None = None  # folder of its files
+    image_size: int | None = None  # px, square; that of the encoder's training if not given
+    split: str | None = None  # official, patient, or the data set's default; --dataset embeddings can split anew
+    data_seed: int = 0  # of the phantom and of our own splits
+    data_options: Pairs = field(default_factory=dict)  # further options of load_dataset
+    batch_size: int = 32  # images at a time
+    device: str = "auto"  # auto, cpu or cuda
+    out: str = "runs/features.npz"  # the file; a call that was stopped goes on
+
+    def run(self) -> None:
+        from deepchest_utils.datasets.embeddings import read_embeddings
+        from deepchest_utils.models.trunks import check_backbone, own_size
+        from deepchest_utils.training.embed import embed
+
+        values = dict(vars(self))
+        out, batch_size = values.pop("out"), values.pop("batch_size")
+        check_backbone(self.backbone)
+        values["image_size"] = self.image_size or own_size(self.backbone) or TrainConfig.image_size
+        table = read_embeddings(embed(TrainConfig(**values, augment=False), out, batch_size=batch_size))
+        print(f"{count_of(len(table.ids), 'image')} with {table.width:,} features each in {table.origin}")
+
+
+COMMANDS = {c.__name__.lower(): c for c in (Train, Sweep, Report, Localize, Predict, Bench, Notebooks, Data, Embed)}
 
 
 def _pair_by_pair(argv: Sequence[str]) -> list[str]:

@@ -34,8 +34,8 @@ class TrainConfig:
         ValueError: if a field is not as it should be; the message names it.
     """
 
-    dataset: str = "phantom"  # phantom, nih, chestmnist, csv, chexpert, mimic, padchest or vindr
-    data_root: str | None = None  # folder of its files; not needed for the phantom
+    dataset: str = "phantom"  # phantom, nih, chestmnist, csv, chexpert, mimic, padchest, vindr or embeddings
+    data_root: str | None = None  # folder of its files, or the file of embeddings; not needed for the phantom
     image_size: int = 64  # px, square
     split: str | None = None  # official, patient, a fold such as 2/5, or None for the data set's default
     data_seed: int = 0  # of the phantom and of our own splits
@@ -105,6 +105,17 @@ class TrainConfig:
         for name in ("hidden", "head"):
             if self.architecture != "hard_sharing" and getattr(self, name) not in (0, "linear"):
                 raise ValueError(f"{name} goes with architecture 'hard_sharing'. Found {self.architecture!r}.")
+        if self.dataset == "embeddings":  # vectors: one network is made for them, and nothing turns or shifts them
+            if self.backbone == type(self).backbone:
+                object.__setattr__(self, "backbone", "mlp")
+            for name in ("augment", "augment_test"):
+                if getattr(self, name):
+                    advice = "it changes images, and vectors are none. Say augment=False, as --no-augment"
+                    raise ValueError(f"{name} should be False for dataset 'embeddings': {advice}.")
+        if (self.dataset == "embeddings") != (self.backbone == "mlp"):
+            raise ValueError(
+                f"backbone 'mlp' and dataset 'embeddings' go together. Found {self.backbone!r} and {self.dataset!r}."
+            )
         if self.image_size > MAX_SIZE:
             raise ValueError(f"image_size should be at most {MAX_SIZE}. Found {self.image_size}.")
 

@@ -187,7 +187,7 @@ def one_error(capsys) -> str:
         (["train", "--epochs", "0"], "epochs"),
         (
             ["trian"],
-            "train, sweep, report, localize, predict, bench, notebooks, data. Found 'trian'. Did you mean 'train'?",
+            "train, sweep, report, localize, predict, bench, notebooks, data, embed. Found 'trian'. Did you mean 'train'?",
         ),
         (["train", "--backbone", "resnet8", "--image-size", "32", *SMALL], "resnet18"),
         (["train", "--dataset", "mnist"], "phantom, nih, chestmnist, csv"),

@@ -107,4 +107,4 @@ def test_the_house_stays_small():
     studies = [path for path in FILES if room(module(path)) == "studies"]
     assert sum(lines[path] for path in studies) <= 3600
     assert len(FILES) - len(studies) <= 72
-    assert sum(lines.values()) - sum(lines[path] for path in studies) <= 9800
+    assert sum(lines.values()) - sum(lines[path] for path in studies) <= 10300

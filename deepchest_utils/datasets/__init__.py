@@ -8,6 +8,7 @@ from typing import Any, get_type_hints
 from deepchest_utils.config import check_choice, check_type, did_you_mean
 from deepchest_utils.datasets.base import ChestXrays, DataError, DataWarning, Splits
 from deepchest_utils.datasets.chestmnist import load_chestmnist
+from deepchest_utils.datasets.embeddings import read_embeddings
 from deepchest_utils.datasets.layouts import read_chexpert, read_csv_table, read_mimic, read_padchest, read_vindr
 from deepchest_utils.datasets.nih import load_boxes, read_nih
 from deepchest_utils.datasets.phantom.load import load_phantom
@@ -20,6 +21,7 @@ Reader = Callable[..., Splits | Table]
 DATASETS: dict[str, Reader] = {
     "phantom": load_phantom, "nih": read_nih, "chestmnist": load_chestmnist, "csv": read_csv_table,
     "chexpert": read_chexpert, "mimic": read_mimic, "padchest": read_padchest, "vindr": read_vindr,
+    "embeddings": read_embeddings,
 }  # fmt: skip
 """A reader's parameters are its data set's options, and those of `load_dataset` that it needs. It returns `Splits`, or a
 `Table` of image files that is then split, limited and decoded here."""
@@ -39,8 +41,8 @@ def load_dataset(
 
     Args:
         name: One of `DATASETS`.
-        root: Folder of its files; the phantom needs none.
-        image_size: px, square, at least 16.
+        root: Folder of its files, or the file of embeddings; the phantom needs none.
+        image_size: px, square, at least 16; embeddings have none.
         seed: Of the phantom, and of our own splits.
         split: "official" (the default where the official lists are there), "patient", a fold of a cross-validation by
             patient (of "1/5" to "5/5" each is test once; the next is val), or "image" (leaks patients between the

@@ -34,17 +34,17 @@ def warn(message: str) -> None:
 
 @dataclass(frozen=True)
 class ChestXrays:
-    """Greyscale radiographs of one split, in memory or memory-mapped.
+    """Greyscale radiographs of one split, in memory or memory-mapped; or features of them, a vector in place of each image.
 
     Attributes:
         labels: 1 present, 0 absent, NaN unknown; a column a finding.
         ids: Names of the images: the file's, or the split's and a number.
 
     Raises:
-        DataError: Lengths differ, images are not uint8, labels are not 0, 1 or NaN, or there is no image.
+        DataError: Lengths differ, images are not uint8 and features are not floats, labels are not 0, 1 or NaN, or there is no image.
     """
 
-    images: UInt8[np.ndarray, "n h w"]
+    images: UInt8[np.ndarray, "n h w"] | Float[np.ndarray, "n f"]
     labels: Float[np.ndarray, "n k"]
     patients: Int[np.ndarray, " n"]
     findings: tuple[str, ...]
@@ -54,7 +54,7 @@ class ChestXrays:
         lengths = {name: len(getattr(self, name)) for name in ("images", "labels", "patients", "ids")}
         if len(set(lengths.values())) != 1:
             raise DataError(f"images, labels, patients and ids should have one length. Found {lengths}.")
-        if self.images.dtype != np.uint8:
+        if self.images.dtype != np.uint8 and not self.are_vectors:
             raise DataError(f"images should be uint8. Found {self.images.dtype}.")
         if lengths["images"] == 0:
             raise DataError("a split should hold at least one image. Found none.")
@@ -68,6 +68,11 @@ class ChestXrays:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def are_vectors(self) -> bool:
+        """Whether these are features, embeddings, and no images."""
+        return self.images.ndim == 2 and self.images.dtype.kind == "f"
 
     def subset(self, rows: np.ndarray | slice) -> "ChestXrays":
         """The images of some rows: copied into memory, or a view for a slice."""

@@ -169,21 +169,31 @@ def read_csv_table(
     source = root / table
     if not os.path.isfile(source):
         raise DataError(f"{str(source)[:200]}: no such table. Name it with table=...")
+    names, columns = read_rows(source, image_column, patient_column, finding_columns, blank, uncertain, split_column)
+    return make_table("csv", source, names, find_images(source, names, root), f"below {root}", **columns)
+
+
+def read_rows(
+    source: Path,
+    image_column: str,
+    patient_column: str,
+    finding_columns: Names,
+    blank: Policy,
+    uncertain: Policy,
+    split_column: str | None,
+) -> tuple[pd.Series, dict[str, Any]]:
+    """Names of images, and what a `Table` has of each; the arguments are those of `read_csv_table`."""
     text = [name for name in (image_column, patient_column, split_column) if name is not None]
     frame = read_table(source, text)
     columns = choose_columns(source, [*frame.columns], finding_columns)
     labels = finding_labels(source, frame, columns, blank, uncertain)
     if finding_columns is None:
         _warn_of_unused(source, frame, [*text, *columns.values()])
-    official = None if split_column is None else _official(source, frame[split_column])
-    names = frame[image_column]
-    entries = find_images(source, names, root)
-    needs = 'a column that says train, val or test of each image: split_column="..."'
     patients = patient_numbers(source, frame[patient_column])
-    return make_table(
-        "csv", source, names, entries, f"below {root}", labels=labels, patients=patients, findings=tuple(columns),
-        official=official, to_be_official=needs,
-    )  # fmt: skip
+    official = None if split_column is None else _official(source, frame[split_column])
+    needs = 'a column that says train, val or test of each image: split_column="..."'
+    values = {"labels": labels, "patients": patients, "findings": tuple(columns), "official": official}
+    return frame[image_column], {**values, "to_be_official": needs}
 
 
 def _official(source: Path, cells: pd.Series) -> np.ndarray:

@@ -20,6 +20,7 @@ from deepchest_utils.datasets.base import (
 )
 from deepchest_utils.datasets.cache import decode_all
 from deepchest_utils.datasets.decode import stored_size
+from deepchest_utils.datasets.embeddings import FeatureTable
 from deepchest_utils.datasets.table import Table
 
 
@@ -81,7 +82,8 @@ def splits_from_table(
     max_images: int | None = None,
     min_size: int | None = None,
 ) -> Splits:
-    """Split a table, limit each split and decode its images; the arguments are those of `load_dataset`."""
+    """Split a table, limit each split and decode its images, or read their features; the arguments are those of
+    `load_dataset`."""
     table = table if min_size is None else without_small(table, min_size)
     split, split_of = split_rows(table, split, seed)
     rows_of = []
@@ -91,8 +93,11 @@ def splits_from_table(
             raise DataError(f"{message}. Add images, or use another split.")
         rows_of.append(rows[limit_images(table.patients[rows], max_images, seed)])
     order = np.concatenate(rows_of)  # by split: each is one slice of the memory map
-    images = decode_all(table.name, [Path(table.paths[row]) for row in order], image_size, cache_dir)
+    if isinstance(table, FeatureTable):
+        images = table.read(order)
+    else:
+        images = decode_all(table.name, [Path(table.paths[row]) for row in order], image_size, cache_dir)
     pooled = ChestXrays(images, table.labels[order], table.patients[order], table.findings, table.ids[order])
     ends = np.cumsum([0, *map(len, rows_of)])
     train, val, test = (pooled.subset(slice(start, end)) for start, end in pairwise(ends))
-    return Splits(train, val, test, table.name, split, table.patients_known, str(table.source))
+    return Splits(train, val, test, table.name, split, table.patients_known, table.origin)

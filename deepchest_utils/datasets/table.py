@@ -59,6 +59,11 @@ class Table:
     to_be_official: str = ""
     patients_known: bool = True
 
+    @property
+    def origin(self) -> str:
+        """What was read, for a person."""
+        return str(self.source)
+
 
 def data_folder(root: str | Path | None, dataset: str, content: str) -> Path:
     """The folder `root`; DataError if there is none. dataset, content: for the message."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from deepchest_utils.config import check_choice, did_you_mean
 from deepchest_utils.models.augment import to_input
 from deepchest_utils.models.network import MultiTaskNet
+from deepchest_utils.models.trunks import SharedLayer
 from deepchest_utils.threads import adapt_threads
 
 CAM_METHODS = {  # name -> class of pytorch_grad_cam
@@ -63,6 +64,8 @@ def default_layers(net: nn.Module, image_size: int, method: str = FUSED) -> tupl
 def _checked(net: nn.Module) -> MultiTaskNet:
     if not isinstance(net, MultiTaskNet):
         raise ValueError(f"net should be a MultiTaskNet: one trunk for all findings. Found {type(net).__name__}.")
+    if isinstance(net.trunk, SharedLayer):
+        raise ValueError("net should be of images: this one was trained on embeddings, and heat maps need images.")
     return net
 
 

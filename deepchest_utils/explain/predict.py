@@ -16,7 +16,7 @@ from deepchest_utils.config import TrainConfig
 from deepchest_utils.files import FileError, one_line
 from deepchest_utils.models.augment import to_input
 from deepchest_utils.models.sharing import build_network
-from deepchest_utils.models.trunks import Weights
+from deepchest_utils.models.trunks import MLP, Weights
 from deepchest_utils.results.checkpoint import read_checkpoint
 from deepchest_utils.results.metrics import CALIBRATION, calibrate, read_calibration
 from deepchest_utils.training.setup import resolve_device
@@ -56,6 +56,8 @@ def load_trained(checkpoint: str | Path, device: str = "auto") -> Trained:
     findings = tuple(state["findings"])
     try:
         config = TrainConfig(**{name: value for name, value in state["identity"].items() if name != "data"})
+        if config.backbone == MLP:
+            raise ValueError("it was trained on embeddings, and an image needs a network of images")
         _check_shapes(config, len(findings), state["best"]["model"])
         net = build_network(config, len(findings), config.image_size, _unfilled(config))
         net.load_state_dict(state["best"]["model"])

@@ -12,9 +12,14 @@ MEAN, STD = 0.45, 0.225  # ImageNet's, averaged over its channels
 
 
 def to_input(
-    images: UInt8[Tensor, "b h w"], augmentation: Float[Tensor, "b 8"] | None = None, padding: str = "border"
-) -> Float[Tensor, "b 1 h w"]:
-    """Scale pixels to [0, 1], standardise, and augment if there are parameters of a function of SAMPLERS."""
+    images: UInt8[Tensor, "b h w"] | Float[Tensor, "b f"],
+    augmentation: Float[Tensor, "b 8"] | None = None,
+    padding: str = "border",
+) -> Float[Tensor, "b *input"]:
+    """Scale pixels to [0, 1], standardise, and augment if there are parameters of a function of SAMPLERS. Features of images
+    stay as they are, in float32."""
+    if images.ndim == 2:
+        return images.float()
     pixels = images[:, None].float()
     if augmentation is None:
         return pixels.mul_(1 / 255).sub_(MEAN).div_(STD)

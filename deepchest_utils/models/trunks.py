@@ -80,10 +80,12 @@ def thin_resnet18(image_size: int = 64, pretrained: Weights = False) -> nn.Modul
     return trunk
 
 
-def shared_layer(num_features: int, pretrained: Weights = False) -> nn.Module:
+class SharedLayer(nn.Sequential):
     """The paper's shared layer behind its encoder, for embeddings: (B, num_features) -> (B, 512), ReLU."""
-    _has_no_weights(MLP, pretrained)
-    return nn.Sequential(OrderedDict(linear=nn.Linear(num_features, HIDDEN), relu=nn.ReLU(inplace=True)))
+
+    def __init__(self, num_features: int, pretrained: Weights = False):
+        _has_no_weights(MLP, pretrained)
+        super().__init__(OrderedDict(linear=nn.Linear(num_features, HIDDEN), relu=nn.ReLU(inplace=True)))
 
 
 def _has_no_weights(name: str, pretrained: Weights) -> None:
@@ -172,7 +174,7 @@ def _sum_colours(trunk: nn.Module) -> None:
 
 # by name
 
-BACKBONES: dict[str, Factory] = {THIN: thin_resnet18, LITE: lite0, MLP: shared_layer}
+BACKBONES: dict[str, Factory] = {THIN: thin_resnet18, LITE: lite0, MLP: SharedLayer}
 """One more entry is one more `backbone` of a run: `BACKBONES["mine"] = factory`."""
 _OWN = frozenset(BACKBONES)
 

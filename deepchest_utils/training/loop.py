@@ -26,7 +26,7 @@ from deepchest_utils.files import FileError, exclusive_lock, one_line
 from deepchest_utils.models.augment import PADDING, SAMPLERS
 from deepchest_utils.models.losses import count_known, make_loss
 from deepchest_utils.models.sharing import Network, build_network
-from deepchest_utils.models.trunks import is_registered
+from deepchest_utils.models.trunks import MLP, is_registered
 from deepchest_utils.paths import PROJECT, runs_dir
 from deepchest_utils.progress import progress, say
 from deepchest_utils.results import checkpoint, store
@@ -109,7 +109,12 @@ class Loop:
         self.config, self.data = config, data
         self.identity = {**config.identity(), "data": data.fingerprint()}  # what a checkpoint must agree with
         self.device = setup.resolve_device(config.device)
-        self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+        vectors = data.train.are_vectors
+        if vectors != (config.backbone == MLP) or (vectors and (config.augment or config.augment_test)):
+            raise ValueError(
+                f"embeddings go with backbone={MLP!r} and augment=False, and images with another backbone."
+            )
+        self.memory_format = torch.channels_last if config.channels_last and not vectors else torch.contiguous_format
         torch.manual_seed(config.seed)
         order, augment = (torch.Generator().manual_seed(config.seed + offset) for offset in (0, 1_000_003))
         self.generators = {"torch": torch.default_generator, "order": order, "augment": augment}
@@ -247,7 +252,7 @@ class Loop:
         return labels.reshape(-1, labels.shape[-1]), logits.cpu().numpy(), losses.cpu().numpy(), threads / len(order)
 
     def training_step(
-        self, x: Float[Tensor, "b 1 h w"], target: Float[Tensor, "b k"]
+        self, x: Float[Tensor, "b *input"], target: Float[Tensor, "b k"]
     ) -> tuple[Float[Tensor, "b k"], Float[Tensor, " k"]]:
         """One batch: logits of its shard and losses of all of it, before the step is taken."""
         with setup.autocast(self.config.amp, self.device):

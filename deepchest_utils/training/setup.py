@@ -158,7 +158,7 @@ def inputs(
     memory_format: torch.memory_format,
     augmentation: Float[Tensor, "steps b 8"] | None = None,
     padding: str = "border",
-) -> Iterator[Float[Tensor, "b 1 h w"]]:
+) -> Iterator[Float[Tensor, "b *input"]]:
     """The network's input in each step, augmented if there are parameters for it, as `to_input` does.
 
     Several batches of small images are prepared at once: one alone is too little work to share among cores.

@@ -1,0 +1,227 @@
+"""Features of a pretrained encoder in place of images: a file of `python -m deepchest_utils embed`, or made elsewhere."""
+
+import io
+import json
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+
+from deepchest_utils.datasets.base import DataError
+from deepchest_utils.datasets.layouts import Names, Policy, Root, read_rows
+from deepchest_utils.datasets.table import Table
+from deepchest_utils.files import one_line
+
+NAME = "embeddings"
+SUFFIXES = (".npz", ".npy")
+FEATURES = "features"  # the array of an .npz
+BESIDE = {"labels": ("f", 2), "patients": ("iu", 1), "ids": ("U", 1), "split": ("iu", 1), "findings": ("U", 1)}
+"""Further arrays in a file of `embed`: kinds of type, and dimensions."""
+ABOUT = "about"  # and a text, what the features were made with
+BLOCK = 2**22  # bytes read at a time
+
+
+@dataclass(frozen=True)
+class FeatureTable(Table):
+    """A `Table` whose rows are features in an array instead of image files.
+
+    Attributes:
+        file: The .npy, or the .npz.
+        array: Name of the array in an .npz.
+        width: Features of an image.
+        rows: Row of the array of each row of the table.
+        about: What the features were made with, "" if the file does not say.
+    """
+
+    file: Path = Path()
+    array: str = ""
+    width: int = 0
+    rows: Int[np.ndarray, " n"] | None = None
+    about: str = ""
+
+    @property
+    def origin(self) -> str:
+        return f"{self.file}{f' ({self.about})' if self.about else ''}"
+
+    def read(self, order: Int[np.ndarray, " m"]) -> Float[np.ndarray, "m f"]:
+        """Features of some rows, as float16 if the file has them so, else as float32. The file is read once from its start
+        to its end, so that memory holds no more than the result. DataError for one that is not finite.
+        """
+        wanted = (np.arange(len(self.ids)) if self.rows is None else self.rows)[order]
+        with _open_array(self.file, self.array) as (stream, count, width, dtype):
+            place = np.full(count, -1)
+            place[wanted] = np.arange(len(wanted))
+            features = np.empty((len(wanted), width), np.float16 if dtype == np.float16 else np.float32)
+            step = max(1, BLOCK // (width * dtype.itemsize))
+            for start in range(0, count, step):
+                block = np.frombuffer(
+                    _read_exactly(stream, self.file, min(step, count - start) * width * dtype.itemsize), dtype
+                )
+                to = place[start : start + step]
+                features[to[to >= 0]] = block.reshape(-1, width)[to >= 0]
+        for start in range(0, len(features), step):
+            if not (finite := np.isfinite(features[start : start + step]).all(1)).all():
+                name = self.ids[order[start + finite.argmin()]]
+                raise DataError(
+                    f"{self.file}: features should be finite in {features.dtype}. Found NaN or infinity for {name}."
+                )
+        return features
+
+
+@contextmanager
+def _open_array(file: Path, array: str) -> Iterator[tuple[io.BufferedIOBase, int, int, np.dtype[Any]]]:
+    """A stream of an array's bytes, behind its header, with its number of rows, of columns and its type."""
+    try:
+        with ExitStack() as stack:
+            stream: Any = stack.enter_context(open(file, "rb"))
+            if file.suffix == ".npz":
+                stream = stack.enter_context(stack.enter_context(zipfile.ZipFile(stream)).open(f"{array}.npy"))
+            version = np.lib.format.read_magic(stream)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, by_columns, dtype = read(stream)
+            if len(shape) != 2 or 0 in shape or dtype.kind != "f" or by_columns:
+                order = ", column by column" if by_columns else ""
+                wanted = "features should be an array of floats, a row an image, stored row by row"
+                raise DataError(f"{file}: {wanted}. Found {dtype} of shape {shape}{order}.")
+            yield stream, *shape, dtype
+    except DataError:
+        raise
+    except Exception as error:  # zipfile and NumPy raise several types for damaged files
+        raise DataError(f"{file}: not readable as an array of features ({one_line(error)}).") from None
+
+
+def _read_exactly(stream: io.BufferedIOBase, file: Path, size: int) -> bytes:
+    if len(content := stream.read(size)) != size:
+        raise DataError(f"{file}: it breaks off.")
+    return content
+
+
+def read_embeddings(
+    root: Root,
+    features: str | None = None,
+    table: str | None = None,
+    image_column: str = "image",
+    patient_column: str = "patient",
+    finding_columns: Names = None,
+    blank: Policy = None,
+    uncertain: Policy = None,
+    split_column: str | None = None,
+) -> FeatureTable:
+    """Read features with their labels and patients. The split of a file of `embed` is kept as the official one.
+
+    Args:
+        root: The .npz or .npy, or its folder.
+        features: In a folder with several files, the name of the one.
+        table: A table of one's own beside the file, as `read_csv_table` has it, with the options below it. Its rows are
+            those of the features, in their order; or in any order and number where an .npz has `ids`, which the image
+            column names. `labels.csv` for a file that has no labels itself.
+    """
+    file = _find_file(root, features)
+    made = _read_made(file) if file.suffix == ".npz" else {}
+    array = str(made.pop("array", ""))
+    with _open_array(file, array) as (_, count, width, _):
+        pass
+    for name, (kinds, dimensions) in BESIDE.items():
+        value = made.get(name)
+        if value is not None and (value.dtype.kind not in kinds or value.ndim != dimensions):
+            raise DataError(f"{file}: {name} is not as `embed` writes it. Found {value.dtype} of shape {value.shape}.")
+        if value is not None and name != "findings" and len(value) != count:
+            raise DataError(f"{file}: {name} should have one row for each of the {count} features. Found {len(value)}.")
+    about = read_about(made)
+    common: dict[str, Any] = {
+        "name": NAME,
+        "paths": [],
+        "file": file,
+        "array": array,
+        "width": width,
+        "about": _describe(about),
+    }
+    if table is None and made.keys() >= BESIDE.keys():
+        if made["labels"].shape[1] != len(made["findings"]):
+            pair = f"{made['labels'].shape[1]} for {len(made['findings'])}"
+            raise DataError(f"{file}: labels should have one column a finding. Found {pair}.")
+        if not np.isin(made["split"], (0, 1, 2)).all():
+            raise DataError(f"{file}: split should be 0, 1 or 2 for train, val and test. Found {made['split'].max()}.")
+        return FeatureTable(
+            **common, source=file, ids=made["ids"], labels=made["labels"].astype(np.float32),
+            patients=made["patients"].astype(np.int64), findings=tuple(map(str, made["findings"])),
+            official=made["split"].astype(np.int64), patients_known=about.get("patients_known") is not False,
+        )  # fmt: skip
+    source = file.parent / (table or "labels.csv")
+    if not source.is_file():
+        raise DataError(f"{file} has no labels, and there is no table {source}. Name it with table=...")
+    names, columns = read_rows(source, image_column, patient_column, finding_columns, blank, uncertain, split_column)
+    if (twice := names.duplicated()).any():
+        raise DataError(f"{source}: image {names[twice].iloc[0]} is there twice, again in row {names.index[twice][0]}.")
+    rows = _match(file, source, names, made.get("ids"), count)
+    return FeatureTable(**common, source=source, ids=names.to_numpy(object).astype(str), rows=rows, **columns)
+
+
+def _match(file: Path, source: Path, names: pd.Series, ids: np.ndarray | None, count: int) -> Int[np.ndarray, " n"]:
+    """The row of the features of each row of the table."""
+    if ids is None:
+        if len(names) != count:
+            wanted = f"should have a row for each of the {count} features of {file.name}, in their order"
+            raise DataError(f"{source} {wanted}. Found {len(names)}.")
+        return np.arange(count)
+    if len(twice := np.flatnonzero(pd.Series(ids).duplicated())):
+        raise DataError(f"{file}: ids should name each image once. Found {ids[twice[0]]} twice.")
+    found = pd.Index(ids).get_indexer(names)
+    if (missing := found < 0).any():
+        example = f"e.g. {names[missing].iloc[0]} in row {names.index[missing][0]}"
+        raise DataError(f"{source}: {missing.sum()} images have no features in {file.name}, {example}.")
+    return np.asarray(found, np.int64)
+
+
+def _find_file(root: Root, features: str | None) -> Path:
+    if root is None:
+        raise DataError(f'data_root should name a file of features, or its folder, for dataset="{NAME}". Found None.')
+    path = Path(root).expanduser()
+    if path.is_file():
+        files = [path]
+    elif features is not None:
+        files = [path / features]
+    else:
+        files = sorted(child for child in path.glob("*") if child.suffix in SUFFIXES)
+    if len(files) != 1 or files[0].suffix not in SUFFIXES or not files[0].is_file():
+        found = ", ".join(file.name for file in files[:5]) or "none"
+        raise DataError(
+            f"{path}: should be, or hold, one .npz or .npy of features. Found {found}. Name it with features=..."
+        )
+    return files[0]
+
+
+def _read_made(file: Path) -> dict[str, Any]:
+    """What an .npz has beside the features, and their name as `array`."""
+    try:
+        # opened here: of a damaged archive NumPy would leave it open
+        with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as arrays:
+            names = arrays.files
+            made: dict[str, Any] = {name: arrays[name] for name in (*BESIDE, ABOUT) if name in names}
+    except Exception as error:  # as above
+        raise DataError(f"{file}: not a readable .npz ({one_line(error)}).") from None
+    others = [name for name in names if name not in (*BESIDE, ABOUT)]
+    if FEATURES in others or len(others) == 1:
+        return made | {"array": FEATURES if FEATURES in others else others[0]}
+    raise DataError(f"{file}: should have an array {FEATURES!r}. Found {', '.join(names) or 'none'}.")
+
+
+def read_about(made: Mapping[str, Any]) -> dict[str, Any]:
+    """What `embed` has written of the features: backbone, size, versions and the like; nothing of another file's."""
+    with suppress(ValueError):
+        about = json.loads(str(made.get("about", "")))
+        return about if isinstance(about, dict) else {}
+    return {}
+
+
+def _describe(about: Mapping[str, Any]) -> str:
+    if not {"backbone", "pretrained", "image_size", "dataset"} <= about.keys():
+        return ""
+    start = "" if about["pretrained"] else " from random weights"
+    return f"{about['backbone']}{start}, {about['image_size']} px, of {about['dataset']}"
