@@ -4,11 +4,12 @@ import ast
 
 import nbformat
 import pytest
+from nbclient import NotebookClient
 
 from deepchest_utils.__main__ import main
 from deepchest_utils.notebook import runner
 from deepchest_utils.notebook.runner import NotebookError, find_notebooks
-from deepchest_utils.notebook.student import student_copy, write_student_copies
+from deepchest_utils.notebook.student import ABOUT, student_copy, write_student_copies
 
 SOLUTIONS = [path for path in find_notebooks(part="solutions") if '"solution"' in path.read_text()]
 BY_NAME = pytest.mark.parametrize("path", SOLUTIONS, ids=lambda path: path.stem)
@@ -43,7 +44,7 @@ def cell(kind: str, source: str, *tags: str):
 @pytest.fixture
 def book():
     cells = [
-        cell("markdown", "# 01 Solutions: roots"),
+        cell("markdown", "# 01 Solutions: roots\n\nThe exercises of 01, worked out. Try them first: it is worth it."),
         cell("code", "start = 1"),
         cell("markdown", "## Exercise 1 (easy): write it\n\n*Take a root, and say why.*"),
         cell("code", ANSWER, "solution"),
@@ -89,7 +90,7 @@ def test_copy_fails_at_each_stub_and_passes_with_the_answers_put_back(book):
 def test_copy_keeps_questions_checks_and_heads_and_no_answer(book):
     copy = student_copy(book, "01_roots")
     sources = [c.source for c in copy.cells]
-    assert sources[0] == "# 01 Exercises: roots"
+    assert sources[0] == f"# 01 Exercises: roots\n\nThe exercises of 01. {ABOUT}"
     assert sources[2].endswith("*Take a root, and say why.*")
     assert sources[5] == "*Exercise 1, your answer:*"
     assert sources[8] == "assert total == 2"
@@ -148,3 +149,22 @@ def test_every_exercise_has_an_answer_to_leave_out_and_a_check(path):
         last = ast.parse(stub).body[-1]
         assert isinstance(last, ast.Raise)
         assert "NotImplementedError('Exercise " in ast.unparse(last)
+
+
+@pytest.mark.slow
+@pytest.mark.notebooks
+def test_a_copy_of_the_committed_solutions_fails_at_each_stub(tmp_path, monkeypatch):
+    """Of 00, run from the first cell to the last, whatever fails; that it passes with its answers is tested elsewhere."""
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))  # no history in the user's home
+    (path,) = find_notebooks(["00"], "solutions")
+    copy = student_copy(nbformat.read(path, as_version=4), path.stem)
+    NotebookClient(copy, allow_errors=True, resources={"metadata": {"path": str(path.parent)}}).execute()
+    stubs = [c for c in copy.cells if "solution" in c.metadata.get("tags", []) and c.cell_type == "code"]
+    assert len(stubs) >= 3
+    for c in stubs:
+        assert c.outputs[-1].ename == "NotImplementedError"
+        assert c.outputs[-1].evalue.startswith("Exercise ")
+    others = [
+        c for c in copy.cells if c.cell_type == "code" and not {"solution", "check"} & {*c.metadata.get("tags", [])}
+    ]
+    assert not [output for c in others for output in c.outputs if output.output_type == "error"]

@@ -8,6 +8,8 @@ from typing import Any
 
 from deepchest_utils.notebook.runner import NotebookError
 
+ABOUT = "Cells that fail are yours to write; the cells below them say when an answer is right."
+
 
 def write_student_copies(paths: Sequence[Path], folder: Path) -> list[Path]:
     """Write each solutions notebook into `folder` as a student gets it, see `student_copy`; returns the files.
@@ -48,6 +50,7 @@ def student_copy(notebook: Any, name: str) -> Any:
         raise NotebookError(f"{name} has no cell with the tag `solution`: there is no answer to leave out.")
     first = notebook.cells[0]
     first.source = first.source.replace(" Solutions: ", " Exercises: ", 1)
+    first.source = re.sub(r", worked out\.( Try them first: [^.]*\.)?", f". {ABOUT}", first.source, count=1)
     return notebook
 
 
