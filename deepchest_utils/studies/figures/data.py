@@ -136,7 +136,7 @@ def pair_table(together: Counts, expected: Counts, findings: Sequence[str]) -> p
     """
     a, b = np.triu_indices(len(findings), 1)
     images, mean = together[a, b], expected[a, b]
-    table = pd.DataFrame({"a": a, "b": b, "images": images, "expected": mean})
+    table = pd.DataFrame({"a": a, "b": b, "images": images.astype(int), "expected": mean})
     with np.errstate(divide="ignore", invalid="ignore"):  # a finding that nobody has
         table["lift"] = images / mean
         table["low"] = np.nan_to_num(chi2.ppf(0.025, 2 * images)) / 2 / mean
