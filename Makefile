@@ -1,6 +1,6 @@
 # make run: all notebooks, headless, on the phantom.   make test: all tests but the slow ones, which are
 # make test-slow: kills, fuzzing, several processes, more data sets, and make test-browser: sliders moved in JupyterLab,
-# for which Chromium is needed.   make lab: JupyterLab.
+# for which Chromium is needed.   make lab: JupyterLab.   make book: a site of the notebooks.
 # The environment is made when missing, and again when pyproject.toml or constraints.txt changes.
 #   make run PYTHON=python3.12      another Python
 #   make run TORCH_INDEX=ADDRESS    PyTorch from another index than pip's own, e.g. the one for CPUs alone

@@ -4,6 +4,7 @@ Notebooks get the badge that opens them on Colab and the cell that fetches the r
 """
 
 import json
+import re
 import sys
 import tomllib
 from pathlib import Path
@@ -51,9 +52,9 @@ def texts() -> list[Path]:
 
 
 def uses_package(cells: list[dict]) -> bool:
-    """Whether a notebook needs what the Colab cell fetches: an import inside a `try` can do without."""
-    lines = [line for cell in cells if cell["cell_type"] == "code" for line in "".join(cell["source"]).splitlines()]
-    return any(line.startswith(("from deepchest_utils", "import deepchest_utils")) for line in lines)
+    """Whether a notebook needs what the Colab cell fetches; an indented import is one that it can do without."""
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    return bool(re.search(r"^(from|import) deepchest_utils", code, re.MULTILINE))
 
 
 def is_solution(path: Path) -> bool:
