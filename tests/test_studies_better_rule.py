@@ -13,11 +13,13 @@ from deepchest_utils.studies.better_rule import (
     better_rule_bar,
     expected_best,
     finding_statements,
+    longer_training,
+    luck_in_tuning,
     nominate,
     regime_table,
     tuning_curves,
 )
-from deepchest_utils.studies.replication import ENDPOINT, SHORT, TRIALS, replicate
+from deepchest_utils.studies.replication import ENDPOINT, FEW, FIRST, MAIN, PHANTOMS, SHORT, TRIALS, replicate
 
 TASKS = [finding for finding in FINDINGS if finding != "Hernia"]
 SIZES = (1000, 4000, 16000)
@@ -173,3 +175,48 @@ def test_regimes_stand_below_each_other(monkeypatch, tmp_path):
     found = regime_table(tables)
     assert found.regime.tolist() == ["batch 64"] * 2 + ["batch 256"] * 2
     assert found["mean"].tolist() == pytest.approx([0.1, 0.2, 1.1, 1.2])
+
+
+def lengths_of_training(tmp_path):
+    """Tables of the main stage and of the curves: Equal gains 0.01 with twice the epochs, Hedge is 0.02 above it."""
+    rng = np.random.default_rng(0)
+    noise = {number: rng.normal(0, 0.05) for number in MAIN[:FEW]}
+
+    def rows_of(trial):
+        epochs, of_data = trial.config.epochs, noise[trial.config.seed]
+        value = 0.8 + of_data + 0.02 * (trial.method == "hedge") + 0.01 * np.log2(epochs / 48) + rng.normal(0, 1e-4)
+        base = {"task": ENDPOINT, "metric": "auroc"}
+        curve = [{"split": "val", "epoch": epoch, "value": value * epoch / epochs, **base} for epoch in (24, 48)]
+        return [*curve, {"split": "test", "epoch": 24, "value": value, **base}]
+
+    setting = {"lr": 0.01, "weight_decay": 0.1}
+    for name, lengths in (("study_main", [48]), ("study_curves", [96, 192])):
+        trials = [replicate(m, n, setting, epochs=e) for e in lengths for n in MAIN[:FEW] for m in ("equal", "hedge")]
+        write_sweep(tmp_path / f"{name}.csv", trials, rows_of)
+    return tmp_path / "study_main.csv", tmp_path / "study_curves.csv"
+
+
+def test_longer_training_is_compared_at_each_length(tmp_path):
+    curves, differences, gain = longer_training(*lengths_of_training(tmp_path))
+    assert set(curves.epochs) == {48, 96, 192}
+    assert gain == pytest.approx(0.01, abs=1e-3)
+    assert differences.set_index("epochs")["mean"].to_dict() == pytest.approx(
+        dict.fromkeys((48, 96, 192), 0.02), abs=1e-3
+    )
+    assert (differences.verdict == "higher").all()
+
+
+def test_luck_in_tuning_is_the_range_of_equal_s_settings(tmp_path):
+    def rows_of(trial):
+        value = 0.8 + trial.config.lr
+        return [{"split": "test", "epoch": 48, "task": ENDPOINT, "metric": "auroc", "value": value}]
+
+    for name, rates in (("study_main", [0.004]), ("study_settings", [0.002, 0.01])):
+        settings = [{"lr": lr, "weight_decay": 0.1} for lr in rates]
+        trials = [
+            replicate("equal", n, s, data_options=d) for n in MAIN[:FIRST] for d in PHANTOMS.values() for s in settings
+        ]
+        write_sweep(tmp_path / f"{name}.csv", trials, rows_of)
+    found = luck_in_tuning(tmp_path / "study_main.csv", tmp_path / "study_settings.csv")
+    assert found.settings.tolist() == [3, 3]
+    assert found["range"].tolist() == pytest.approx([0.008, 0.008])

@@ -19,7 +19,18 @@ from deepchest_utils.results.statistics import (
     judge_differences,
     paired_differences,
 )
-from deepchest_utils.studies.replication import ENDPOINT, SHORT, TRIALS, compare, study_rows
+from deepchest_utils.studies.replication import (
+    BASE,
+    ENDPOINT,
+    FEW,
+    FIRST,
+    LONGER,
+    MAIN,
+    SHORT,
+    TRIALS,
+    compare,
+    study_rows,
+)
 
 MAX_STEP = 1.02  # of Equal's step on the same machine: what the better rule may cost
 SEES_SCORES = ("deepchest", "loss", "candidate")  # families that see losses and scores alone
@@ -73,6 +84,36 @@ def finding_statements(rows: pd.DataFrame, metric: str = "auroc") -> pd.DataFram
     holds = claimed & (even.p < ALPHA) & (np.sign(even["mean"]) == np.sign(odd["mean"]))
     columns = {"odd": odd["mean"], "even": even["mean"], "p_odd": odd.p_holm, "p_even": even.p}
     return pd.DataFrame({**columns, "claimed": claimed, "holds": holds}).reset_index()
+
+
+def longer_training(main: Path, curves: Path) -> tuple[pd.DataFrame, pd.DataFrame, float]:
+    """Training for once, twice and four times the epochs, in the replicates that have all lengths.
+
+    Returns:
+        The endpoint on validation (columns method, epochs, epoch, value: means over replicates); each method minus Equal on
+        test by length, judged; and what twice the epochs gain Equal on test (trained to the end: below 0.005).
+    """
+    rows = pd.concat([study_rows(main), study_rows(curves)], ignore_index=True)
+    rows = rows[(rows.phantom == "default") & (rows.task == ENDPOINT) & (rows.metric == "auroc")]
+    rows = rows[rows.seed.isin(list(MAIN[:FEW])) & rows.method.isin(LONGER)]
+    keys = ["method", "epochs", "epoch"]
+    on_val = rows[rows.split == "val"].groupby(keys, sort=False)
+    by_epoch = on_val.value.mean()[on_val.size() == FEW].reset_index()  # epochs that all replicates have kept
+    test = rows[rows.split == "test"]
+    differences = judge_differences(paired_differences(test, "equal", ["epochs"]), ["epochs"])
+    equal = test[test.method == "equal"].groupby("epochs").value.mean()
+    return by_epoch, differences, float(equal[2 * BASE["epochs"]] - equal[BASE["epochs"]])
+
+
+def luck_in_tuning(main: Path, settings: Path) -> pd.DataFrame:
+    """Equal with all of its last settings, its chosen one among them: a row a phantom with the lowest and the highest mean
+    of the endpoint, and their distance. A difference within it is not called a gain of weighting."""
+    rows = pd.concat([study_rows(main), study_rows(settings)], ignore_index=True)
+    rows = rows[(rows.method == "equal") & (rows.task == ENDPOINT) & (rows.metric == "auroc") & (rows.split == "test")]
+    rows = rows[rows.seed.isin(list(MAIN[:FIRST])) & (rows.epochs == BASE["epochs"])]
+    means = rows.groupby(["phantom", "lr", "weight_decay"]).value.mean().groupby("phantom")
+    low, high = means.min(), means.max()
+    return pd.DataFrame({"settings": means.size(), "lowest": low, "highest": high, "range": high - low})
 
 
 def regime_table(tables: Mapping[str, Path], metrics: Sequence[str] = ("auroc", "f1_at_half")) -> pd.DataFrame:

@@ -28,6 +28,15 @@ def macro_differences(summary: pd.DataFrame, baseline: str = "equal") -> pd.Data
     return judge_differences(rows[rows.metric.isin(list(HEADLINE))], ["metric"])
 
 
+def headline(differences: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The columns of the main table and forest: title -> differences in AUROC or AP, of each phantom if there are two."""
+    tables = {words: differences[differences.metric == metric] for metric, words in HEADLINE.items()}
+    if "phantom" not in differences:
+        return tables
+    phantoms = {"NIH" if phantom == "nih" else phantom: phantom for phantom in differences.phantom.unique()}
+    return {f"{w}, {n} phantom": t[t.phantom == p] for n, p in phantoms.items() for w, t in tables.items()}
+
+
 def seed_differences(
     rows: pd.DataFrame, metrics: Sequence[str], baseline: str = "equal", tasks: Sequence[str] = ("macro",)
 ) -> pd.DataFrame:

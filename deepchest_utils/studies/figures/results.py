@@ -44,8 +44,11 @@ def main_forest(columns: Mapping[str, pd.DataFrame]) -> Figure:
     fig, axes = plt.subplots(len(blocks), len(tables), figsize=(9, height), **options)
     for row, methods in zip(axes, blocks, strict=True):
         for ax, (title, table) in zip(row, tables.items(), strict=True):
-            method_forest(ax, table, methods, f"{title} minus Equal's" if methods is blocks[-1] else "")
-            ax.locator_params(axis="x", nbins=5)
+            label = f"{title} minus Equal's" if len(tables) < 3 else title.replace(", ", "\n") + "\nminus Equal's"
+            method_forest(
+                ax, table, methods, label if methods is blocks[-1] else "", fontsize=None if len(tables) < 3 else 8.0
+            )
+            ax.locator_params(axis="x", nbins=5 if len(tables) < 3 else 3)
         where = "near Equal" if first[methods[0]] > -NEAR else "far behind, on another scale"
         row[0].set_title(where)
     shown = {method_family(method) for method in first.index}
@@ -68,7 +71,7 @@ def two_training_sets(
     for line in [line for line in ax.lines if line.get_label() == titles[1]]:
         line.set_marker("s")
     ax.set_xlabel(f"AUROC, DeepChest minus Equal (95% interval; grey: within ±{MARGIN:g})")
-    ax.legend(fontsize=8, loc="lower left")
+    ax.legend(fontsize=8, loc="upper right")
     return fig
 
 

@@ -1,0 +1,147 @@
+"""The figures of notebooks 04 and 07 and of the study: what is drawn is what synthetic tables say."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from deepchest_utils.results.statistics import judge_differences
+from deepchest_utils.studies import judgement
+from deepchest_utils.studies.figures import results, rule, study
+
+METHODS = ["hedge", "gls", "deepchest", 'mgda(level="features")']
+
+
+@pytest.fixture(autouse=True)
+def close():
+    yield
+    plt.close("all")
+
+
+def table(means, methods=METHODS, pairs=5, **columns):
+    """Judged differences with these means."""
+    rows = pd.DataFrame({"method": methods, "pairs": pairs, "mean": means, "seed_sd": 0.005, "patient_sd": np.nan})
+    rows = rows.assign(low=0.0, high=0.0, p=0.0, p_holm=0.0, **{"metric": "auroc"} | columns)
+    return judge_differences(rows, ["metric"])
+
+
+def points(ax) -> list[float]:
+    return [line.get_xdata()[0] for line in ax.lines if len(line.get_xdata()) == 1]
+
+
+def rows_of(ax) -> list[str]:
+    return [label.get_text() for label in ax.get_yticklabels()]
+
+
+def test_methods_near_equal_have_a_scale_of_their_own_in_every_column():
+    columns = {"A": table([0.01, -0.2, -0.005, -0.3]), "B": table([0.0, -0.1, 0.02, -0.4])}
+    fig = results.main_forest(columns)
+    near, _, far, _ = fig.axes
+    assert rows_of(near) == ["Hedge (L/H)", "DeepChest"]  # by the first column
+    assert rows_of(far) == ["GLS", "MGDA (features)"]
+    assert points(fig.axes[1]) == [0.0, 0.02]
+    assert near.get_xlim()[0] > -0.1 > far.get_xlim()[0]
+    assert far.get_xlabel() == "A minus Equal's"
+    texts = [text.get_text() for text in fig.legends[0].get_texts()]
+    assert texts[-3:] == ["full: significant", "open: not significant", "within ±0.01"]
+
+
+def test_a_study_of_two_phantoms_has_a_column_a_phantom_and_metric():
+    parts = [table([0.0] * 4, metric=m, phantom=p) for p in ("default", "nih") for m in judgement.HEADLINE]
+    columns = judgement.headline(pd.concat(parts))
+    assert list(columns) == [f"{w}, {p} phantom" for p in ("default", "NIH") for w in judgement.HEADLINE.values()]
+    assert {title: len(part) for title, part in columns.items()} == dict.fromkeys(columns, 4)
+    assert results.main_forest(columns).axes[-1].get_xlabel() == "macro average precision\nNIH phantom\nminus Equal's"
+
+
+def test_two_training_sets_are_told_apart_by_shape():
+    rows = pd.DataFrame({"task": ["Mass", "Edema"], "mean": [0.1, -0.1], "low": [0.0, -0.2], "high": [0.2, 0.0]})
+    (ax,) = results.two_training_sets(rows, rows.assign(mean=0.0), ("one", "two"), ["Edema", "Mass"]).axes
+    assert [line.get_marker() for line in ax.lines if line.get_label() in ("one", "two")] == ["o", "s"]
+    assert rows_of(ax) == ["Edema", "Mass"]
+
+
+@pytest.mark.parametrize("p", [0.2, 0.05, 0.01])
+def test_the_expected_loss_of_a_constant_is_its_cross_entropy_and_its_logarithm_that_of_simulated_batches(p):
+    log_q = np.log(np.array([0.3, 0.05, 1e-3]))
+    mean, log = results.expected_losses(p, 64, log_q)
+    q = np.exp(log_q)
+    np.testing.assert_allclose(mean, -p * np.log(q) - (1 - p) * np.log1p(-q))
+    positives = np.random.default_rng(0).binomial(64, p, 200_000)[:, None]
+    losses = -(positives * np.log(q) + (64 - positives) * np.log1p(-q)) / 64
+    np.testing.assert_allclose(log, np.log(losses).mean(0), atol=0.02)
+
+
+def test_the_logarithm_falls_without_bound_beyond_what_64_bits_hold():
+    log = results.expected_losses(0.05, 64, np.array([-1e3, -1e4, -1e5]))[1]
+    assert (np.diff(log) < 0).all()
+    assert np.isfinite(log).all()
+    assert results.log_loss([0.2, 0.01]).axes[1].get_title() == "Mean of $\\log L$: a cliff on the left"
+
+
+def test_cells_beyond_the_colours_have_their_number():
+    cells = [
+        {"method": method, "task": task, "mean": mean, "seeds": 5, "seed_sd": 0.001, "patient_sd": np.nan, "p": 0.0}
+        for method, mean in (("hedge", 0.01), ("deepchest", -0.02), ("gls", -0.3))
+        for task in ("Mass", "Hernia")
+    ]
+    judged = judge_differences(pd.DataFrame(cells).assign(low=0.0, high=0.0, p_holm=0.0, metric="auroc"), ["metric"])
+    judged.loc[(judged.method == "hedge") & (judged.task == "Hernia"), "mean"] = 0.15
+    fig = results.finding_heatmaps(judged, ["hedge", "deepchest", "gls"], ["Mass", "Hernia"])
+    near = fig.axes[0]
+    assert [text.get_text() for text in near.texts] == ["+0.15", "−0.02", "−0.02"]
+    assert [ax.get_title(loc="left") or ax.get_title() for ax in fig.axes[:2]] == [
+        "near Equal",
+        "far behind, in other colours",
+    ]
+
+
+def test_settings_are_a_line_a_method_and_names_stand_apart():
+    curves = pd.DataFrame({1: [0.7, 0.6, 0.65], 16: [0.80, 0.801, 0.7]}, index=["equal", "hedge", "gls"])
+    (ax,) = study.expected_best(curves, ["equal", "hedge"]).axes
+    assert len(ax.lines) == 3
+    heights = sorted(text.get_position()[1] for text in ax.texts)
+    assert [text.get_text() for text in ax.texts] == ["Equal", "Hedge (L/H)"]
+    assert heights[1] - heights[0] > 0.005
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["1", "16"]
+
+
+def test_regimes_are_columns_on_one_scale_and_f1_has_no_margin():
+    parts = [
+        table([0.01, -0.02], METHODS[:2], metric=metric, regime=regime)
+        for regime in ("batch 64, 12 epochs", "batch 256, 12 epochs")
+        for metric in ("auroc", "f1_at_half")
+    ]
+    fig = study.regimes(pd.concat(parts), METHODS[:2])
+    auroc, other, f1, _ = fig.axes
+    assert (len(auroc.patches), len(f1.patches)) == (1, 0)
+    assert auroc.get_xlim() == other.get_xlim()
+    assert points(auroc) == [0.01, -0.02]
+
+
+def test_longer_training_has_a_line_a_length_and_a_dot_a_difference():
+    curves = pd.DataFrame({"method": "equal", "epochs": [48, 48, 96, 96], "epoch": [24, 48, 48, 96], "value": 0.8})
+    differences = pd.concat([table([0.02, 0.0], METHODS[:2], epochs=epochs) for epochs in (48, 96)])
+    left, right = study.lengths(curves, differences).axes
+    assert len([line for line in left.lines if len(line.get_xdata()) == 2]) == 2
+    dots = [line for line in right.lines if line.get_marker() not in ("None", None)]
+    assert [line.get_ydata()[0] for line in dots] == [0.02, 0.02, 0.0, 0.0]
+    assert [line.get_markerfacecolor() != "white" for line in dots] == [True, True, False, False]
+
+
+def test_the_bar_says_where_the_questions_end():
+    items = pd.DataFrame({"measured": ["+0.01 [+0.00, +0.02]", "Edema"], "mean": [0.01, np.nan], "low": [0.0, np.nan]})
+    items = items.assign(high=[0.02, np.nan], met=[True, False]).set_axis(["1. above", "4. none lower"])
+    (ax,) = rule.bar(items).axes
+    words = [text.get_text() for text in ax.texts]
+    assert words[0].startswith("yes")
+    assert words[2] == "no: the questions end here\nEdema"
+    assert points(ax) == [0.01]
+
+
+def test_the_line_of_proportion_goes_through_points_in_proportion():
+    x = np.array([0.001, 0.01, 0.1])
+    fig, fits = rule.noise({"start": (x, 7 * x)}, ["Mass", "Edema", "Hernia"])
+    assert fits["start"] == pytest.approx(1)
+    line = next(line for line in fig.axes[0].lines if line.get_linestyle() == ":")
+    np.testing.assert_allclose(line.get_ydata() / line.get_xdata(), 7)
