@@ -94,6 +94,21 @@ def test_what_goes_with_nothing_is_refused(given, message):
         TrainConfig(**given)
 
 
+def test_logit_adjustment_is_cross_entropy_with_a_bias_that_starts_elsewhere(few):
+    """The equivalence that the loss's docstring states: step by step the same network, but for the bias."""
+    given = {"optimizer": "sgd", "lr": 0.01, "weight_decay": 0.0, "method": "equal"}
+    one, other = (Loop(config(loss=loss, **given), few) for loss in ("bce", "logit_adjusted"))
+    seen = few.train.prevalence > 0  # of a finding without a positive the bias starts at the end of its range
+    x, labels = torch.randn(16, 1, 32, 32, generator=generator()), torch.tensor(few.train.labels[:16])
+    for loop in (one, other):
+        loop.net.train()
+    for _ in range(4):
+        (z, loss), (adjusted, other_loss) = (loop.training_step(x, labels) for loop in (one, other))
+        expected = adjusted + other.loss.offset.float()
+        torch.testing.assert_close(z[:, seen], expected[:, seen], rtol=0, atol=1e-3)
+        torch.testing.assert_close(loss[seen], other_loss[seen], rtol=1e-3, atol=1e-4)
+
+
 # its augmentation
 
 
