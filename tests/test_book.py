@@ -49,6 +49,7 @@ def test_readers_find_figures_links_formulas_and_words(site, browser):  # noqa: 
     figures = [width for width in browser.execute_script(LOADED, FIGURES) if width]
     assert len(figures) >= 4
     assert browser.find_elements(By.CSS_SELECTOR, "article math")
+    assert browser.execute_script("return document.body.scrollWidth <= window.innerWidth")
     assert all(name.startswith("file:") or "colab" in name for name in browser.execute_script(FETCHED))
     browser.get(f"{(site / 'search.html').as_uri()}?q=prevalence")
     found = until(lambda: browser.find_elements(By.CSS_SELECTOR, "#search-results li a"), "hit")
