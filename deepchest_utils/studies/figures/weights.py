@@ -30,9 +30,10 @@ from deepchest_utils.results.labels import (
 TOY_STYLE = (("A, common", BLACK, "-"), ("B, rare", SKY, "--"), ("C, rarest", WINE, "-."))  # label, colour, line
 Paths = Float[np.ndarray, "t *k"]
 PerFinding = Float[np.ndarray, " k"]
+Number = float | int
 
 
-def _end(ax: Axes, x: float, y: float, text: str, color: str = BLACK, **options: Any) -> None:
+def _end(ax: Axes, x: Number, y: Number, text: str, color: str = BLACK, **options: Any) -> None:
     """Write a line's name behind its end."""
     ax.annotate(text, (x, y), (4, 0), textcoords="offset points", color=color, fontsize=8, va="center",
                 annotation_clip=False, **options)  # fmt: skip
@@ -47,7 +48,7 @@ def _toy_lines(ax: Axes, angles: PerFinding, values: Float[np.ndarray, "k 3"], b
 
 
 def draw_compromise(
-    angles: PerFinding, auroc: Float[np.ndarray, "k 3"], weights: Sequence[float], reached: Float[np.ndarray, "w d"]
+    angles: PerFinding, auroc: Float[np.ndarray, "k 3"], weights: Sequence[Number], reached: Float[np.ndarray, "w d"]
 ) -> Figure:
     """The toy: AUROC of its tasks at every angle, and the angle that each weight of the rare tasks leads to."""
     mean, best = auroc.mean(1), angles[auroc.mean(1).argmax()]
@@ -88,7 +89,7 @@ def draw_gradient_sizes(
     return fig
 
 
-def draw_scales(losses: Mapping[tuple[str, float], PerFinding]) -> Figure:
+def draw_scales(losses: Mapping[tuple[str, Number], PerFinding]) -> Figure:
     """Loss over steps of each (optimiser, factor of all weights)."""
     names = list(dict.fromkeys(name for name, _ in losses))
     factors = list(dict.fromkeys(factor for _, factor in losses))
@@ -193,7 +194,7 @@ def draw_toy_signals(
     angles: PerFinding,
     mean_auroc: PerFinding,
     relative_loss: Float[np.ndarray, "k 3"],
-    reached: Mapping[str, Sequence[float]],
+    reached: Mapping[str, Sequence[Number]],
     rest: float,
 ) -> Figure:
     """Where each signal takes the toy's direction, and L/H at every angle with the one where task A meets the mean."""
