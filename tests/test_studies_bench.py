@@ -15,7 +15,7 @@ from deepchest_utils import TrainConfig
 from deepchest_utils.__main__ import main
 from deepchest_utils.datasets.cache import decode
 from deepchest_utils.studies.bench import PLAIN_STEP, BenchmarkSetup, full_bench, parts, ratios, time_interleaved
-from deepchest_utils.studies.bench.inputs import write_pngs
+from deepchest_utils.studies.bench.inputs import bench_embed, write_pngs
 from deepchest_utils.studies.bench.parts import CONDITIONS, bench_beside, bench_recipes, bench_starts, phantom_splits
 from deepchest_utils.studies.bench.recipes import RECIPES
 from deepchest_utils.studies.bench.steps import Step, loop_epoch, passes_through_trunk, peak_memory, plain_epoch
@@ -260,3 +260,10 @@ def test_quick_benchmark_prints_ratios(capsys, monkeypatch):
     for word in ("step", "memory", "loop", "input", "ratio", "deepchest", "whole loop", "memory map"):
         assert word in printed
     assert not Path("runs/bench.csv").exists()
+
+
+@pytest.mark.slow
+def test_features_of_an_encoder_are_timed_against_its_forward_pass(rng):
+    table = bench_embed("cpu", 1, rng, num_images=32)
+    assert table.method.tolist() == ["bare forward", "embed"]
+    assert (table.images_per_second > 0).all()

@@ -1,4 +1,4 @@
-"""What surrounds the network: augmentation, decoding, the memory-mapped cache, the metrics of a test split."""
+"""What surrounds the network: augmentation, decoding, the memory-mapped cache, metrics, features of an encoder."""
 
 import tempfile
 from pathlib import Path
@@ -8,13 +8,16 @@ import pandas as pd
 import torch
 from PIL import Image
 
+from deepchest_utils.datasets import ChestXrays
 from deepchest_utils.datasets.cache import decode_all
 from deepchest_utils.datasets.decode import decode
 from deepchest_utils.datasets.findings import NUM_FINDINGS
 from deepchest_utils.models.augment import sample_augmentation
+from deepchest_utils.models.trunks import build_trunk
 from deepchest_utils.results.metrics import choose_thresholds, score_tasks
 from deepchest_utils.studies.bench.timing import measure
-from deepchest_utils.training.setup import inputs, training_order
+from deepchest_utils.training.embed import BATCH, embed_images
+from deepchest_utils.training.setup import inputs, resolve_device, training_order
 
 
 def write_pngs(folder: Path, count: int, size: int, rng: np.random.Generator) -> list[Path]:
@@ -63,3 +66,30 @@ def bench_inputs(rounds: int, rng: np.random.Generator, num_pngs: int) -> pd.Dat
             measure("input", scoring, rounds, rng, images=len(labels)),
         ]
     return pd.concat(tables, ignore_index=True)
+
+
+def bench_embed(device: str, rounds: int, rng: np.random.Generator, num_images: int = 64) -> pd.DataFrame:
+    """`embed`, from images on disk to features on disk, against the bare forward pass of the same encoder on input that is
+    ready: EfficientNet-Lite0 at 224 px."""
+    where = resolve_device(device)
+    trunk, width = build_trunk("lite0", 224)
+    trunk = trunk.eval().to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(f"{folder}/images.npy", rng.integers(0, 256, (num_images, 224, 224), dtype=np.uint8))
+        images = np.load(f"{folder}/images.npy", mmap_mode="r")
+        numbers = np.arange(num_images)
+        xrays = ChestXrays(images, np.zeros((num_images, 1), np.float32), numbers, ("none",), numbers.astype(str))
+        features = np.lib.format.open_memmap(f"{folder}/features.npy", "w+", np.float16, (num_images, width))
+        ready = [*inputs(images, numbers.reshape(-1, BATCH), where, torch.channels_last)]
+
+        def bare() -> None:
+            with torch.no_grad():
+                for x in ready:
+                    trunk(x)
+
+        def whole() -> None:
+            for rows, values in embed_images(trunk, xrays, where):
+                features[rows] = values
+
+        table = measure("embed", {"bare forward": bare, "embed": whole}, rounds, rng, images=num_images)
+    return table.assign(backbone="lite0", image_size=224, batch_size=BATCH, device=where.type)
