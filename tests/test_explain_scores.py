@@ -10,7 +10,7 @@ from sklearn.metrics import average_precision_score
 from deepchest_utils.datasets import ChestXrays
 from deepchest_utils.explain.regions import Regions
 from deepchest_utils.studies.localization import SCORES, localize, mean_scores, score_maps
-from deepchest_utils.studies.map_checks import centre_prior, mean_region_baseline, random_maps, score_baseline_maps
+from deepchest_utils.studies.map_checks import centre_prior, random_maps, score_baseline_maps, usual_place
 
 
 @pytest.fixture
@@ -139,16 +139,15 @@ def squares():
     return truth, data
 
 
-def test_usual_place_is_that_of_other_patients(squares):
+def test_usual_place_is_the_mean_region_of_known_patients(squares):
     truth, _ = squares
-    np.testing.assert_array_equal(mean_region_baseline(truth), truth.masks)
     moved = truth.masks.copy()
     moved[0] = np.roll(moved[0], 8, axis=1)
-    found = mean_region_baseline(Regions(truth.rows, truth.tasks, truth.patients, moved))
-    np.testing.assert_array_equal(found[0], truth.masks[1])  # not its own
-    np.testing.assert_array_equal(found[1], (moved[0] + truth.masks[2].astype(float)) / 2)
-    alone = Regions(truth.rows, truth.tasks, np.zeros(6, np.int64), truth.masks)
-    assert (mean_region_baseline(alone) == 0).all()
+    known = Regions(truth.rows, truth.tasks, truth.patients, moved)
+    found = usual_place(known, truth)
+    np.testing.assert_allclose(found[:3], np.repeat(moved[:3].mean(0)[None], 3, axis=0))  # the same for each image
+    np.testing.assert_array_equal(found[3:], truth.masks[3:])
+    assert (usual_place(known.subset(known.tasks == 0), truth)[3:] == 0).all()  # nobody known has finding 1
 
 
 def test_random_maps_are_smooth_and_by_seed():

@@ -4,9 +4,19 @@ import numpy as np
 import pytest
 import torch
 
+from deepchest_utils.datasets import ChestXrays
+from deepchest_utils.explain import heat_maps
+from deepchest_utils.explain.regions import Regions
 from deepchest_utils.models.augment import to_input
 from deepchest_utils.models.network import MultiTaskNet
-from deepchest_utils.studies.map_checks import cascading_randomization, perturbation_curves, shuffle_labels
+from deepchest_utils.studies.map_checks import (
+    cascading_randomization,
+    maps_of_pairs,
+    normalised_curves,
+    perturbation_curves,
+    shuffle_labels,
+    swap_partners,
+)
 
 
 @pytest.fixture
@@ -106,3 +116,37 @@ def test_each_image_is_asked_about_its_own_finding(known_network):
     shares = np.array([0.0, 16 / 256])
     both = perturbation_curves(known_network, images, np.array([0, 1]), masks, shares, batch_size=1)
     assert both[0, 0] - both[0, 1] > 10 * abs(both[1, 0] - both[1, 1])
+
+
+def pairs_of(patients, tasks):
+    return Regions(np.arange(len(tasks)), np.array(tasks), np.array(patients), np.ones((len(tasks), 64, 64), bool))
+
+
+def test_partners_have_the_finding_and_are_other_patients():
+    truth = pairs_of([0, 0, 1, 2, 3, 4], [0, 0, 0, 0, 1, 2])
+    partner = swap_partners(truth, np.random.default_rng(0))
+    assert (truth.tasks[partner] == truth.tasks).all()
+    assert (truth.patients[partner[:4]] != truth.patients[:4]).all()
+    assert partner[4:].tolist() == [4, 5]  # nobody else has it
+    assert len({tuple(swap_partners(truth, np.random.default_rng(seed))) for seed in range(9)}) > 1
+
+
+def test_maps_of_pairs_are_those_of_their_image_and_finding(net):
+    images = np.random.default_rng(0).integers(0, 256, (4, 64, 64), np.uint8)
+    truth = pairs_of([0, 1, 2, 3], [2, 0, 2, 1])
+    data = ChestXrays(images, np.ones((4, 3), np.float32), truth.patients, ("A", "B", "C"), np.arange(4))
+    maps = maps_of_pairs(net, data, truth)
+    for row, task in enumerate(truth.tasks):
+        np.testing.assert_allclose(maps[row], heat_maps(net, images[row : row + 1], [int(task)]).maps[0, 0], atol=1e-5)
+
+
+def test_curves_are_normalised_to_their_ends_and_patients_drawn_together():
+    curves = np.array([[0.9, 0.5, 0.1], [0.7, 0.6, 0.3], [0.7, 0.6, 0.3]])
+    mean, samples = normalised_curves(curves, np.array([0, 1, 1]), np.random.default_rng(0), 400)
+    ends = curves.mean(0)[[2, 0]]
+    assert mean == pytest.approx([1, (curves[:, 1].mean() - ends[0]) / (ends[1] - ends[0]), 0])
+    assert np.allclose(samples[:, [0, 2]], [1, 0])
+    single = {0.5: (0.5 - 0.1) / 0.8, 0.6: (0.6 - 0.3) / 0.4}  # one patient drawn twice
+    assert {round(v, 6) for v in samples[:, 1]} >= {round(v, 6) for v in single.values()}
+    rising, _ = normalised_curves(curves[:, ::-1], np.array([0, 1, 1]), np.random.default_rng(0), 9)
+    assert rising == pytest.approx(mean[::-1])

@@ -1,7 +1,7 @@
 """Do heat maps point at the findings, and does weighting change where the network looks? Scores of maps against the
 true regions, then one network a method and seed, scored on the same images and findings."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from deepchest_utils.explain.cam import CAM_METHODS, default_layers, heat_maps
 from deepchest_utils.explain.regions import Regions, load_regions
 from deepchest_utils.files import csv_path, exclusive_lock, write_file
 from deepchest_utils.results.metrics import Ranking
-from deepchest_utils.results.statistics import paired_differences, patient_weights
+from deepchest_utils.results.statistics import interval, paired_differences, patient_weights
 from deepchest_utils.results.store import LOCALIZATION, RunTable, append_rows, read_results, write_table
 from deepchest_utils.sweep import Trial, run_sweep
 from deepchest_utils.training import Run
@@ -114,6 +114,16 @@ def mean_scores(
     samples = np.concatenate([samples, np.nanmean(samples, axis=2, keepdims=True)], axis=2)
     means = np.column_stack([means, means.mean(1)])
     return pd.DataFrame(means.T, index=pd.Index([*findings, "macro"], name="finding")), samples
+
+
+def scores_with_intervals(tables: Mapping[str, pd.DataFrame], score: str, rng: np.random.Generator) -> pd.DataFrame:
+    """`mean_scores` of each table by name, with 95% intervals: columns `<name>`, `<name>_low`, `<name>_high`."""
+    means, samples = mean_scores(list(tables.values()), score, rng)
+    low, high = interval(samples.transpose(1, 0, 2))
+    columns: dict[str, np.ndarray] = {}
+    for i, name in enumerate(tables):
+        columns |= {name: means[i].to_numpy(), f"{name}_low": low[i], f"{name}_high": high[i]}
+    return pd.DataFrame(columns, index=means.index)
 
 
 @dataclass(frozen=True)

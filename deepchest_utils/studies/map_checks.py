@@ -8,14 +8,16 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from deepchest_utils.datasets import ChestXrays, Splits
+from deepchest_utils.explain.cam import heat_maps
 from deepchest_utils.explain.regions import Regions
 from deepchest_utils.models.augment import to_input
 from deepchest_utils.models.network import MultiTaskNet
+from deepchest_utils.results.statistics import patient_weights
 from deepchest_utils.studies.localization import name_pairs, score_maps
 
 
@@ -109,13 +111,42 @@ def random_maps(count: int, size: int, rng: np.random.Generator) -> Float[np.nda
     return scaled[:, 0].numpy()
 
 
-def mean_region_baseline(truth: Regions) -> Float[np.ndarray, "m h w"]:
-    """For each pair, the mean region of its finding in other patients, blank if none: a guess without the image."""
-    out = np.zeros(truth.masks.shape, np.float32)
+def usual_place(known: Regions, truth: Regions) -> Float[np.ndarray, "m h w"]:
+    """For each pair of `truth`, the mean region of its finding in `known`, of other patients; blank if there is none. It
+    knows anatomy, and which finding is asked for, and never sees the image."""
+    places = {task: known.masks[known.tasks == task].mean(0, dtype=np.float32) for task in np.unique(known.tasks)}
+    blank = np.zeros(truth.masks.shape[1:], np.float32)
+    return np.stack([places.get(task, blank) for task in truth.tasks])
+
+
+def maps_of_pairs(
+    net: nn.Module, data: ChestXrays, truth: Regions, method: str = "layercam"
+) -> Float[np.ndarray, "m h w"]:
+    """The network's map of each pair of `truth`; `localize` scores as many as you like, and keeps none."""
+    maps = np.empty(truth.masks.shape, np.float32)
     for task in np.unique(truth.tasks):
         pairs = np.flatnonzero(truth.tasks == task)
-        total = truth.masks[pairs].sum(0, dtype=np.float32)
-        for patient in np.unique(truth.patients[pairs]):
-            of_patient = pairs[truth.patients[pairs] == patient]
-            out[of_patient] = (total - truth.masks[of_patient].sum(0)) / max(len(pairs) - len(of_patient), 1)
-    return out
+        maps[pairs] = heat_maps(net, data.images[truth.rows[pairs]], [int(task)], method).maps[:, 0]
+    return maps
+
+
+def swap_partners(truth: Regions, rng: np.random.Generator) -> Int[np.ndarray, " m"]:
+    """For each pair the number of one with the same finding in another patient, drawn at random; itself if none is."""
+    partner = np.arange(len(truth))
+    for pair in range(len(truth)):
+        others = np.flatnonzero((truth.tasks == truth.tasks[pair]) & (truth.patients != truth.patients[pair]))
+        if len(others):
+            partner[pair] = rng.choice(others)
+    return partner
+
+
+def normalised_curves(
+    curves: Float[np.ndarray, "n s"], patients: Int[np.ndarray, " n"], rng: np.random.Generator, replicates: int = 500
+) -> tuple[Float[np.ndarray, " s"], Float[np.ndarray, "r s"]]:
+    """The mean of N curves of `perturbation_curves` and its bootstrap over patients, each as a share of the way between its
+    ends: 1 is the larger end, as a rule the whole image, and 0 the other. Replicates of one state of `rng` are paired."""
+    weights = patient_weights(patients, replicates, rng)
+    means = np.vstack([curves.mean(0), weights @ curves / weights.sum(1, keepdims=True)])
+    ends = means[:, [0, -1]]
+    scaled = (means - ends.min(1, keepdims=True)) / np.maximum(np.ptp(ends, axis=1, keepdims=True), 1e-9)
+    return scaled[0], scaled[1:]

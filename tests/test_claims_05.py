@@ -1,0 +1,251 @@
+"""Notebook 05: its text holds for its committed output; its drawings and viewer show what they say."""
+
+import re
+
+import matplotlib.pyplot as plt
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from deepchest_utils.datasets import ChestXrays
+from deepchest_utils.explain.regions import Regions
+from deepchest_utils.models.network import MultiTaskNet
+from deepchest_utils.notebook.runner import find_notebooks
+from deepchest_utils.paths import PROJECT
+from deepchest_utils.results.labels import SKY
+from deepchest_utils.studies.figures import maps as drawn
+from deepchest_utils.studies.localization import SCORES, compare_localization, read_localization
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture(scope="module")
+def cells():
+    return nbformat.read(find_notebooks(["05"])[0], as_version=4).cells
+
+
+@pytest.fixture(scope="module")
+def text(cells) -> str:
+    return "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+
+
+@pytest.fixture(scope="module")
+def output(cells):
+    """The text output of the one cell whose source has some words, its tables as text."""
+
+    def find(words: str) -> str:
+        (cell,) = [cell for cell in cells if cell.cell_type == "code" and words in cell.source]
+        return "\n".join(o.get("text") or o.get("data", {}).get("text/plain", "") for o in cell.outputs)
+
+    return find
+
+
+def row(table: str, name: str) -> list[float]:
+    """The numbers behind a row's name."""
+    (found,) = re.findall(rf"^ *{re.escape(name)}  +([-\d. ]+)$", table, re.MULTILINE)
+    return [float(value) for value in found.split()]
+
+
+def test_the_map_hits_less_than_the_usual_place_as_the_first_cell_says(cells, text, output):
+    scores = {
+        name: row(output("usual_place(known, truth)"), name) for name in ("network", "usual place", "centre", "random")
+    }
+    network, place, centre, random = (values[0] for values in scores.values())
+    assert f"at the finding in {network:.0%} of the images" in cells[0].source
+    assert f"without seeing the image, hits {place:.0%}" in cells[0].source
+    assert all(a < b for a, b in zip(scores["network"], scores["usual place"], strict=True))  # by every score
+    assert random < centre < network
+    assert f"The energy inside is {scores['network'][1]:.3f} and {scores['centre'][1]:.3f} for the centre" in text
+    assert scores["network"][2] < scores["centre"][2]
+    assert "by IoU the centre is even better" in text
+
+
+def test_findings_above_each_guess_are_those_that_the_text_names(text, output):
+    shown = output("intervals apart")
+    above = {
+        name: re.search(rf"^{name} +(\S.*)$", shown, re.MULTILINE)[1].split(", ")
+        for name in ("usual place", "centre", "random")
+    }
+    assert set(above["usual place"]) == {"Consolidation", "Mass", "Nodule"}
+    assert "only for Consolidation, Mass and Nodule is looking better" in text
+    assert len(above["centre"]) == 10
+    assert len(above["random"]) == 12
+    assert "beat the centre for ten of the fourteen findings, and random maps for twelve" in text
+    assert not {"Emphysema", "Edema", "Cardiomegaly", "Hernia"} & set(above["centre"])
+    assert not {"Hernia", "Pleural Thickening"} & set(above["random"])
+
+
+def test_the_regions_are_as_the_text_has_them(text, output):
+    shown = output("truth = load_regions")
+    count, share, _ = row(shown, "Nodule")
+    assert 1 / 450 < share < 1 / 380
+    assert "Nodule, a four-hundredth of the image" in text
+    assert row(shown, "Hernia")[0] == 15
+    assert f"with an AUROC of {row(shown, 'Pleural_Thickening')[2]:.2f} the network hardly knows it" in text
+    assert count == 400
+
+
+def test_the_network_gains_by_looking_and_a_guess_does_not(text, output):
+    shown = output("swap_partners(checked")
+    mean, low, high = row(shown, "network")
+    assert f"The network gains {mean:.3f} [{low:.3f}, {high:.3f}]" in text
+    assert low > 0
+    assert row(shown, "usual place") == row(shown, "centre") == [0, 0, 0]
+    most = row(shown, "the region itself")[0]
+    assert f"would gain {most:.2f}" in text
+    assert 1 / 25 < mean / most < 1 / 17
+    assert "win a twentieth of that" in text
+    low, high = row(shown, "random")[1:]
+    assert low < 0 < high
+
+
+def test_shuffling_takes_the_hits_away(text, output):
+    shown = output("sanity = {score")
+    (layercam, _, eigencam), head = row(shown, "as trained"), row(shown, "head")
+    assert f"keeps half of its hits ({head[0]:.2f} of {layercam:.2f})" in text
+    assert 0.45 < head[0] / layercam < 0.55
+    random = row(output("usual_place(known, truth)"), "random")[0]
+    for part in ("layer2", "layer1", "bn1", "conv1"):
+        assert row(shown, part)[0] < random / 4
+    labels = row(shown, "labels")
+    assert f"its maps hit {labels[0]:.2f} where random maps hit {random:.2f}" in text
+    assert head[2] == eigencam
+    assert f"with shuffled labels it still hits {labels[2]:.2f}" in text
+    (auroc,) = re.findall(r"test macro AUROC ([\d.]+)", output("shuffle_labels(data"))
+    assert f"The network of the shuffled labels has an AUROC of {float(auroc):.2f}" in text
+
+
+def test_deletion_and_insertion_are_told_as_drawn(text, output):
+    whole, blurred, prevalence = re.search(
+        r"whole image ([\d.]+), blurred chest ([\d.]+); prevalence ([\d.]+)", output("normalised_curves(")
+    ).groups()
+    assert f"a mean probability of {whole}, the blurred chests {blurred}" in text
+    assert f"and {prevalence} is also the mean prevalence" in text
+    assert abs(float(blurred) - float(prevalence)) < 0.02  # the blur does not look like a finding
+    deletion, insertion = output("draw.draw_perturbation").split("insertion ")
+    _, fall, low, high = row(deletion.replace("deletion ", ""), "network")
+    assert f"smaller by {-fall:.3f} [{-high:.3f}, {-low:.3f}]" in text
+    assert high < 0
+    _, rise, low, high = row(insertion, "network")
+    assert f"larger by {rise:.3f} [{low:.3f}, {high:.3f}]" in text
+    assert low > 0
+
+
+def test_weighting_changes_the_maps_by_nothing_that_one_sees(text, output):
+    assert output("read_localization(").strip() == "significant: 1 of 12 means, 1 of 168 single findings"
+    measured = read_localization(PROJECT / "data" / "results" / "localization_phantom.csv")
+    found = {s: compare_localization(measured, "equal", s, np.random.default_rng(0)) for s in ("iou", "pointing")}
+    iou, pointing = (t[t.finding == "macro"].set_index("method") for t in found.values())
+    assert f"by {-iou.loc['deepchest', 'mean']:.3f} of IoU" in text
+    widths = (pointing.high - pointing.low).round(1)
+    assert f"are {widths.min():g} to {max(widths.max(), 0.3):g} wide" in text
+    assert measured.seed.nunique() == 5
+
+
+def test_a_high_probability_does_not_vouch_for_a_map(text, output):
+    sure, rest = re.search(
+        r"elsewhere: (\d+)% of the surest, (\d+)% of the rest", output("np.quantile(probability")
+    ).groups()
+    assert f"Of the surest maps {sure}% point elsewhere, of the rest {rest}%" in text
+    assert abs(int(sure) - int(rest)) < 8
+
+
+@pytest.fixture
+def viewed():
+    """A network, three images of three findings, and the region of one pair."""
+    torch.manual_seed(0)
+    images = np.random.default_rng(0).integers(0, 256, (4, 64, 64), np.uint8)
+    labels = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 0], [0, 1, 0]], np.float32)
+    data = ChestXrays(images, labels, np.arange(4), ("Mass", "Nodule", "Hernia"), np.arange(4))
+    mask = np.zeros((1, 64, 64), bool)
+    mask[0, 20:30, 20:30] = True
+    truth = Regions(np.array([1]), np.array([0]), np.array([1]), mask)
+    return MultiTaskNet("resnet18_thin", 3).eval(), data, truth, np.zeros((4, 3))
+
+
+def outlines(ax) -> list:
+    return [c for c in ax.collections if np.allclose(c.get_edgecolor(), plt.matplotlib.colors.to_rgba(SKY))]
+
+
+@pytest.mark.parametrize(
+    ("finding", "images", "number", "rows"),
+    [
+        ("Mass", "with it", 1, [1]),  # the one with a region comes first
+        ("Mass", "with it", 2, [0]),
+        ("Mass", "with it", 3, [1]),  # after the last the first
+        ("Nodule", "with it", 2, [3]),
+        ("Nodule", "without it", 2, [2]),
+        ("Nodule", "without any", 1, [2]),
+        ("Hernia", "with it", 1, [0]),  # no image has it: all are shown
+    ],
+)
+def test_the_viewer_steps_through_the_images_that_have_a_finding(viewed, finding, images, number, rows):
+    fig = drawn.draw_view(*viewed, finding, images, number, "layercam")
+    for ax in fig.axes:
+        np.testing.assert_array_equal(ax.images[0].get_array(), viewed[1].images[rows[0]])
+    assert fig.axes[1].get_title() == f"{finding}, p = 0.50"
+    has_region = finding == "Mass" and rows == [1]
+    assert [len(outlines(ax)) for ax in fig.axes] == [has_region] * 2
+    count = {
+        "Mass": {"with it": 2},
+        "Nodule": {"with it": 2, "without it": 2, "without any": 1},
+        "Hernia": {"with it": 0},
+    }
+    assert f"of the {count[finding][images]} {images}" in fig.get_supxlabel()
+
+
+def test_every_film_stands_above_its_map_and_the_truth_is_dashed_in_one_colour(viewed):
+    _, data, truth, _ = viewed
+    heats, masks = np.random.default_rng(1).random((3, 64, 64)), np.repeat(truth.masks, 3, axis=0)
+    fig = drawn.draw_films(data.images[:3], heats, masks, ["a", "b", "c"], columns=2)
+    axes = np.array(fig.axes).reshape(4, 2)
+    for i, title in enumerate("abc"):
+        film, heat = axes[2 * (i // 2), i % 2], axes[2 * (i // 2) + 1, i % 2]
+        assert film.get_title() == title
+        assert len(film.images) == 1
+        assert len(heat.images) == 2
+        np.testing.assert_array_equal(film.images[0].get_array(), heat.images[0].get_array())
+        (line,) = outlines(heat)
+        assert line.get_linestyle()[0][1] is not None  # dashes
+    layers = drawn.draw_layers(data.images[0], truth.masks[0], {"x": heats[0], "y": heats[1]}, "Mass")
+    assert [len(outlines(ax)) for ax in layers.axes[:3]] == [1, 1, 1]
+
+
+def test_a_curve_lies_where_its_mean_is_and_the_prevalence_below_the_blur():
+    shares = np.array([0, 0.5, 1])
+    curves = {
+        what: {"network": (mean, np.repeat(mean[None], 9, axis=0))}
+        for what, mean in (("deletion", np.array([1, 0.3, 0])), ("insertion", np.array([0, 0.7, 1])))
+    }
+    fig = drawn.draw_perturbation(curves, shares, (0.2, 0.45), 0.05)
+    for ax, mean in zip(fig.axes, ([1, 0.3, 0], [0, 0.7, 1]), strict=False):
+        curve, line = ax.lines
+        assert curve.get_ydata().tolist() == mean
+        assert line.get_ydata()[0] == pytest.approx((0.05 - 0.2) / 0.25)
+
+
+def test_sources_of_maps_differ_by_marker_and_rows_are_striped():
+    columns = {f"{name}{end}": [0.5, 0.4] for name in ("network", "usual place") for end in ("", "_low", "_high")}
+    fig = drawn.draw_pointing(pd.DataFrame(columns, index=["Mass", "Nodule"]), ["network", "usual place"])
+    (ax,) = fig.axes
+    assert len({line.get_marker() for line in ax.lines}) == 2
+    assert len({marker for _, marker in drawn.SOURCE_STYLE.values()}) == len(drawn.SOURCE_STYLE)
+    assert len(ax.patches) == 1
+
+
+def test_significant_differences_are_full_markers():
+    p_holm = [0.01, 0.5, 1.0, 0.049]
+    macro = pd.DataFrame(
+        {"score": list(SCORES), "method": "deepchest", "mean": 0.1, "low": 0, "high": 0.2, "p_holm": p_holm}
+    )
+    (ax,) = drawn.draw_weighting(macro).axes
+    faces = [
+        line.get_markerfacecolor() for line in ax.lines if len(line.get_xdata()) == 1 and line.get_xdata()[0] == 0.1
+    ]
+    assert [face != "white" for face in faces] == [p < 0.05 for p in p_holm]
