@@ -161,6 +161,7 @@ def change(box: WebElement, title: str) -> None:
 
 
 CONTROLS = {  # notebook -> of each of its boxes, those that are moved
+    "00_two_tasks_in_a_plane": [("angle", "length ratio", "loss ratio"), ("rate",)],
     "02_loss_trend_weighting": [("step up", "cap", "floor"), ("signal", "step down")],
     "04_baseline_comparison": [("metric", "baseline", "findings", "methods")],
     "05_grad_cam": [("number", "images", "finding", "map method")],

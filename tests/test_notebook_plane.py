@@ -1,7 +1,9 @@
 """Notebook 00 against independent truths: TorchJD's aggregators, closed forms, brute force, and its own printed numbers."""
 
 import re
+import sys
 
+import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pytest
@@ -221,6 +223,22 @@ def test_in_the_valley_one_gradient_is_long_and_along_it_the_two_nearly_cancel(p
     along = late[..., 1].median(0).values
     assert (along.sum(0).abs() < 0.5 * along.abs().max(0).values).all()
     assert (theta[:, 1] > 1).all()  # still inside
+
+
+def test_runs_without_the_package(monkeypatch):
+    """The file alone, as a smoke test: figures are shown, two of them with ipywidgets' own sliders."""
+    monkeypatch.setitem(sys.modules, "deepchest_utils", None)  # an import of it fails
+    monkeypatch.setattr(plt, "show", lambda: plt.close("all"))
+    boxes = []
+    monkeypatch.setattr("ipywidgets.interact", lambda draw, **controls: boxes.append(controls) or draw())
+    names: dict = {}
+    with plt.rc_context():
+        for cell in CELLS:
+            if cell.cell_type == "code":
+                exec(cell.source, names)
+            if "parameters" in cell.metadata.get("tags", []):
+                names["smoke"] = True
+    assert [list(controls) for controls in boxes] == [["angle", "length_ratio", "loss_ratio"], ["rate"]]
 
 
 # what the committed notebook says and printed
