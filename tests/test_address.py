@@ -25,8 +25,7 @@ def load(root: Path) -> ModuleType:
 
 tool = load(ROOT)
 ADDRESS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
-READY = [path for path in tool.notebooks() if '"colab"' in path.read_text()]
-BY_NAME = pytest.mark.parametrize("path", READY, ids=lambda path: f"{path.parent.name}/{path.stem}")
+BY_NAME = pytest.mark.parametrize("path", tool.notebooks(), ids=lambda path: f"{path.parent.name}/{path.stem}")
 
 
 def colab_cells(path: Path) -> list[str]:
