@@ -205,7 +205,7 @@ def test_whole_benchmark_goes_on_where_it_stopped(tmp_path, monkeypatch):
         return measure
 
     monkeypatch.setattr(parts, "phantom_splits", lambda config, **sizes: None)
-    for name in ("steps", "memory", "loop", "beside", "inputs", "settings", "recipes", "flat", "starts"):
+    for name in ("steps", "memory", "loop", "beside", "inputs", "embed", "settings", "recipes", "flat", "starts"):
         monkeypatch.setattr(parts, f"bench_{name}", part(name))
     out = tmp_path / "bench.csv"
     with pytest.raises(KeyboardInterrupt):

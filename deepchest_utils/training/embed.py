@@ -128,7 +128,6 @@ def _first_missing(features: np.ndarray) -> int:
     return len(features)
 
 
-@torch.no_grad()
 def embed_images(
     trunk: nn.Module, xrays: ChestXrays, device: torch.device, batch_size: int = BATCH, start: int = 0
 ) -> Iterator[tuple[slice, Float[np.ndarray, "b f"]]]:
@@ -140,6 +139,8 @@ def embed_images(
     x: Tensor | None = next(batches, None)
     while x is not None:
         adapt_threads()
-        out, x = trunk(x), next(batches, None)
+        with torch.no_grad():
+            out = trunk(x)
+        x = next(batches, None)
         rows = slice(start, start := start + len(out))
         yield rows, out.half().cpu().numpy()
