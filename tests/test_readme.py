@@ -290,7 +290,14 @@ SMALL = [word for split in ("train", "val", "test") for word in ("--data-options
 SMALL += ["--image-size", "32", "--epochs", "1", "--device", "cpu"]
 NIH = ["--image-size", "32", "--epochs", "1", "--device", "cpu"]
 SHORTER = {"train": SMALL, "sweep": [*SMALL, "--jobs", "1"], "localize": [*SMALL, "--per-finding", "2"]}
-ELSEWHERE = ("notebooks", "bench", "torchrun", "dask")  # in tests of their own, smaller or with what they need
+ELSEWHERE = (
+    "notebooks",
+    "bench",
+    "torchrun",
+    "dask",
+    "embed",
+    "embeddings",
+)  # the last two: test_embeddings.py  # in tests of their own, smaller or with what they need
 MADE = ("runs/deepchest-0/checkpoint.pt", "runs/mine.csv", "runs/pair_summary.csv", "runs/report.png", "map.png")
 
 
