@@ -124,6 +124,7 @@ def run_all(browser: WebDriver, lab: tuple[str, str, Path], source: Path) -> lis
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for cell in cells:
         cell.update(outputs=[], execution_count=None)
+        cell.metadata.pop("jupyter", None)  # a folded cell shows no number, by which the end of the run is known
     nbformat.write(notebook, served / source.name)
 
     browser.get(f"{address}lab/workspaces/{source.stem}/tree/{source.name}?token={token}")
