@@ -58,7 +58,7 @@ class TrainConfig:
     lr: float = 2e-3  # peak learning rate
     weight_decay: float = 0.05  # decoupled for adamw, L2 for the others
     schedule: Schedule = "cosine"  # cosine to zero, or constant
-    augment: bool = True  # change each training image at random
+    augment: bool = True  # change each training image at random; embeddings stay as they are
     augmentation: Augmentation = "small"  # small: shift, turn, zoom, exposure; resized_crop: turn, crop, mirror
     augment_test: bool = False  # change validation and test images at random, too
     ema: float = 0.0  # decay, as 0.999, of a moving average of the weights, which is tested in their place; 0 is none
@@ -108,10 +108,9 @@ class TrainConfig:
         if self.dataset == "embeddings":  # vectors: one network is made for them, and nothing turns or shifts them
             if self.backbone == type(self).backbone:
                 object.__setattr__(self, "backbone", "mlp")
-            for name in ("augment", "augment_test"):
-                if getattr(self, name):
-                    advice = "it changes images, and vectors are none. Say augment=False, as --no-augment"
-                    raise ValueError(f"{name} should be False for dataset 'embeddings': {advice}.")
+            object.__setattr__(self, "augment", False)
+            if self.augment_test:
+                raise ValueError("augment_test should be False for dataset 'embeddings': it changes images.")
         if (self.dataset == "embeddings") != (self.backbone == "mlp"):
             raise ValueError(
                 f"backbone 'mlp' and dataset 'embeddings' go together. Found {self.backbone!r} and {self.dataset!r}."

@@ -142,7 +142,7 @@ def test_command_with_true_weights_then_training_on_its_file(tmp_path, monkeypat
     options = ["--dataset", "embeddings", "--data-root", "f.npz", "--epochs", "2", "--lr", "3e-4", "--device", "cpu"]
     assert main(["data", "embeddings", "--data-root", "f.npz"]) == 0
     assert "embeddings, 1,280 features, split=official, read from f.npz (lite0" in capsys.readouterr().out
-    assert main(["train", *options, "--no-augment", "--run-dir", "run"]) == 0
+    assert main(["train", *options, "--run-dir", "run"]) == 0
     assert main(["predict", "f.npz", "--checkpoint", "run"]) == 2
     error = capsys.readouterr().err
     assert "trained on embeddings, and an image needs a network of images" in error
@@ -288,7 +288,7 @@ def test_a_changed_byte_is_found(tmp_path):
 
 # training
 
-CONFIG = TrainConfig(dataset="embeddings", augment=False, epochs=3, lr=3e-3, device="cpu")
+CONFIG = TrainConfig(dataset="embeddings", epochs=3, lr=3e-3, device="cpu")
 METHODS = ("equal", "deepchest", 'pcgrad(level="features")', "gradnorm", "famo", "uncertainty", "deepchest@single_task")
 
 
@@ -312,18 +312,7 @@ def test_the_network_is_the_papers_head(tmp_path):
 def test_all_kinds_of_methods_sweep_and_report(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     made(tmp_path / "f.npz")
-    options = [
-        "--dataset",
-        "embeddings",
-        "--data-root",
-        "f.npz",
-        "--split",
-        "patient",
-        "--augment",
-        "false",
-        "--epochs",
-        "2",
-    ]
+    options = ["--dataset", "embeddings", "--data-root", "f.npz", "--split", "patient", "--epochs", "2"]
     command = ["sweep", *options, "--method", *METHODS, "--out", "runs/s.csv", "--baseline", "equal"]
     assert main(command) == 0
     assert "failed" not in capsys.readouterr().err
@@ -355,7 +344,7 @@ def test_a_stopped_run_goes_on(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"augment": True}, "augment should be False for dataset 'embeddings'"),
+        ({"augment_test": True}, "augment_test should be False for dataset 'embeddings'"),
         ({"backbone": "resnet18"}, "backbone 'mlp' and dataset 'embeddings' go together. Found 'resnet18'"),
         ({"dataset": "nih"}, "backbone 'mlp' and dataset 'embeddings' go together. Found 'mlp' and 'nih'"),
     ],
@@ -363,6 +352,11 @@ def test_a_stopped_run_goes_on(tmp_path):
 def test_what_makes_no_sense_of_vectors_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         replace(CONFIG, **settings)
+
+
+def test_network_and_augmentation_follow_the_data():
+    assert (CONFIG.backbone, CONFIG.augment) == ("mlp", False)
+    assert not replace(CONFIG, augment=True).augment
 
 
 def test_other_combinations_are_one_line_each(tmp_path, splits):
@@ -392,7 +386,7 @@ def mebibytes():
 from deepchest_utils import TrainConfig, load_dataset, train
 before = mebibytes()  # PyTorch's CUDA build and the other packages
 data = load_dataset("embeddings", sys.argv[1], split="patient")
-train(TrainConfig(dataset="embeddings", augment=False, epochs=1, lr=3e-4, batch_size=256, device="cpu"), data)
+train(TrainConfig(dataset="embeddings", epochs=1, lr=3e-4, batch_size=256, device="cpu"), data)
 print(sum(map(len, data.parts.values())), data.train.images.dtype, mebibytes() - before, mebibytes())
 """
 
