@@ -237,6 +237,19 @@ STAGES: dict[str, Callable[[Path, Sequence[str]], Rounds]] = {
 }  # fmt: skip
 
 
+def run_rounds(rounds: Iterator[tuple[str, list[Any]]], out: Path, jobs: int, plan: bool = False) -> None:
+    """Run what is left of a stage's cells, round by round, each in one thread; or, to plan, print their number and hours."""
+    for name, trials in rounds:
+        table = out / f"{name}.csv"
+        left = [trial for trial in trials if trial.id not in RunTable(table).finished()]
+        hours = sum(trial.seconds() for trial in left) / 3600 / jobs
+        print(f"{name}: {len(trials)} cells, {len(left)} to run, {hours:.1f} h in {jobs} processes", flush=True)
+        if left and not plan:
+            cells = run_sweep(trials, table, jobs, threads=1).cells
+            for cell in cells[cells.status == "failed"].itertuples():
+                print(f"failed, and counted as no result: {cell.method} {cell.seed}: {cell.error}", flush=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """STAGE --out FOLDER [--jobs N] [--methods M ...] [--plan]: run a stage, or print its cells and hours."""
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -250,12 +263,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name, trials in tune(given.out, METHODS):
             if {trial.id for trial in trials} - set(RunTable(given.out / f"{name}.csv").cells.cell):
                 parser.error(f"{given.stage} needs every method's setting, and tune is not through in {given.out}.")
-    for name, trials in STAGES[given.stage](given.out, given.methods):
-        table = given.out / f"{name}.csv"
-        left = [trial for trial in trials if trial.id not in RunTable(table).finished()]
-        hours = sum(trial.seconds() for trial in left) / 3600 / given.jobs
-        print(f"{name}: {len(trials)} cells, {len(left)} to run, {hours:.1f} h in {given.jobs} processes", flush=True)
-        if left and not given.plan:
-            cells = run_sweep(trials, table, given.jobs, threads=1).cells
-            for cell in cells[cells.status == "failed"].itertuples():
-                print(f"failed, and counted as no result: {cell.method} {cell.seed}: {cell.error}", flush=True)
+    run_rounds(STAGES[given.stage](given.out, given.methods), given.out, given.jobs, given.plan)
