@@ -9,6 +9,8 @@
 # There are more parts, for which the budget had no room: more, architectures, parameters.
 # The study of PROTOCOL.md, about 16 hours on two idle cores; `plan` prints what is left to run and its hours:
 #   bash data/results/study.sh plan study_tune study_main study_regimes study_curves; NOMINEE=METHOD bash data/results/study.sh study_rule
+# The study of PROTOCOL_REAL.md, on the features of a frozen encoder; METHODS="equal deepchest" runs these alone, in 20 minutes:
+#   NIH_ROOT=PATH bash data/results/study.sh real_features real_main real_blind
 set -euo pipefail
 out=${OUT:-data/results}
 sweep() { python -m deepchest_utils sweep --device "${DEVICE:-cpu}" --jobs "${JOBS:-2}" "$@"; }
@@ -21,6 +23,11 @@ at_rate_of() { # METHOD ARGUMENT...: a sweep at the learning rate that was chose
 replicates() { # STAGE: one thread a process, so that a cell has the same row wherever it runs
   OMP_NUM_THREADS=1 python -c 'from deepchest_utils.studies.replication import main; main()' "$1" --out "$out" \
     --jobs "${JOBS:-2}" ${NOMINEE:+--methods "$NOMINEE"} "${@:2}"
+}
+real() { # STAGE
+  OMP_NUM_THREADS=1 python -c 'from deepchest_utils.studies.real import main; main()' "$1" --out "$out" \
+    --features "${FEATURES:-data/processed/real}" --jobs "${JOBS:-2}" ${NIH_ROOT:+--root "$NIH_ROOT"} \
+    ${METHODS:+--methods $METHODS} "${@:2}"
 }
 features() { printf '%s(level="features")\n' "$@"; }
 
@@ -145,7 +152,8 @@ for part in "$@"; do
       # in a shell of its own: the parts after it have all seeds
       (many=("${many[@]:0:10}") && judge nih --dataset nih --data-root "${NIH_ROOT:-}" --split patient --epochs 12) ;;
     study_*) replicates "${part#study_}" ;;
+    real_*) real "${part#real_}" ;;
     plan) for stage in tune main regimes curves rule; do replicates "$stage" --plan; done ;;
-    *) echo "no part $part: plan, study_*, tuning, main, more, composed, rate, single_task, architectures, parameters, ablations, summary, nih, localization, candidates, controlled, rule_tuning or judge_*" >&2; exit 2 ;;
+    *) echo "no part $part: plan, study_*, real_*, tuning, main, more, composed, rate, single_task, architectures, parameters, ablations, summary, nih, localization, candidates, controlled, rule_tuning or judge_*" >&2; exit 2 ;;
   esac
 done
