@@ -16,6 +16,7 @@ from jaxtyping import Float
 
 from deepchest_utils.config import TrainConfig, parse_method
 from deepchest_utils.datasets import ChestXrays, Splits, load_dataset
+from deepchest_utils.datasets.findings import FINDINGS
 from deepchest_utils.files import atomic_write
 from deepchest_utils.results import store
 from deepchest_utils.results.statistics import judge_differences, paired_differences
@@ -25,9 +26,8 @@ from deepchest_utils.sweep import Setting, Trial, draw_settings
 from deepchest_utils.training.embed import embed
 
 MIN_SIZE = 100  # px: thumbnails among the originals tell where an image comes from
-COUNTED = (  # findings of the endpoint: at least 20 positives to be expected in a test fold
-    "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax", "Edema",
-)  # fmt: skip
+RARE = ("Consolidation", "Emphysema", "Fibrosis", "Pleural_Thickening", "Hernia")  # below 20 positives in a test fold
+COUNTED = tuple(finding for finding in FINDINGS if finding not in RARE)  # findings of the endpoint
 FOLDS, FEW, ROUNDS = 5, 2, 10  # folds a round, rounds of every method, rounds of those not far behind
 OVERLAP = 1 / (FOLDS - 2)  # test images over training images: a fold is test, the next one validation
 SETTINGS = draw_settings(0, 8, (1e-4, 1e-3), (0.01, 1.0))
