@@ -266,7 +266,7 @@ class Data:
     def run(self) -> None:
         from deepchest_utils.datasets import load_dataset
 
-        c = TrainConfig(**vars(self), augment=False)  # which checks them
+        c = TrainConfig(**vars(self))  # which checks them
         data = load_dataset(c.dataset, c.data_root, c.image_size, c.data_seed, c.split, **c.data_options)
         source = f", read from {data.source}" if data.source else ""
         of = f"{data.train.images.shape[1]:,} features" if data.train.are_vectors else f"{self.image_size} px"
@@ -298,7 +298,7 @@ class Embed:
         out, batch_size = values.pop("out"), values.pop("batch_size")
         check_backbone(self.backbone)
         values["image_size"] = self.image_size or own_size(self.backbone) or TrainConfig.image_size
-        table = read_embeddings(embed(TrainConfig(**values, augment=False), out, batch_size=batch_size))
+        table = read_embeddings(embed(TrainConfig(**values), out, batch_size=batch_size))
         print(f"{count_of(len(table.ids), 'image')} with {table.width:,} features each in {table.origin}")
 
 

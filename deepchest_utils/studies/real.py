@@ -4,7 +4,6 @@ data/results/study.sh calls `main`. A stage may be stopped and called again: a f
 """
 
 import argparse
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +16,12 @@ from jaxtyping import Float
 from deepchest_utils.config import TrainConfig, parse_method
 from deepchest_utils.datasets import ChestXrays, Splits, load_dataset
 from deepchest_utils.datasets.findings import FINDINGS
-from deepchest_utils.files import atomic_write
 from deepchest_utils.results import store
 from deepchest_utils.results.statistics import judge_differences, paired_differences
 from deepchest_utils.results.store import RunTable
-from deepchest_utils.studies.replication import DEARER, ENDPOINT, FAR, METHODS, VAL_POSITIVES, run_rounds
+from deepchest_utils.studies.replication import DEARER, ENDPOINT, FAR, METHODS, VAL_POSITIVES, run_rounds, with_settings
 from deepchest_utils.sweep import Setting, Trial, draw_settings
-from deepchest_utils.training.embed import embed
+from deepchest_utils.training.embed import embed, write_features
 
 MIN_SIZE = 100  # px: thumbnails among the originals tell where an image comes from
 RARE = ("Consolidation", "Emphysema", "Fibrosis", "Pleural_Thickening", "Hernia")  # below 20 positives in a test fold
@@ -72,22 +70,6 @@ def make_features(root: Path, folder: Path) -> None:
         write_features(folder / f"{name}.npz", values, data)
 
 
-def write_features(out: Path, features: Float[np.ndarray, "n f"], data: Splits) -> None:
-    """A file that `dataset="embeddings"` reads; rows in the order of train, val and test."""
-    parts = [*data.parts.values()]
-    arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ("labels", "patients", "ids")}
-    split = np.repeat(np.arange(3, dtype=np.int8), [*map(len, parts)])
-    with atomic_write(out) as temporary, open(temporary, "wb") as file:
-        np.savez(
-            file,
-            allow_pickle=False,
-            features=np.ascontiguousarray(features),
-            split=split,
-            findings=np.array(data.findings),
-            **arrays,
-        )
-
-
 class Fold(Trial):
     """A trial whose table has the endpoint: on test, and its best on validation, with the epoch."""
 
@@ -114,11 +96,7 @@ def fold(features: Path, method: str, number: int, part: int, setting: Setting, 
 
 def fold_rows(table: Path) -> pd.DataFrame:
     """The long table of a stage, each row with its cell's fold, lr and weight_decay; its seed is the round."""
-    tables, cells = RunTable(table), []
-    for cell in tables.cells[tables.cells.status == "done"].itertuples():
-        config = TrainConfig(**json.loads(cell.settings))
-        cells.append((cell.cell, config.split, config.lr, config.weight_decay))
-    return tables.rows.merge(pd.DataFrame(cells, columns=["cell", "fold", "lr", "weight_decay"]), on="cell")
+    return with_settings(table, fold=lambda c: c.split, lr=lambda c: c.lr, weight_decay=lambda c: c.weight_decay)
 
 
 def choose(rows: pd.DataFrame, budget: int = len(SETTINGS)) -> pd.DataFrame:

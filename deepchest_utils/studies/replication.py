@@ -118,15 +118,26 @@ def replicate(method: str, number: int, setting: Setting, tune: bool = False, **
     return Replicate(method, config, tune=tune, resamplings=0)
 
 
-def study_rows(table: Path) -> pd.DataFrame:
-    """The long table of a stage, each row with the settings of its cell: phantom, num_train, epochs, lr, weight_decay."""
-    tables, cells = RunTable(table), []
+def with_settings(table: Path, **columns: Callable[[TrainConfig], Any]) -> pd.DataFrame:
+    """The long table of a stage, each row with columns that are read from its cell's configuration."""
+    tables = RunTable(table)
+    cells = []
     for cell in tables.cells[tables.cells.status == "done"].itertuples():
         config = TrainConfig(**json.loads(cell.settings))
-        phantom, size = config.data_options.get("difficulty", "default"), config.data_options["num_train"]
-        cells.append((cell.cell, phantom, size, config.epochs, config.lr, config.weight_decay))
-    columns = ["cell", "phantom", "num_train", "epochs", "lr", "weight_decay"]
-    return tables.rows.merge(pd.DataFrame(cells, columns=columns), on="cell")
+        cells.append((cell.cell, *[read(config) for read in columns.values()]))
+    return tables.rows.merge(pd.DataFrame(cells, columns=["cell", *columns]), on="cell")
+
+
+def study_rows(table: Path) -> pd.DataFrame:
+    """The long table of a stage, each row with the settings of its cell: phantom, num_train, epochs, lr, weight_decay."""
+    return with_settings(
+        table,
+        phantom=lambda c: c.data_options.get("difficulty", "default"),
+        num_train=lambda c: c.data_options["num_train"],
+        epochs=lambda c: c.epochs,
+        lr=lambda c: c.lr,
+        weight_decay=lambda c: c.weight_decay,
+    )
 
 
 def compare(table: Path, by: Sequence[str] = ("phantom", "num_train", "metric")) -> pd.DataFrame:

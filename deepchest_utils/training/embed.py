@@ -60,18 +60,29 @@ def embed(config: TrainConfig, out: str | Path, data: Splits | None = None, batc
         packages = {"timm": metadata.version("timm")} if c.backbone == "lite0" or c.backbone.startswith(TIMM) else {}
         about = {"key": key, **identity, "split": data.split, "patients_known": data.patients_known}
         about |= {"features": features.shape[1], **packages, **environment_report()}
-        parts = [*data.parts.values()]
-        arrays = {
-            name: np.concatenate([getattr(part, name) for part in parts]) for name in ("labels", "patients", "ids")
-        }
-        arrays["split"] = np.repeat(np.arange(3, dtype=np.int8), [*map(len, parts)])
-        with atomic_write(out) as temporary, open(temporary, "wb") as file:
-            text = {"findings": np.array(data.findings), ABOUT: np.array(json.dumps(about, default=str))}
-            np.savez(file, allow_pickle=False, **{FEATURES: features}, **arrays, **text)
+        write_features(out, features, data, **{ABOUT: np.array(json.dumps(about, default=str))})
         del features  # Windows removes no file that is mapped
         for part in out.parent.glob(f".{out.name}.*.part.npy"):
             part.unlink()
     return out
+
+
+def write_features(out: Path, features: Float[np.ndarray, "n f"], data: Splits, **arrays: np.ndarray) -> None:
+    """Write a file that `dataset="embeddings"` reads: features in the order of train, val and test, with the labels, patients,
+    ids and split of these images, and further arrays."""
+    parts = [*data.parts.values()]
+    of_images = {
+        name: np.concatenate([getattr(part, name) for part in parts]) for name in ("labels", "patients", "ids")
+    }
+    split = np.repeat(np.arange(3, dtype=np.int8), [*map(len, parts)])
+    with atomic_write(out) as temporary, open(temporary, "wb") as file:
+        made = {
+            FEATURES: np.ascontiguousarray(features),
+            **of_images,
+            "split": split,
+            "findings": np.array(data.findings),
+        }
+        np.savez(file, allow_pickle=False, **made, **arrays)
 
 
 def _key_of(out: Path) -> object:

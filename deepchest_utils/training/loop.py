@@ -110,7 +110,7 @@ class Loop:
         self.identity = {**config.identity(), "data": data.fingerprint()}  # what a checkpoint must agree with
         self.device = setup.resolve_device(config.device)
         vectors = data.train.are_vectors
-        if vectors != (config.backbone == MLP) or (vectors and (config.augment or config.augment_test)):
+        if vectors != (config.backbone == MLP):
             raise ValueError(
                 f"embeddings go with backbone={MLP!r} and augment=False, and images with another backbone."
             )
