@@ -184,13 +184,13 @@ def lengths_of_training(tmp_path):
 
     def rows_of(trial):
         epochs, of_data = trial.config.epochs, noise[trial.config.seed]
-        value = 0.8 + of_data + 0.02 * (trial.method == "hedge") + 0.01 * np.log2(epochs / 48) + rng.normal(0, 1e-4)
+        value = 0.8 + of_data + 0.02 * (trial.method == "hedge") + 0.01 * np.log2(epochs / 24) + rng.normal(0, 1e-4)
         base = {"task": ENDPOINT, "metric": "auroc"}
-        curve = [{"split": "val", "epoch": epoch, "value": value * epoch / epochs, **base} for epoch in (24, 48)]
-        return [*curve, {"split": "test", "epoch": 24, "value": value, **base}]
+        curve = [{"split": "val", "epoch": epoch, "value": value * epoch / epochs, **base} for epoch in (12, 24)]
+        return [*curve, {"split": "test", "epoch": 12, "value": value, **base}]
 
     setting = {"lr": 0.01, "weight_decay": 0.1}
-    for name, lengths in (("study_main", [48]), ("study_curves", [96, 192])):
+    for name, lengths in (("study_main", [24]), ("study_curves", [48, 96])):
         trials = [replicate(m, n, setting, epochs=e) for e in lengths for n in MAIN[:FEW] for m in ("equal", "hedge")]
         write_sweep(tmp_path / f"{name}.csv", trials, rows_of)
     return tmp_path / "study_main.csv", tmp_path / "study_curves.csv"
@@ -198,10 +198,10 @@ def lengths_of_training(tmp_path):
 
 def test_longer_training_is_compared_at_each_length(tmp_path):
     curves, differences, gain = longer_training(*lengths_of_training(tmp_path))
-    assert set(curves.epochs) == {48, 96, 192}
+    assert set(curves.epochs) == {24, 48, 96}
     assert gain == pytest.approx(0.01, abs=1e-3)
     assert differences.set_index("epochs")["mean"].to_dict() == pytest.approx(
-        dict.fromkeys((48, 96, 192), 0.02), abs=1e-3
+        dict.fromkeys((24, 48, 96), 0.02), abs=1e-3
     )
     assert (differences.verdict == "higher").all()
 

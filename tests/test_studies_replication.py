@@ -13,6 +13,7 @@ from deepchest_utils.datasets.phantom.load import phantom_of
 from deepchest_utils.results.store import RunTable
 from deepchest_utils.studies import replication
 from deepchest_utils.studies.replication import (
+    BASE,
     DECAYS,
     ENDPOINT,
     MAIN,
@@ -98,7 +99,7 @@ def test_a_best_setting_inside_asks_for_none():
 # choices from tables
 
 
-def write_table(path: Path, values: dict[tuple[str, int, str], float], split: str = "test", epochs: int = 48, **fields):
+def write_table(path: Path, values: dict[tuple[str, int, str], float], split: str = "test", epochs: int = BASE["epochs"], **fields):
     """A stage's table with the endpoint alone: (method, replicate, phantom) -> AUROC."""
     tables = RunTable(path)
     for (method, number, phantom), value in values.items():
@@ -117,7 +118,7 @@ def test_settings_are_ranked_by_the_mean_over_phantoms(tmp_path):
             write_table(table, {("equal", 2001, phantom): value}, "val", lr=lr)
     write_table(table, {("equal", 2001, "default"): 0.99}, "val", epochs=12, lr=0.008)
     write_table(table, {("equal", 2001, "default"): 0.95}, "val", lr=0.016)  # on the other phantom it diverged
-    assert [s["lr"] for s in ranked_settings(table, 48)["equal"]] == [0.002, 0.001, 0.004]
+    assert [s["lr"] for s in ranked_settings(table, BASE["epochs"])["equal"]] == [0.002, 0.001, 0.004]
     for lr, nih in {0.008: 0.6, 0.016: 0.7}.items():
         write_table(table, {("equal", 2001, "nih"): nih}, "val", epochs=12, lr=lr)
     assert [s["lr"] for s in ranked_settings(table, 12)["equal"]] == [0.016, 0.008]  # the NIH phantom alone
@@ -170,7 +171,7 @@ def small(monkeypatch):
     """Cells of a second."""
     monkeypatch.setattr(replication, "IMAGES", {"num_train": 96, "num_val": 64, "num_test": 80})
     monkeypatch.setattr(replication, "BASE", {**replication.BASE, "image_size": 28, "epochs": 2})
-    for name, value in {"TRIALS": 3, "SURVIVORS": 2, "SHORT": 1, "FIRST": 2, "FULL": 2, "MAIN": (1001, 1002)}.items():
+    for name, value in {"TRIALS": 3, "CLOSE": 3, "SHORT": 1, "FIRST": 2, "FULL": 2, "MAIN": (1001, 1002)}.items():
         monkeypatch.setattr(replication, name, value)
     monkeypatch.setattr(replication, "METHODS", ("equal", "dwa"))
     for name in ("VAL_POSITIVES", "TEST_POSITIVES"):

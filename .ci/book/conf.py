@@ -68,7 +68,7 @@ def _add_contents(app: Sphinx, page: str, source: list[str]) -> None:
         "Solutions": _pages("notebooks/solutions/*.ipynb"),
         "Package and data": [
             "deepchest_utils/README", "data/README", "data/PHANTOM", "deepchest_utils/MODEL_CARD", "CLAIM",
-            "data/results/PROTOCOL", "CONTRIBUTING", "CHANGELOG",
+            *_pages("data/results/*.md"), "CONTRIBUTING", "CHANGELOG",
         ],
     }  # fmt: skip
     for caption, pages in parts.items():

@@ -28,7 +28,7 @@ IMAGES = {"num_train": 4000, "num_val": 2000, "num_test": 8000}
 BASE: dict[str, Any] = {
     "image_size": 32,
     "augment": False,
-    "epochs": 48,
+    "epochs": 24,
     "min_positives": VAL_POSITIVES,
     "device": "cpu",
 }
@@ -47,17 +47,18 @@ LONGER = ("equal", "deepchest", "hedge", "uncertainty", PCGRAD)
 CONTROLLED = {  # value that every second finding has of a factor, where all are else alike
     "rare": ("prevalence", 0.003), "common": ("prevalence", 0.02), "saturated": ("visibility", 3.0),
 }
-REGIMES: dict[str, dict[str, Any]] = {  # beside the main one, batches of 64 and 48 epochs
-    "b64_e12": {"epochs": 12}, "b256_e12": {"batch_size": 256, "epochs": 12}, "b256_e48": {"batch_size": 256},
+REGIMES: dict[str, dict[str, Any]] = {  # beside the main one, batches of 64 and 24 epochs
+    "b64_e12": {"epochs": 12}, "b64_e48": {"epochs": 48},
+    "b256_e12": {"batch_size": 256, "epochs": 12}, "b256_e48": {"batch_size": 256, "epochs": 48},
     "stratified": {"stratified": True}, **{name: {"data_options": {"controlled": {factor: dict.fromkeys(FINDINGS[::2], value)}}}
                                            for name, (factor, value) in CONTROLLED.items()},
 }
-SIZES = {1000: 192, 4000: 48, 16000: 12}  # training images -> epochs: as many steps
+SIZES = {1000: 96, 4000: 24, 16000: 6}  # training images -> epochs: as many steps
 # replicates: seeds of data, network and order; what was chosen on some is not tested on them
 TUNING, MAIN, RULE = (2001, 2002), range(1001, 1031), range(3001, 3011)
 FIRST, FULL, FEW = 8, 20, 5  # replicates of every method, of those not far behind, of regimes and curves
 FAR, WIDE = -0.02, 0.005  # upper bound of a method far behind; half-width of an interval that wants more than FULL
-TRIALS, SURVIVORS, SHORT = 16, 4, 12  # settings a method, those of them that are trained to the end, epochs before
+TRIALS, SURVIVORS, CLOSE, SHORT = 16, 2, 4, 12  # settings a method; those that are trained to the end, and of Equal tested; epochs before
 RATES, DECAYS = (1e-3, 3e-2), (0.01, 3.0)  # range of learning rate and weight decay
 FACTORS = (0.5, 1.0, 2.0)  # of the tuned rate, tried in each regime
 # processor time of a step over that of Equal's, where it is more than a tenth more
@@ -221,11 +222,12 @@ def regimes(out: Path, methods: Sequence[str]) -> Rounds:
 
 
 def curves(out: Path, methods: Sequence[str]) -> Rounds:
-    """Two and four times the epochs; and Equal with the settings that its own was chosen from: what luck in the choice does."""
+    """Two and four times the epochs; and Equal with other settings that were close: what luck in the choice does."""
     settings, lengths = tuned(out), (2 * BASE["epochs"], 4 * BASE["epochs"])
     order = [(number, m, epochs) for epochs in lengths for number in MAIN[:FEW] for m in LONGER]
     yield "study_curves", [replicate(m, number, settings[m], epochs=epochs) for number, m, epochs in order]
-    others = ranked_settings(out / "study_tuning.csv", BASE["epochs"]).get("equal", [])[1:SURVIVORS]
+    close = ranked_settings(out / "study_tuning.csv", SHORT).get("equal", [])[:CLOSE]
+    others = [setting for setting in close if setting != settings["equal"]]
     data = [(number, options, s) for number in MAIN[:FIRST] for options in PHANTOMS.values() for s in others]
     yield "study_settings", [replicate("equal", number, s, data_options=options) for number, options, s in data]
 
