@@ -99,7 +99,9 @@ def test_a_best_setting_inside_asks_for_none():
 # choices from tables
 
 
-def write_table(path: Path, values: dict[tuple[str, int, str], float], split: str = "test", epochs: int = BASE["epochs"], **fields):
+def write_table(
+    path: Path, values: dict[tuple[str, int, str], float], split: str = "test", epochs: int = BASE["epochs"], **fields
+):
     """A stage's table with the endpoint alone: (method, replicate, phantom) -> AUROC."""
     tables = RunTable(path)
     for (method, number, phantom), value in values.items():
