@@ -129,6 +129,20 @@ def test_max_images(nih_folder):
             assert (part.patients == patient).sum() == (everything(whole)[2] == patient).sum()
 
 
+def test_max_train_leaves_validation_and_test_as_they_are(nih_folder):
+    whole = load(nih_folder(num_patients=40), split="patient")
+    few = load(nih_folder(num_patients=40, name="few"), split="patient", max_train=20)
+    half = load(nih_folder(num_patients=40, name="half"), split="patient", max_train=40)
+    assert 15 < len(few.train) <= 20 < len(half.train) <= 40 < len(whole.train)
+    assert set(few.train.patients) < set(half.train.patients) < set(whole.train.patients)
+    for name in ("val", "test"):
+        np.testing.assert_array_equal(few.parts[name].ids, whole.parts[name].ids)
+    with pytest.raises(DataError, match="max_train should be at least 1. Found 0"):
+        load(nih_folder(name="none"), max_train=0)
+    with pytest.raises(DataError, match="'max_train' is no option of dataset 'phantom'"):
+        load_dataset("phantom", max_train=64)
+
+
 def test_newer_table_is_taken(nih_folder):
     root = nih_folder()
     (root / "Data_Entry_2017.csv").write_text("Image Index\nnothing\n")

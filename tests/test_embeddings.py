@@ -169,6 +169,8 @@ def test_a_file_of_embed_keeps_its_split_and_can_be_split_anew(tmp_path):
     assert len(fold.test) == pytest.approx(120, abs=4)
     few = load_dataset("embeddings", tmp_path, split="patient", max_images=50)
     assert len(few.train) == 50
+    fewer = load_dataset("embeddings", tmp_path, split="patient", max_train=30)
+    assert [len(part) for part in fewer.parts.values()] == [30, len(by_patient.val), len(by_patient.test)]
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f4"])

@@ -1,5 +1,6 @@
 """The study on real radiographs: folds, features that see no anatomy, settings chosen inside the training part."""
 
+import json
 import os
 from pathlib import Path
 
@@ -7,21 +8,36 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
+from study_tables import write_table
 
-from deepchest_utils import ChestXrays, load_dataset
+from deepchest_utils import ChestXrays, TrainConfig, load_dataset
+from deepchest_utils.config import PUBLISHED_RECIPE
+from deepchest_utils.datasets.base import fold_split
 from deepchest_utils.results.store import RunTable
 from deepchest_utils.studies import real
 from deepchest_utils.studies.real import (
+    ASKED,
     COUNTED,
+    RATES,
+    RUNGS,
+    SCRATCH,
     SETTINGS,
+    best_two,
     border,
     choose,
     compare_folds,
+    finetune,
+    finetune_rows,
     fold,
+    ladder,
+    ladder_fields,
+    ladder_table,
     main,
     make_features,
     statistics,
+    tuned_rate,
 )
+from deepchest_utils.sweep import run_sweep
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*findings without a positive", "ignore:.*grey levels")
 
@@ -80,6 +96,162 @@ def test_folds_are_compared_with_the_correction_for_their_overlap():
     error = differences.std(ddof=1) * np.sqrt(1 / 5 + 1 / 3)
     assert row.high - row.mean == pytest.approx(stats.t.ppf(0.975, 4) * error)
     assert row.p == pytest.approx(2 * stats.t.sf(abs(differences.mean()) / error, 4))
+
+
+# images: the encoder fine-tuned, and the ladder
+
+
+def test_folds_of_images_are_those_of_features():
+    """Features lie in another order than images: a patient's fold does not depend on it."""
+    rng = np.random.default_rng(0)
+    patients = rng.integers(0, 150, 300)
+    labels, order = (rng.random((300, 14)) < 0.1).astype(np.float32), rng.permutation(300)
+    there, here = fold_split(labels, patients, 2, 5, seed=3), fold_split(labels[order], patients[order], 2, 5, seed=3)
+    np.testing.assert_array_equal(there[order], here)
+
+
+def test_the_best_two_are_named_by_validation_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(real, "ROUNDS", 1)
+    scores = {"equal": 0.9, "dwa": 0.6, "famo": 0.8, "hedge": 0.7, "gls": 0.85, "deepchest": 0.99}
+    cells = []
+    for method, value in scores.items():
+        for part in range(1, 5 if method == "gls" else 6):  # it was far behind: it lacks folds
+            for setting in SETTINGS[:2]:  # of which the better counts
+                trial = fold(Path("f.npz"), method, 1, part, setting)
+                val = value - 100 * (setting is SETTINGS[1])
+                cells.append((trial, 1.0, [("val", "auroc", val), ("test", "auroc", 1 - value)]))
+    write_table(tmp_path / "t.csv", cells)
+    assert best_two(tmp_path / "t.csv") == ["famo", "hedge"]
+    monkeypatch.setattr(real, "ROUNDS", 2)
+    assert best_two(tmp_path / "t.csv") == []
+
+
+def test_the_rate_is_the_best_mean_of_the_methods(tmp_path):
+    assert tuned_rate(tmp_path / "none.csv", ASKED) == RATES[1]
+    values = {(1e-4, "equal"): 0.7, (1e-4, "deepchest"): 0.8, (3e-4, "equal"): 0.72, (3e-4, "deepchest"): 0.7}
+    values[1e-3, "equal"] = 0.99  # DeepChest diverged
+    trials = {key: fold(Path("nih"), key[1], 2003, 1, {"lr": key[0]}, **real.FINETUNE) for key in values}
+    write_table(tmp_path / "t.csv", [(trials[key], 1.0, [("val", "auroc", value)]) for key, value in values.items()])
+    assert tuned_rate(tmp_path / "t.csv", ["equal", "deepchest"]) == 1e-4
+    assert tuned_rate(tmp_path / "t.csv", ["equal"]) == 1e-3
+
+
+def test_the_ladder_begins_at_the_published_recipe_and_changes_one_thing_a_rung():
+    rungs = ladder_fields(3e-4)
+    assert {name: rungs["published"][name] for name in PUBLISHED_RECIPE} == PUBLISHED_RECIPE
+    configs = [TrainConfig(**fields).identity() for fields in rungs.values()]
+    for before, after, (_, changes) in zip(configs, configs[1:], [*RUNGS.values()][1:], strict=False):
+        changed = {name for name in after if after[name] != before[name]}
+        assert changed == set(changes) | ({"lr"} if "optimizer" in changes else set())
+    last, usual = TrainConfig(**rungs["initial"]), TrainConfig()
+    for name in (
+        "optimizer",
+        "schedule",
+        "weight_decay",
+        "prior_bias",
+        "augmentation",
+        "augment_test",
+        "select",
+        "method_options",
+    ):
+        assert getattr(last, name) == getattr(usual, name), name
+
+
+def test_the_ladder_is_read_rung_by_rung(tmp_path):
+    """Equal 0.7, and 0.1 more from the second rung on; DeepChest higher by 0.01 on the last rung alone, in AUROC."""
+    *_, (_, cells) = ladder(tmp_path, Path("nih"), ())
+    fields, noise = ladder_fields(RATES[1]), np.random.default_rng(0).normal(0, 0.001, (9, 20))
+    where = {json.dumps(TrainConfig(**f).identity(), sort_keys=True): rung for rung, f in fields.items()}
+    made = []
+    for cell in cells:
+        own = {**cell.config.identity(), "method": "deepchest", "seed": 0, "data_seed": 0}
+        own["method_options"] = own["method_options"] if cell.method == "deepchest" else {"initial": "resnet"}
+        rung = where[json.dumps(own, sort_keys=True)]
+        value = 0.7 + 0.1 * (rung != "published") + 0.01 * (rung == "initial" and cell.method == "deepchest")
+        value += noise[cell.config.seed, list(RUNGS).index(rung)] * (cell.method == "deepchest")
+        made.append((cell, 1.0, [("test", "auroc", value), ("test", "accuracy", 0.9)]))
+    write_table(tmp_path / "t.csv", made)
+    found = ladder_table(tmp_path / "t.csv")
+    assert list(found.rung.unique()) == list(RUNGS)
+    assert found.words[0] == "as published"
+    auroc = found[found.metric == "auroc"].set_index("rung")
+    assert auroc.pairs.to_list() == [5] + [8] * 8
+    assert auroc.equal.round(9).to_list() == [0.7] + [0.8] * 8
+    d = 0.01 + noise[1:9, 8]
+    assert auroc["mean"]["initial"] == pytest.approx(d.mean())
+    assert auroc.deepchest["initial"] == pytest.approx(0.8 + d.mean())
+    reach = stats.t.ppf(0.975, 7) * d.std(ddof=1) * np.sqrt(1 / 8 + 2 / 7)
+    assert auroc.high["initial"] == pytest.approx(d.mean() + reach)
+    assert auroc.verdict.to_dict() == dict.fromkeys(RUNGS, "equivalent") | {"initial": "higher"}
+    assert np.isnan(auroc.step["published"])
+    assert auroc.step.to_list()[1:] == pytest.approx([0.1] + [0] * 7)
+    accuracy = found[found.metric == "accuracy"]
+    assert set(accuracy["mean"]) == {0.0}
+
+
+@pytest.fixture
+def small(nih_folder, monkeypatch) -> Path:
+    """Cells of a second: a thin network, one epoch, three folds of 80 small images."""
+    tiny = {
+        "data_options": {},
+        "backbone": "resnet18_thin",
+        "pretrained": False,
+        "hidden": 8,
+        "image_size": 32,
+        "epochs": 1,
+    }
+    monkeypatch.setattr(real, "FINETUNE", {**real.FINETUNE, **tiny, "batch_size": 16})
+    monkeypatch.setattr(real, "PUBLISHED", {**real.PUBLISHED, **tiny, "batch_size": 16, "min_positives": 1})
+    monkeypatch.setattr(real, "BASE", {**real.BASE, "min_positives": 1})
+    monkeypatch.setattr(real, "RUNGS", {**RUNGS, "size": ("28 px", {"image_size": 28})})
+    for name, value in {
+        "FOLDS": 3,
+        "FEW": 1,
+        "ROUNDS": 1,
+        "SPLITS": 2,
+        "WIDE_SPLITS": 1,
+        "RATES": (1e-3, 2e-3),
+    }.items():
+        monkeypatch.setattr(real, name, value)
+    return nih_folder(num_patients=40)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "cells"), [("finetune", 3 * 5 + 3), ("ladder", 2 + 2 * 15)])
+def test_stages_on_images_run_resume_and_give_the_same_rows_again(stage, cells, small, tmp_path, capsys):
+    options = [stage, "--root", str(small), "--out", str(tmp_path), "--jobs", "1"]
+    if stage == "finetune":
+        with pytest.raises(SystemExit):
+            main(options)
+        assert "main, which is not through" in capsys.readouterr().err
+        trials = {m: [fold(Path("f.npz"), m, 1, k, SETTINGS[0]) for k in (1, 2, 3)] for m in ("dwa", "uncertainty")}
+        write_table(
+            tmp_path / "real_main.csv", [(t, 1.0, [("val", "auroc", 0.7)]) for own in trials.values() for t in own]
+        )
+    main(options)
+    capsys.readouterr()
+    main([*options, "--plan"])
+    assert f"real_{stage}: {cells} cells, 0 to run" in capsys.readouterr().out
+    tuning, tables = (RunTable(tmp_path / f"real_{stage}{end}.csv") for end in ("_tuning", ""))
+    assert set(tuning.rows.split) == {"val"}
+    assert set(tables.cells.status) == {"done"}
+    assert (tables.cells.training_seconds > 0).all()
+    if stage == "finetune":
+        rows = finetune_rows(tmp_path / "real_finetune.csv")
+        assert set(rows.method) == {*ASKED, "dwa", "uncertainty", SCRATCH}
+        assert set(compare_folds(rows).method) == set(rows.method) - {"equal"}
+        *_, (name, trials) = finetune(tmp_path, small, ())
+    else:
+        found = ladder_table(tmp_path / "real_ladder.csv")
+        assert len(found) == 9 * 3
+        one = tables.rows[(tables.rows.task == "macro") & (tables.rows.metric == "accuracy")]
+        assert len(one) == cells
+        *_, (name, trials) = ladder(tmp_path, small, ())
+    assert {trial.id for trial in trials} == set(tables.cells.cell)
+    again = run_sweep(trials[:2], tmp_path / "again" / f"{name}.csv", 1, threads=1).rows
+    for cell, part in again.groupby("cell"):
+        expected = tables.rows[tables.rows.cell == cell]
+        pd.testing.assert_frame_equal(part.reset_index(drop=True), expected.reset_index(drop=True), check_exact=True)
 
 
 @pytest.mark.slow

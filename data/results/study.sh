@@ -9,8 +9,11 @@
 # There are more parts, for which the budget had no room: more, architectures, parameters.
 # The study of PROTOCOL.md, about 16 hours on two idle cores; `plan` prints what is left to run and its hours:
 #   bash data/results/study.sh plan study_tune study_main study_regimes study_curves; NOMINEE=METHOD bash data/results/study.sh study_rule
-# The study of PROTOCOL_REAL.md, on the features of a frozen encoder; METHODS="equal deepchest" runs these alone, in 20 minutes:
-#   NIH_ROOT=PATH bash data/results/study.sh real_features real_main real_blind
+# The study of PROTOCOL_REAL.md: features of a frozen encoder, and all that is trained on them, METHODS="equal deepchest" alone in
+# 20 minutes; the encoder fine-tuned and the published recipe step by step, about ten hours of one thread; levers, on the features
+# in 40 minutes and on the phantom in two hours:
+#   NIH_ROOT=PATH bash data/results/study.sh real_features real_main real_blind real_finetune real_ladder
+#   bash data/results/study.sh levers_embeddings levers_phantom
 set -euo pipefail
 out=${OUT:-data/results}
 sweep() { python -m deepchest_utils sweep --device "${DEVICE:-cpu}" --jobs "${JOBS:-2}" "$@"; }
@@ -23,6 +26,10 @@ at_rate_of() { # METHOD ARGUMENT...: a sweep at the learning rate that was chose
 replicates() { # STAGE: one thread a process, so that a cell has the same row wherever it runs
   OMP_NUM_THREADS=1 python -c 'from deepchest_utils.studies.replication import main; main()' "$1" --out "$out" \
     --jobs "${JOBS:-2}" ${NOMINEE:+--methods "$NOMINEE"} "${@:2}"
+}
+levers() { # STAGE
+  OMP_NUM_THREADS=1 python -c 'from deepchest_utils.studies.levers import main; main()' "$1" --out "$out" \
+    --features "${FEATURES:-data/processed/real}" --jobs "${JOBS:-2}" "${@:2}"
 }
 real() { # STAGE
   OMP_NUM_THREADS=1 python -c 'from deepchest_utils.studies.real import main; main()' "$1" --out "$out" \
@@ -153,7 +160,8 @@ for part in "$@"; do
       (many=("${many[@]:0:10}") && judge nih --dataset nih --data-root "${NIH_ROOT:-}" --split patient --epochs 12) ;;
     study_*) replicates "${part#study_}" ;;
     real_*) real "${part#real_}" ;;
+    levers_*) levers "${part#levers_}" ;;
     plan) for stage in tune main regimes curves rule; do replicates "$stage" --plan; done ;;
-    *) echo "no part $part: plan, study_*, real_*, tuning, main, more, composed, rate, single_task, architectures, parameters, ablations, summary, nih, localization, candidates, controlled, rule_tuning or judge_*" >&2; exit 2 ;;
+    *) echo "no part $part: plan, study_*, real_*, levers_*, tuning, main, more, composed, rate, single_task, architectures, parameters, ablations, summary, nih, localization, candidates, controlled, rule_tuning or judge_*" >&2; exit 2 ;;
   esac
 done

@@ -48,8 +48,9 @@ def load_dataset(
             patient (of "1/5" to "5/5" each is test once; the next is val), or "image" (leaks patients between the
             splits; only to measure that leak).
         cache_dir: Folder of decoded images; `paths.default_cache_dir()` by default.
-        options: Of that data set, see its reader in `DATASETS`; all have `max_images`, at most so many a split, and
-            those of image files `min_size`: images with fewer px on the shorter side stay out.
+        options: Of that data set, see its reader in `DATASETS`; all have `max_images`, at most so many a split, those of
+            files `max_train`, at most so many to train on, and those of image files `min_size`: images with fewer px on
+            the shorter side stay out.
 
     Raises:
         DataError: An argument, a file or a table is not as it should be; the message names it.
@@ -68,12 +69,14 @@ def load_dataset(
     reader = DATASETS[name]
     common = {"root": root, "image_size": image_size, "seed": seed, "split": split, "cache_dir": cache_dir}
     parameters = inspect.signature(reader).parameters
-    limits = ("max_images", "min_size") if get_type_hints(reader)["return"] is Table else ("max_images",)
+    returned = get_type_hints(reader)["return"]
+    files = () if returned is Splits else ("max_train", "min_size") if returned is Table else ("max_train",)
+    limits = ("max_images", *files)
     allowed = sorted({*parameters, *limits} - {*common})
     if unknown := sorted({*options} - {*allowed}):
         message = f"{unknown[0]!r} is no option of dataset {name!r}. It has {', '.join(allowed)}."
         raise DataError(message + did_you_mean(unknown[0], allowed))
-    hints = {"max_images": int | None, "min_size": int | None, **get_type_hints(reader)}
+    hints = dict.fromkeys(limits, int | None) | get_type_hints(reader)
     for key in [key for key in options if hints[key] in _PLAIN]:
         options[key] = check_type(key, hints[key], options[key], DataError)
     for key in limits:

@@ -80,18 +80,19 @@ def splits_from_table(
     seed: int,
     cache_dir: str | Path | None,
     max_images: int | None = None,
+    max_train: int | None = None,
     min_size: int | None = None,
 ) -> Splits:
     """Split a table, limit each split and decode its images, or read their features; the arguments are those of
     `load_dataset`."""
     table = table if min_size is None else without_small(table, min_size)
     split, split_of = split_rows(table, split, seed)
-    rows_of = []
-    for i, name in enumerate(("train", "val", "test")):
+    rows_of, few = [], min(filter(None, (max_images, max_train)), default=None)
+    for i, (name, limit) in enumerate({"train": few, "val": max_images, "test": max_images}.items()):
         if not len(rows := np.flatnonzero(split_of == i)):
             message = f"{table.source}: the {name} split is empty with split={split!r}"
             raise DataError(f"{message}. Add images, or use another split.")
-        rows_of.append(rows[limit_images(table.patients[rows], max_images, seed)])
+        rows_of.append(rows[limit_images(table.patients[rows], limit, seed)])
     order = np.concatenate(rows_of)  # by split: each is one slice of the memory map
     if isinstance(table, FeatureTable):
         images = table.read(order)

@@ -1,11 +1,14 @@
-"""The study of data/results/PROTOCOL_REAL.md: real radiographs as a frozen encoder sees them, in folds by patient.
+"""The study of data/results/PROTOCOL_REAL.md: real radiographs, a frozen encoder and a fine-tuned one, the published recipe.
 
-data/results/study.sh calls `main`. A stage may be stopped and called again: a finished cell is not run twice.
+data/results/study.sh calls `main`. A stage may be stopped and called again: a finished cell is not run twice, and what
+follows from results (rates, the methods that go on) follows from the tables alone.
 """
 
 import argparse
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from deepchest_utils.config import TrainConfig, parse_method
+from deepchest_utils.config import PUBLISHED_RECIPE, TrainConfig, parse_method
 from deepchest_utils.datasets import ChestXrays, Splits, load_dataset
 from deepchest_utils.datasets.findings import FINDINGS
 from deepchest_utils.results import store
@@ -21,6 +24,7 @@ from deepchest_utils.results.statistics import judge_differences, paired_differe
 from deepchest_utils.results.store import RunTable
 from deepchest_utils.studies.replication import DEARER, ENDPOINT, FAR, METHODS, VAL_POSITIVES, run_rounds, with_settings
 from deepchest_utils.sweep import Setting, Trial, draw_settings
+from deepchest_utils.training import Run
 from deepchest_utils.training.embed import embed, write_features
 
 MIN_SIZE = 100  # px: thumbnails among the originals tell where an image comes from
@@ -36,6 +40,32 @@ BASE: dict[str, Any] = {
     "min_positives": VAL_POSITIVES,
     "device": "cpu",
 }
+# fmt: off
+FINETUNE: dict[str, Any] = {  # what the encoder itself is trained with, beside BASE
+    "dataset": "nih", "data_options": {"min_size": MIN_SIZE}, "backbone": "lite0", "pretrained": True, "hidden": 512,
+    "image_size": 128, "epochs": 10, "batch_size": 32,
+}
+PUBLISHED: dict[str, Any] = {
+    **PUBLISHED_RECIPE, "dataset": "nih", "data_options": {"min_size": MIN_SIZE}, "min_positives": VAL_POSITIVES // 2, "device": "cpu",
+}
+RUNGS: dict[str, tuple[str, dict[str, Any]]] = {  # of the ladder: in words, and what changes
+    "published": ("as published", {}),
+    "size": ("64 px", {"image_size": 64}),
+    "patients": ("split by patient", {"split": "patient"}),
+    "test_images": ("test images as they are", {"augment_test": False}),
+    "epoch": ("epoch chosen on validation", {"select": "best"}),
+    "optimizer": ("AdamW, cosine, tuned rate", {"optimizer": "adamw", "schedule": "cosine", "weight_decay": 0.05}),
+    "bias": ("heads start at the prevalence", {"prior_bias": True}),
+    "augmentation": ("small augmentation", {"augmentation": "small"}),
+    "initial": ("task weights start at 1", {"method_options": {}}),
+}
+# fmt: on
+ASKED = ("equal", "deepchest", "prevalence_oracle")  # in every stage
+SCRATCH = "equal@scratch"
+RATES, TUNING = (1e-4, 3e-4, 1e-3), 2003  # of networks of images; the round that they are tuned on
+WIDE_SPLITS, SPLITS = 5, 8  # splits of the published rung, which is the dearest, and of the others
+HELD_OUT = 2 / 7  # test images over training images of these splits
+SECONDS = {128: 0.023, 64: 0.0045}  # of a training image and its share of validation, one thread
 ENCODER = TrainConfig(dataset="nih", backbone="lite0", pretrained=True, image_size=224, split="patient", device="cpu")
 BORDER = 3  # px of 64
 Rounds = Iterator[tuple[str, list["Fold"]]]
@@ -70,12 +100,22 @@ def make_features(root: Path, folder: Path) -> None:
         write_features(folder / f"{name}.npz", values, data)
 
 
+def note_seconds(folder: Path, *runs: Run) -> None:
+    """Add the seconds that training took, without validation and test, to the environment of a run: a column of `cells`."""
+    history, path = pd.concat([run.history for run in runs]).query("task == 'run'"), folder / store.ENVIRONMENT
+    spent = history.value[(history.metric == "seconds") & (history.split == "train")].sum()
+    store.write_json(path, {**json.loads(path.read_text()), "training_seconds": round(spent, 2)})
+
+
 class Fold(Trial):
     """A trial whose table has the endpoint: on test, and its best on validation, with the epoch."""
 
+    def analyse(self, run: Run, data: Splits, folder: Path) -> None:
+        note_seconds(folder, run)
+
     def rows(self, run: store.RunRecord, data: Splits) -> pd.DataFrame:
         """AUROC and average precision, mean over the findings of the endpoint."""
-        table = run.rows[run.rows.task.isin(COUNTED) & run.rows.metric.isin(["auroc", "average_precision"])]
+        table = run.rows[run.rows.task.isin(COUNTED) & run.rows.metric.str.startswith(("auroc", "average_precision"))]
         means = table.groupby(["seed", "epoch", "split", "metric"], sort=False).value.mean().reset_index()
         val = means[(means.split == "val") & (means.metric == "auroc")]
         kept = pd.concat([means[means.split == "test"], val.loc[[val.value.idxmax()]]], ignore_index=True)
@@ -83,13 +123,25 @@ class Fold(Trial):
 
     def seconds(self) -> float:
         """On one idle thread of the machine that the study was planned on."""
-        return float(0.07 * self.config.epochs * DEARER.get(self.config.method, 1.0))
+        config = self.config
+        epoch = 0.07 if config.dataset == "embeddings" else 1400 * SECONDS.get(config.image_size, 0.0)
+        return float(epoch * config.epochs * DEARER.get(config.method, 1.0))
 
 
-def fold(features: Path, method: str, number: int, part: int, setting: Setting, **changes: Any) -> Fold:
-    """The cell of a method in fold `part` of round `number`, trained with one setting."""
+class Rung(Fold):
+    """A fold whose table has the published measure as well: accuracy at 0.5, mean over all findings."""
+
+    def rows(self, run: store.RunRecord, data: Splits) -> pd.DataFrame:
+        """Those of a fold, and accuracy."""
+        table = run.rows[(run.rows.split == "test") & (run.rows.task == "macro") & (run.rows.metric == "accuracy")]
+        return pd.concat([super().rows(run, data), table[store.COLUMNS].assign(method=self.method)], ignore_index=True)
+
+
+def fold(source: Path, method: str, number: int, part: int, setting: Setting, **changes: Any) -> Fold:
+    """The cell of a method in fold `part` of round `number`, trained with one setting. source: file of features, or the
+    folder of images, with the changes of `FINETUNE`."""
     name, options = parse_method(method)
-    fields = {**BASE, **setting, **changes, "data_root": str(features), "split": f"{part}/{FOLDS}"}
+    fields = {**BASE, **setting, **changes, "data_root": str(source), "split": f"{part}/{FOLDS}"}
     config = TrainConfig(method=name, method_options=options, seed=number, data_seed=number, **fields)
     return Fold(method, config, resamplings=0)
 
@@ -99,6 +151,16 @@ def fold_rows(table: Path) -> pd.DataFrame:
     return with_settings(table, fold=lambda c: c.split, lr=lambda c: c.lr, weight_decay=lambda c: c.weight_decay)
 
 
+CHOSEN = ["method", "seed", "fold", "metric", "value", "epoch", "lr", "weight_decay"]
+
+
+def best_on_validation(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of each method, round and fold the test rows of the cell whose endpoint on validation is highest."""
+    val = rows[rows.split == "val"]
+    best = val.loc[val.groupby(["method", "seed", "fold"], sort=False).value.idxmax(), "cell"]
+    return rows[(rows.split == "test") & rows.cell.isin(best)].reset_index(drop=True)
+
+
 def choose(rows: pd.DataFrame, budget: int = len(SETTINGS)) -> pd.DataFrame:
     """The test rows of the setting that is best on validation, in each fold for itself, among the first `budget`.
 
@@ -106,20 +168,39 @@ def choose(rows: pd.DataFrame, budget: int = len(SETTINGS)) -> pd.DataFrame:
     """
     tried = {(setting["lr"], setting["weight_decay"]) for setting in SETTINGS[:budget]}
     rows = rows[[pair in tried for pair in zip(rows.lr, rows.weight_decay, strict=True)]]
-    val = rows[rows.split == "val"]
-    best = val.loc[val.groupby(["method", "seed", "fold"], sort=False).value.idxmax(), "cell"]
-    columns = ["method", "seed", "fold", "metric", "value", "epoch", "lr", "weight_decay"]
-    return rows[(rows.split == "test") & rows.cell.isin(best)][columns].reset_index(drop=True)
+    return best_on_validation(rows)[CHOSEN]
+
+
+def finetune_rows(table: Path) -> pd.DataFrame:
+    """The test rows of the stage `finetune`, with the columns of `choose`."""
+    return fold_rows(table).query("split == 'test'")[CHOSEN].reset_index(drop=True)
 
 
 def compare_folds(rows: pd.DataFrame, baseline: str = "equal") -> pd.DataFrame:
     """Each method minus a baseline, paired by fold, judged with the correction for shared training images.
 
     Args:
-        rows: Of `choose`.
+        rows: Of `choose`, or of `finetune_rows`.
     """
     pairs = paired_differences(rows, baseline, ["metric"], ["seed", "fold"])
     return judge_differences(pairs, ["metric"], overlap=OVERLAP)
+
+
+def best_two(table: Path) -> list[str]:
+    """The two methods, beside `ASKED`, with the highest endpoint on validation, mean over the folds of all rounds, by the
+    table of the stage `main`; none before it is through. Test scores play no part."""
+    val = fold_rows(table).query("split == 'val'")
+    best = val.groupby(["method", "seed", "fold"]).value.max().groupby("method").agg(["mean", "size"])
+    through = best[best["size"] == ROUNDS * FOLDS].drop(index=list(ASKED), errors="ignore")
+    return [str(method) for method in through.sort_values("mean", ascending=False, kind="stable").index[:2]]
+
+
+def tuned_rate(table: Path, methods: Sequence[str]) -> float:
+    """The rate with the highest endpoint on validation, mean over methods that all got through with it; before there is one,
+    the middle of `RATES`."""
+    rows = fold_rows(table)
+    scores = rows[rows.method.isin(methods)].pivot_table(index="lr", columns="method", values="value").dropna()
+    return float(scores.mean(axis=1).idxmax()) if len(scores) else RATES[1]
 
 
 def main_table(out: Path, features: Path, methods: Sequence[str]) -> Rounds:
@@ -150,23 +231,117 @@ def blind_table(out: Path, features: Path, methods: Sequence[str]) -> Rounds:
         yield f"real_{name}", cells
 
 
-STAGES: dict[str, Callable[[Path, Path, Sequence[str]], Rounds]] = {"main": main_table, "blind": blind_table}
+def finetune(out: Path, images: Path, methods: Sequence[str]) -> Rounds:
+    """The encoder itself is trained: `ASKED` and the best two of `main` in `FEW` rounds, at one rate that Equal and DeepChest
+    choose together; and Equal without ImageNet's weights in one round, at a rate of its own."""
+
+    def cell(method: str, number: int, part: int, rate: float) -> Fold:
+        start = {"pretrained": False} if method == SCRATCH else {}
+        made = fold(images, method.partition("@")[0], number, part, {"lr": rate}, **{**FINETUNE, **start})
+        return replace(made, method=method, tune=number == TUNING)
+
+    table = "real_finetune_tuning"
+    yield table, [cell(m, TUNING, 1, rate) for rate in RATES for m in (*ASKED[:2], SCRATCH)]
+    rate, own = (tuned_rate(out / f"{table}.csv", chosen_by) for chosen_by in (ASKED[:2], [SCRATCH]))
+    asked = (*ASKED, *(best_two(out / "real_main.csv") or ("uncertainty", "hedge")))
+    order = [(number, part) for number in range(1, FEW + 1) for part in range(1, FOLDS + 1)]
+    cells = [cell(m, *place, rate) for place in order for m in asked]
+    yield "real_finetune", cells + [cell(SCRATCH, *place, own) for place in order[:FOLDS]]
+
+
+def ladder_fields(rate: float) -> dict[str, dict[str, Any]]:
+    """Rung -> fields of TrainConfig: the published recipe with the changes of this rung and of those before it."""
+    fields, rungs = PUBLISHED, {}
+    for rung, (_, changes) in RUNGS.items():
+        fields = {**fields, **changes, **({"lr": rate} if "optimizer" in changes else {})}
+        rungs[rung] = fields
+    return rungs
+
+
+def ladder(out: Path, images: Path, methods: Sequence[str]) -> Rounds:
+    """The published recipe, step by step to ours: Equal and DeepChest on each rung, on the same splits of 70, 10 and 20%."""
+
+    def cell(method: str, number: int, fields: dict[str, Any], tune: bool = False) -> Rung:
+        options = fields["method_options"] if method == "deepchest" else {}
+        own = {"method": method, "method_options": options, "seed": number, "data_seed": number}
+        return Rung(method, TrainConfig(**{**fields, **own}, data_root=str(images)), tune=tune, resamplings=0)
+
+    pair = ASKED[:2]
+    yield "real_ladder_tuning", [cell(m, TUNING, ladder_fields(rate)["initial"], True) for rate in RATES for m in pair]
+    rungs = ladder_fields(tuned_rate(out / "real_ladder_tuning.csv", pair))
+    order = [(number, rung, m) for number in range(1, SPLITS + 1) for rung in RUNGS for m in pair]
+    wanted = [(number, rung, m) for number, rung, m in order if rung != "published" or number <= WIDE_SPLITS]
+    # Equal has no weights that could start anywhere else: its last rung is the one before
+    yield (
+        "real_ladder",
+        [cell(m, number, rungs[rung]) for number, rung, m in wanted if (rung, m) != ("initial", "equal")],
+    )
+
+
+def ladder_table(table: Path) -> pd.DataFrame:
+    """DeepChest minus Equal on each rung of the ladder, and how Equal changes from rung to rung.
+
+    Args:
+        table: Of the stage `ladder`.
+
+    Returns:
+        A row a rung and metric (auroc, average_precision over the findings of the endpoint; accuracy at 0.5 over all):
+        rung, words, metric, equal and deepchest (their means over the splits that both have), the columns of
+        `judge_differences` with Holm over the rungs, and step, step_low, step_high: Equal minus Equal on the rung above,
+        paired by split, with the correction for overlap; NaN on the first.
+    """
+    changed = dict.fromkeys(name for _, changes in RUNGS.values() for name in changes if name != "method_options")
+    rows = with_settings(
+        table,
+        place=lambda c: json.dumps([getattr(c, name) for name in changed]),
+        options=lambda c: json.dumps(c.method_options),
+    ).query("split == 'test'")
+    parts = []
+    for rung, fields in ladder_fields(RATES[1]).items():
+        here = rows.place == json.dumps([fields[name] for name in changed])
+        own = (rows.method == "equal") | (rows.options == json.dumps(fields["method_options"]))
+        parts.append(rows[here & own].assign(rung=rung))
+    rungs = pd.concat(parts, ignore_index=True)
+    differences = paired_differences(rungs, "equal", ["rung", "metric"], family=["metric"])
+    judged = judge_differences(differences, ["metric"], overlap=HELD_OUT).drop(columns="method")
+    both = rungs[rungs.groupby(["rung", "metric", "seed"]).method.transform("nunique") == 2]
+    levels = both.pivot_table(index=["rung", "metric"], columns="method", values="value").reset_index()
+    found = judged.merge(levels, on=["rung", "metric"]).assign(step=np.nan, step_low=np.nan, step_high=np.nan)
+    equal = rungs[rungs.method == "equal"].assign(method=rungs.rung)
+    for above, rung in pairwise(RUNGS):
+        if {above, rung} <= set(equal.method):
+            pairs = paired_differences(equal[equal.method.isin([above, rung])], above, ["metric"])
+            step = judge_differences(pairs, ["metric"], overlap=HELD_OUT).set_index("metric")
+            here = found.rung == rung
+            for name, column in (("step", "mean"), ("step_low", "low"), ("step_high", "high")):
+                found.loc[here, name] = found.metric[here].map(step[column])
+    found.insert(1, "words", found.rung.map({rung: words for rung, (words, _) in RUNGS.items()}))
+    return found
+
+
+STAGES: dict[str, Callable[[Path, Path, Sequence[str]], Rounds]] = {
+    "main": main_table, "blind": blind_table, "finetune": finetune, "ladder": ladder,
+}  # fmt: skip
+ON_IMAGES = ("features", "finetune", "ladder")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """features --root NIH, or STAGE: --features FOLDER --out FOLDER [--jobs N] [--methods M ...] [--plan]."""
+    """features, finetune or ladder --root NIH, or main or blind --features FOLDER: --out FOLDER [--jobs N] [--methods M ...] [--plan]."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("stage", choices=["features", *STAGES])
-    parser.add_argument("--root", type=Path, help="of NIH ChestX-ray14 or a part of it, for `features`")
+    parser.add_argument("--root", type=Path, help="of NIH ChestX-ray14 or a part of it, for stages on images")
     parser.add_argument("--features", type=Path, default=Path("data/processed/real"))
     parser.add_argument("--out", type=Path, default=Path("data/results"))
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--plan", action="store_true", help="run nothing; what is not known yet is counted at its most")
     given = parser.parse_args(arguments)
+    if given.stage in ON_IMAGES and given.root is None and not given.plan:
+        parser.error(f"{given.stage} needs --root, the folder of NIH ChestX-ray14.")
     if given.stage == "features":
-        if given.root is None:
-            parser.error("features needs --root, the folder of NIH ChestX-ray14.")
         make_features(given.root, given.features)
         return
-    run_rounds(STAGES[given.stage](given.out, given.features, given.methods), given.out, given.jobs, given.plan)
+    if given.stage == "finetune" and not given.plan and len(best_two(given.out / "real_main.csv")) < 2:
+        parser.error(f"finetune needs the best two of main, which is not through in {given.out}.")
+    source = given.root if given.stage in ON_IMAGES else given.features
+    run_rounds(STAGES[given.stage](given.out, source, given.methods), given.out, given.jobs, given.plan)
