@@ -72,6 +72,15 @@ def one_core() -> Iterator[None]:
 
 
 @pytest.fixture
+def close_figures() -> Iterator[None]:
+    """For `usefixtures` in a module that draws: what a test has drawn is closed after it."""
+    import matplotlib.pyplot as plt
+
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
 def printed() -> Callable[[Path], str]:
     """printed(path): what the cells of an executed notebook printed."""
     import nbformat

@@ -2,39 +2,18 @@
 
 import re
 
-import matplotlib.pyplot as plt
-import nbformat
 import numpy as np
 import pytest
+from claims import Committed, row
 from scipy.stats import chi2, poisson
 
 from deepchest_utils.datasets.findings import FINDINGS, NIH_COOCCURRENCE, NIH_IMAGES, NIH_PREVALENCE
 from deepchest_utils.datasets.phantom.load import phantom_of
-from deepchest_utils.notebook.runner import find_notebooks
 from deepchest_utils.studies.figures import data as drawn
 
-
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
-
-
-@pytest.fixture(scope="module")
-def cells():
-    return nbformat.read(find_notebooks(["01"])[0], as_version=4).cells
-
-
-@pytest.fixture(scope="module")
-def text(cells) -> str:
-    return "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
-
-
-@pytest.fixture(scope="module")
-def shown(cells) -> str:
-    """All that the cells print and the tables that they show."""
-    outputs = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
-    return "\n".join(o.get("text") or o.get("data", {}).get("text/plain", "") for o in outputs)
+pytestmark = pytest.mark.usefixtures("close_figures")
+NOTEBOOK = Committed("01_data_exploration")
+SAID = NOTEBOOK.text
 
 
 @pytest.fixture(scope="module")
@@ -49,20 +28,16 @@ def pairs(labels):
     return drawn.pair_table(labels.T @ labels, np.outer(alone, alone) / len(labels), FINDINGS)
 
 
-def row(shown: str, name: str) -> list[float]:
-    """The numbers behind a row's name in a table that is shown."""
-    return [float(value) for value in re.findall(rf"^{re.escape(name)} +(.*)$", shown, re.MULTILINE)[-1].split()]
-
-
-def test_accuracies_in_the_text_are_those_shown(text, shown):
+def test_accuracies_in_the_text_are_those_shown():
+    shown = NOTEBOOK.shown("draw_accuracy(scores)")
     _, absent, network, auroc_absent, auroc = row(shown, "mean")
     assert 0 < network - absent < 0.02 < 0.3 < auroc - auroc_absent
-    assert f"right in {absent:.1%} of its answers, a trained network in {network:.1%}" in text
-    assert f"a mean accuracy of {absent:.1%} and an AUROC of 0.5" in text
+    assert f"right in {absent:.1%} of its answers, a trained network in {network:.1%}" in SAID
+    assert f"a mean accuracy of {absent:.1%} and an AUROC of 0.5" in SAID
     assert (
-        f"The mean accuracy rises from {absent:.1%} to {network:.1%}, by {100 * (network - absent):.1f} points" in text
+        f"The mean accuracy rises from {absent:.1%} to {network:.1%}, by {100 * (network - absent):.1f} points" in SAID
     )
-    assert f"The mean AUROC rises from 0.5 to {auroc:.2f}" in text
+    assert f"The mean AUROC rises from 0.5 to {auroc:.2f}" in SAID
     assert auroc_absent == 0.5
     for finding in ("Fibrosis", "Pneumonia", "Hernia"):
         prevalence, absent, network, _, auroc = row(shown, finding)
@@ -71,42 +46,43 @@ def test_accuracies_in_the_text_are_those_shown(text, shown):
         assert auroc > 0.9
     _, absent, network, _, auroc = row(shown, "Nodule")
     assert network < absent
-    assert f"its AUROC is {auroc:.2f}" in text
+    assert f"its AUROC is {auroc:.2f}" in SAID
 
 
-def test_recognised_persons_in_the_text_are_those_shown(text, shown):
+def test_recognised_persons_in_the_text_are_those_shown():
+    shown = NOTEBOOK.shown("nearest_images(data")
     found, chance = map(float, re.search(r"same person: ([\d.]+)% \(by chance ([\d.]+)%\)", shown).groups())
-    assert f"{found:.0f}% of all images" in text
-    assert "more than a hundred times as many as by chance" in text
+    assert f"{found:.0f}% of all images" in SAID
+    assert "more than a hundred times as many as by chance" in SAID
     assert found > 100 * chance > 0
 
 
-def test_masking_is_unbiased_and_counting_as_absent_loses_a_third(shown):
-    every, masked, absent = (row(shown.replace("%", ""), name)[0] for name in (
-        "all labels", "a third unknown, masked", "a third unknown, counted as absent"
-    ))  # fmt: skip
+def test_masking_is_unbiased_and_counting_as_absent_loses_a_third():
+    shown = NOTEBOOK.shown("a third unknown, masked")
+    names = ("all labels", "a third unknown, masked", "a third unknown, counted as absent")
+    every, masked, absent = (row(shown, name)[0] for name in names)
     assert masked == pytest.approx(every, rel=0.03)
     assert absent == pytest.approx(every * 2 / 3, rel=0.03)
 
 
-def test_the_phantom_has_the_prevalences_and_pairs_of_nih(text, labels, shown):
+def test_the_phantom_has_the_prevalences_and_pairs_of_nih(labels):
     nih = np.array(list(NIH_PREVALENCE.values()))
-    assert f"{nih.max() / nih.min():.0f} times as frequent as the rarest" in text
+    assert f"{nih.max() / nih.min():.0f} times as frequent as the rarest" in SAID
     assert np.abs(np.log(labels.mean(0) / nih)).max() < np.log(1.5)
     upper = np.triu_indices(len(FINDINGS), 1)
     assert np.corrcoef((labels.T @ labels)[upper], NIH_COOCCURRENCE[upper])[0, 1] > 0.97
-    assert re.search(r"^Hernia +15 +5 +15$", shown, re.MULTILINE)
-    assert "Hernia has 15 positive images in train and 5 in val" in text
+    assert row(NOTEBOOK.shown("data.summary()"), "Hernia") == [15, 5, 15]
+    assert "Hernia has 15 positive images in train and 5 in val" in SAID
 
 
-def test_the_strongest_pair_is_shown_and_not_hatched(text, pairs):
+def test_the_strongest_pair_is_shown_and_not_hatched(pairs):
     best = pairs.loc["Pneumonia, Edema"]
     assert pairs.loc[pairs.p_holm < 0.05, "lift"].idxmax() == best.name
     assert not drawn.is_vague(pairs)[best.name]
     words = f"would be {best.expected:.1f} images by chance and is {best.images:.0f}, so its lift of {best.lift:.1f}"
-    assert words in text
-    assert f"NIH has {best['lift in NIH']:.1f}" in text
-    assert f"Holm's correction for {len(pairs)} pairs" in text
+    assert words in SAID
+    assert f"NIH has {best['lift in NIH']:.1f}" in SAID
+    assert f"Holm's correction for {len(pairs)} pairs" in SAID
 
 
 def test_lift_and_its_interval_against_counts(pairs):

@@ -2,40 +2,23 @@
 
 import re
 
-import nbformat
 import numpy as np
 import pytest
 import torch
+from claims import Committed, row
 
 from deepchest_utils import FINDINGS, DeepChest
 from deepchest_utils.datasets.findings import NIH_PREVALENCE
 from deepchest_utils.models.losses import prevalence_entropy
-from deepchest_utils.notebook.runner import FOLDER
 from deepchest_utils.results.metrics import score_tasks
 from deepchest_utils.studies import toy
 from deepchest_utils.studies.replay import epoch_reports, replay
 from deepchest_utils.weighting import AMTL, DTP, PUBLISHED_INITIAL_WEIGHTS, EpochReport
 
-CELLS = nbformat.read(FOLDER / "02_loss_trend_weighting.ipynb", as_version=4).cells
+NOTEBOOK = Committed("02_loss_trend_weighting")
+SAID = NOTEBOOK.text
 NIH = np.array([NIH_PREVALENCE[name] for name in FINDINGS])
 ANGLES = np.arange(0, 90.5, 0.5)
-
-
-@pytest.fixture(scope="module")
-def said() -> str:
-    return " ".join(" ".join(cell.source.split()) for cell in CELLS if cell.cell_type == "markdown")
-
-
-def printed(cell_id: str) -> str:
-    """The text of a cell's outputs as committed, tables included."""
-    (cell,) = [cell for cell in CELLS if cell.id == cell_id]
-    return "\n".join(o.get("text", "") or o.get("data", {}).get("text/plain", "") for o in cell.outputs)
-
-
-def row(cell_id: str, name: str) -> list[float]:
-    """The numbers of a table's row."""
-    (line,) = re.findall(rf"^{re.escape(name)} +([-\d. einf]+)$", printed(cell_id), re.MULTILINE)
-    return [float(number) for number in line.split()]
 
 
 def test_the_toy_s_labels_and_auroc_are_those_of_drawn_points():
@@ -54,20 +37,20 @@ def test_the_toy_s_relative_loss_is_one_where_nothing_is_seen_and_least_at_a_tas
         assert toy.exact_relative_loss(angle)[k] < min(toy.exact_relative_loss(angle + d)[k] for d in (-5.0, 5.0))
 
 
-def test_best_compromise_and_resting_place(said):
+def test_best_compromise_and_resting_place():
     mean = np.array([toy.exact_auroc(degrees).mean() for degrees in ANGLES])
     assert ANGLES[mean.argmax()] == 44.5
-    assert said.count("44.5 degrees") == 2
+    assert SAID.count("44.5 degrees") == 2
     loss = np.array([toy.exact_relative_loss(degrees) for degrees in ANGLES])
     behind = loss > loss.mean(1, keepdims=True)
     assert ANGLES[behind[:, 0].argmax()] in (36, 36.5)
-    assert "Up to 36 degrees A is ahead of the mean" in said
+    assert "Up to 36 degrees A is ahead of the mean" in SAID
     assert behind[ANGLES <= 37, 2].all()  # C, on the whole way
     assert not behind[(ANGLES > 25) & (ANGLES < 45), 1].any()  # B is soon ahead
 
 
 def test_where_signals_lead():
-    reached = {name: row("toy-signals-figure", name) for name in ("equal weights", "accuracy", "loss trend", "L/H",
+    reached = {name: row(NOTEBOOK.shown("toy-signals-figure"), name) for name in ("equal weights", "accuracy", "loss trend", "L/H",
                "AUROC", "balanced accuracy", "L/H, floor 0.25", "known best")}  # fmt: skip
     auroc = {name: values[1] for name, values in reached.items()}
     assert auroc["accuracy"] < auroc["equal weights"]
@@ -78,14 +61,14 @@ def test_where_signals_lead():
 
 
 def test_a_batch_s_gradient_is_noise():
-    left, noise = (float(number) for number in re.findall(r": (0\.\d+)", printed("c06")))
+    left, noise = (float(number) for number in re.findall(r": (0\.\d+)", NOTEBOOK.shown("c06")))
     assert noise == 0.25
     assert (left**2 - noise**2) / (1 - noise**2) < 0.01  # the signal's share of the squared length
 
 
-def test_consequences_of_the_rule(said):
+def test_consequences_of_the_rule():
     assert 1.1**4 < 1.5 < 1.1**5
-    assert "1.1^5 = 1.61" in said
+    assert "1.1^5 = 1.61" in SAID
     assert round(1.1**5, 2) == 1.61
     assert round(1.05**-100, 3) == 0.008
     assert round(np.log(1.05) / (np.log(1.1) + np.log(1.05)), 2) == 0.34
@@ -99,24 +82,36 @@ def test_consequences_of_the_rule(said):
     assert np.max(path) == 1.5
 
 
-def test_published_weights(said):
+def test_published_weights():
     published = {name: np.array(values) for name, values in PUBLISHED_INITIAL_WEIGHTS.items()}
     assert round(np.corrcoef(NIH, published["cnnmodel1"])[0, 1], 4) == 0.9991
-    assert "a correlation of 0.9991" in said
+    assert "a correlation of 0.9991" in SAID
     points = {name: 100 * (2 * (w - 1) - NIH) for name, w in published.items()}  # if the factor is one half
     assert abs(points["cnnmodel1"]).max() < 1
     below = {FINDINGS[k] for k in np.argsort(points["resnet"])[:2]}
     assert below == {"Effusion", "Atelectasis"}
 
 
-def test_most_decisions_need_no_network(said):
-    (share,) = re.findall(r"predicts: (\d+)% of 168", printed("c19"))
+def test_a_common_finding_is_behind_before_the_network_has_learned_anything():
+    common, rare, mean = 1 - NIH_PREVALENCE["Infiltration"], 1 - NIH_PREVALENCE["Hernia"], 1 - NIH.mean()
+    assert common < mean < rare
+    assert f"Infiltration is in {1 - common:.0%} of the images and Hernia in {1 - rare:.1%}" in SAID
+    assert (
+        f'"absent" is right in {common:.0%} and in {rare:.1%} of them. The mean over the findings is {mean:.0%}' in SAID
+    )
+
+
+def test_most_decisions_need_no_network():
+    (share,) = re.findall(r"predicts: (\d+)% of 168", NOTEBOOK.shown("c19"))
     assert 85 <= int(share) < 95
-    assert "Nine decisions in ten" in said
+    assert "Nine decisions in ten" in SAID
 
 
 def test_signals_follow_prevalence_or_difficulty():
-    rows = {name: row("c22", name) for name in ("accuracy", "loss trend", "L/H", "AUROC", "balanced accuracy")}
+    rows = {
+        name: row(NOTEBOOK.shown("c22"), name)
+        for name in ("accuracy", "loss trend", "L/H", "AUROC", "balanced accuracy")
+    }
     for name, (prevalence, difficulty, _) in rows.items():
         assert (prevalence > 0.5 > abs(difficulty)) if name == "accuracy" else (difficulty > 0.5 > abs(prevalence))
     flips = {name: values[2] for name, values in rows.items()}
@@ -136,11 +131,11 @@ def test_dtp_follows_prevalence_and_amtl_cancels_it():
     shares = amtl.shares(torch.ones(14, dtype=torch.bool))
     assert shares.max() / shares.min() < 1 + 1e-9
     for kind in ("always absent", "network"):
-        assert row("beside-figure", f"DeepChest, {kind}")[0] > 0.7
-        assert row("beside-figure", f"DTP, {kind}")[0] > 0.9
-        assert row("beside-figure", f"DTP, {kind}")[1] > 2000
-        assert row("beside-figure", f"AMTL, {kind}")[0] < -0.5
-    assert row("beside-figure", "AMTL's exponents, network")[1] <= 1.02
+        assert row(NOTEBOOK.shown("beside-figure"), f"DeepChest, {kind}")[0] > 0.7
+        assert row(NOTEBOOK.shown("beside-figure"), f"DTP, {kind}")[0] > 0.9
+        assert row(NOTEBOOK.shown("beside-figure"), f"DTP, {kind}")[1] > 2000
+        assert row(NOTEBOOK.shown("beside-figure"), f"AMTL, {kind}")[0] < -0.5
+    assert row(NOTEBOOK.shown("beside-figure"), "AMTL's exponents, network")[1] <= 1.02
 
 
 def test_a_replay_is_what_the_loop_told_its_method():

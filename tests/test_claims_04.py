@@ -1,14 +1,13 @@
 """What notebook 04 and its appendix say in numbers: recomputed from the committed tables, and found in their texts."""
 
-import json
 import re
 
 import numpy as np
 import pandas as pd
 import pytest
+from claims import Committed
 from scipy import stats
 
-from deepchest_utils.notebook.runner import FOLDER
 from deepchest_utils.paths import PROJECT
 from deepchest_utils.results.statistics import judge_differences
 from deepchest_utils.results.store import RunTable
@@ -16,6 +15,7 @@ from deepchest_utils.studies import comparison, judgement
 from deepchest_utils.studies.figures.results import NEAR
 
 RESULTS = PROJECT / "data" / "results"
+SAID = Committed("04_baseline_comparison").text
 PCGRAD = 'pcgrad(level="features")'
 
 
@@ -30,40 +30,34 @@ def summary(tables) -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def text() -> str:
-    cells = json.loads((FOLDER / "04_baseline_comparison.ipynb").read_text())["cells"]
-    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
-
-
-@pytest.fixture(scope="module")
 def macro(summary) -> dict[str, pd.DataFrame]:
     judged = judgement.macro_differences(summary)
     return {metric: judged[judged.metric == metric].set_index("method") for metric in judgement.HEADLINE}
 
 
-def test_verdicts_are_as_written(macro, text):
+def test_verdicts_are_as_written(macro):
     auroc, precision = macro["auroc"], macro["average_precision"]
     assert len(auroc) == len(precision) == 23
     assert not any(table.verdict.str.startswith("higher").any() for table in macro.values())
     lower = auroc[auroc.verdict == "lower"]["mean"]
     assert (len(lower), (precision.verdict == "lower").sum()) == (7, 8)
-    assert "Seven of 23 are significantly lower in AUROC, by 0.07 to 0.22, and eight in AP" in text
+    assert "Seven of 23 are significantly lower in AUROC, by 0.07 to 0.22, and eight in AP" in SAID
     assert (lower.min() > -0.225, lower.max() < -0.07) == (True, True)
     assert set(auroc.index[auroc.verdict == "equivalent"]) == {"deepchest_relative_loss", "dwa"}
     assert (auroc["mean"] <= -0.04).sum() == 12
     assert not auroc["mean"].between(-0.04, -NEAR).any()  # the two blocks of the figure are those of the text
 
 
-def test_intervals_are_as_written(macro, summary, text):
+def test_intervals_are_as_written(macro, summary):
     for metric in judgement.HEADLINE:
         row = macro[metric].loc["deepchest"]
-        assert judgement.in_words(row).removesuffix(", open") in text
+        assert judgement.in_words(row).removesuffix(", open") in SAID
         assert row.verdict == "open"
     assert macro["average_precision"].p["deepchest"] == pytest.approx(0.045, abs=5e-4)
     assert (round(macro["auroc"].smallest["deepchest"], 3), round(macro["auroc"].smallest[PCGRAD], 3)) == (0.016, 0.022)
     oracle = judgement.macro_differences(summary, "prevalence_oracle").query("method == 'deepchest'")
     assert (oracle.verdict == "equivalent").all()
-    assert judgement.in_words(oracle.iloc[0]).removesuffix(", equivalent") in text
+    assert judgement.in_words(oracle.iloc[0]).removesuffix(", equivalent") in SAID
 
 
 def test_an_interval_is_the_paired_t_test_with_the_patients_added(macro, tables):
@@ -76,27 +70,27 @@ def test_an_interval_is_the_paired_t_test_with_the_patients_added(macro, tables)
     assert row.high - row["mean"] == pytest.approx(stats.t.ppf(0.975, len(paired) - 1) * error, rel=1e-6)
 
 
-def test_single_findings_do_not_replicate(summary, text):
+def test_single_findings_do_not_replicate(summary):
     chosen = "baseline == 'equal' and metric == 'auroc' and method == 'deepchest' and task not in ['macro', 'common', 'rare']"
     other = pd.read_csv(RESULTS / "judge_4000_summary.csv")
     here, there = (judge_differences(t.query(chosen), ["metric"]).set_index("task") for t in (summary, other))
     assert set(here.index[~here.verdict.str.match("open|equiv")]) == {"Nodule", "Pneumothorax"}
     for finding in ("Nodule", "Pneumothorax"):
         for table in (here, there):
-            assert f"{table['mean'][finding]:+.3f}" in text
+            assert f"{table['mean'][finding]:+.3f}" in SAID
     assert here["mean"]["Pleural_Thickening"] > 0.03 > 0 > there["mean"]["Pleural_Thickening"]
 
 
-def test_weights_follow_what_the_text_says(tables, text):
+def test_weights_follow_what_the_text_says(tables):
     rows = tables.rows
     prevalence = rows[rows.metric == "prevalence"].groupby("task").value.first()
     last = comparison.rank_correlations(rows, prevalence).groupby("method").last()
-    assert f"({last.prevalence['deepchest']:.2f})" in text
-    assert f"({last.difficulty['deepchest']:.2f})" in text
+    assert f"({last.prevalence['deepchest']:.2f})" in SAID
+    assert f"({last.difficulty['deepchest']:.2f})" in SAID
     others = ["deepchest_loss_trend", "deepchest_relative_loss", "deepchest_auroc"]
     assert last.difficulty[others].between(0.75, 0.85).all()
     same = comparison.decisions(rows, "deepchest") == comparison.decisions(rows, "prevalence_oracle")
-    assert f"in {same.to_numpy().mean():.1%} of the cells" in text
+    assert f"in {same.to_numpy().mean():.1%} of the cells" in SAID
 
 
 def test_ranges_of_weights_part_the_methods_as_written(macro, tables):
@@ -108,13 +102,13 @@ def test_ranges_of_weights_part_the_methods_as_written(macro, tables):
     assert {m for m in far if spread[m] < 8} == {"rlw"}
 
 
-def test_claims_have_the_verdicts_of_the_text(tables, summary, text):
+def test_claims_have_the_verdicts_of_the_text(tables, summary):
     steps = pd.Series({"deepchest": 1.0, PCGRAD: 1.1, "pcgrad": 9.4})
     claims = judgement.six_claims(tables, summary, steps)
     verdicts = {name[:2]: verdict for name, verdict in claims.verdict.items()}
     assert verdicts["C1"] == "not testable in accuracy"
     assert "+0.039 is possible" in claims["measured here"].iloc[0]
-    assert "+0.039" in text
+    assert "+0.039" in SAID
     assert verdicts["C2"] == verdicts["C3"]
     assert "not against others" in verdicts["C2"]
     assert verdicts["C4"] == "mixed"

@@ -3,156 +3,127 @@
 import re
 
 import matplotlib.pyplot as plt
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from claims import Committed, row
 
 from deepchest_utils.datasets import ChestXrays
 from deepchest_utils.explain.regions import Regions
 from deepchest_utils.models.network import MultiTaskNet
-from deepchest_utils.notebook.runner import find_notebooks
 from deepchest_utils.paths import PROJECT
 from deepchest_utils.results.labels import SKY
 from deepchest_utils.studies.figures import maps as drawn
 from deepchest_utils.studies.localization import SCORES, compare_localization, read_localization
 
-
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("close_figures")
+NOTEBOOK = Committed("05_grad_cam")
+SAID = NOTEBOOK.text
 
 
-@pytest.fixture(scope="module")
-def cells():
-    return nbformat.read(find_notebooks(["05"])[0], as_version=4).cells
-
-
-@pytest.fixture(scope="module")
-def text(cells) -> str:
-    return "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
-
-
-@pytest.fixture(scope="module")
-def output(cells):
-    """The text output of the one cell whose source has some words, its tables as text."""
-
-    def find(words: str) -> str:
-        (cell,) = [cell for cell in cells if cell.cell_type == "code" and words in cell.source]
-        return "\n".join(o.get("text") or o.get("data", {}).get("text/plain", "") for o in cell.outputs)
-
-    return find
-
-
-def row(table: str, name: str) -> list[float]:
-    """The numbers behind a row's name."""
-    (found,) = re.findall(rf"^ *{re.escape(name)}  +([-\d. ]+)$", table, re.MULTILINE)
-    return [float(value) for value in found.split()]
-
-
-def test_the_map_hits_less_than_the_usual_place_as_the_first_cell_says(cells, text, output):
+def test_the_map_hits_less_than_the_usual_place_as_the_first_cell_says():
     scores = {
-        name: row(output("usual_place(known, truth)"), name) for name in ("network", "usual place", "centre", "random")
+        name: row(NOTEBOOK.shown("usual_place(known, truth)"), name)
+        for name in ("network", "usual place", "centre", "random")
     }
     network, place, centre, random = (values[0] for values in scores.values())
-    assert f"at the finding in {network:.0%} of the images" in cells[0].source
-    assert f"without seeing the image, hits {place:.0%}" in cells[0].source
+    assert f"at the finding in {network:.0%} of the images" in NOTEBOOK.cells[0].source
+    assert f"without seeing the image, hits {place:.0%}" in NOTEBOOK.cells[0].source
     assert all(a < b for a, b in zip(scores["network"], scores["usual place"], strict=True))  # by every score
     assert random < centre < network
-    assert f"The energy inside is {scores['network'][1]:.3f} and {scores['centre'][1]:.3f} for the centre" in text
+    assert f"The energy inside is {scores['network'][1]:.3f} and {scores['centre'][1]:.3f} for the centre" in SAID
     assert scores["network"][2] < scores["centre"][2]
-    assert "by IoU the centre is even better" in text
+    assert "by IoU the centre is even better" in SAID
 
 
-def test_findings_above_each_guess_are_those_that_the_text_names(text, output):
-    shown = output("intervals apart")
+def test_findings_above_each_guess_are_those_that_the_text_names():
+    shown = NOTEBOOK.shown("intervals apart")
     above = {
         name: re.search(rf"^{name} +(\S.*)$", shown, re.MULTILINE)[1].split(", ")
         for name in ("usual place", "centre", "random")
     }
     assert set(above["usual place"]) == {"Consolidation", "Mass", "Nodule"}
-    assert "only for Consolidation, Mass and Nodule is looking better" in text
+    assert "only for Consolidation, Mass and Nodule is looking better" in SAID
     assert len(above["centre"]) == 10
     assert len(above["random"]) == 12
-    assert "beat the centre for ten of the fourteen findings, and random maps for twelve" in text
+    assert "beat the centre for ten of the fourteen findings, and random maps for twelve" in SAID
     assert not {"Emphysema", "Edema", "Cardiomegaly", "Hernia"} & set(above["centre"])
     assert not {"Hernia", "Pleural Thickening"} & set(above["random"])
 
 
-def test_the_regions_are_as_the_text_has_them(text, output):
-    shown = output("truth = load_regions")
+def test_the_regions_are_as_the_text_has_them():
+    shown = NOTEBOOK.shown("truth = load_regions")
     count, share, _ = row(shown, "Nodule")
     assert 1 / 450 < share < 1 / 380
-    assert "Nodule, a four-hundredth of the image" in text
+    assert "Nodule, a four-hundredth of the image" in SAID
     assert row(shown, "Hernia")[0] == 15
-    assert f"with an AUROC of {row(shown, 'Pleural_Thickening')[2]:.2f} the network hardly knows it" in text
+    assert f"with an AUROC of {row(shown, 'Pleural_Thickening')[2]:.2f} the network hardly knows it" in SAID
     assert count == 400
 
 
-def test_the_network_gains_by_looking_and_a_guess_does_not(text, output):
-    shown = output("swap_partners(checked")
+def test_the_network_gains_by_looking_and_a_guess_does_not():
+    shown = NOTEBOOK.shown("swap_partners(checked")
     mean, low, high = row(shown, "network")
-    assert f"The network gains {mean:.3f} [{low:.3f}, {high:.3f}]" in text
+    assert f"The network gains {mean:.3f} [{low:.3f}, {high:.3f}]" in SAID
     assert low > 0
     assert row(shown, "usual place") == row(shown, "centre") == [0, 0, 0]
     most = row(shown, "the region itself")[0]
-    assert f"would gain {most:.2f}" in text
+    assert f"would gain {most:.2f}" in SAID
     assert 1 / 25 < mean / most < 1 / 17
-    assert "win a twentieth of that" in text
+    assert "win a twentieth of that" in SAID
     low, high = row(shown, "random")[1:]
     assert low < 0 < high
 
 
-def test_shuffling_takes_the_hits_away(text, output):
-    shown = output("sanity = {score")
+def test_shuffling_takes_the_hits_away():
+    shown = NOTEBOOK.shown("sanity = {score")
     (layercam, _, eigencam), head = row(shown, "as trained"), row(shown, "head")
-    assert f"keeps half of its hits ({head[0]:.2f} of {layercam:.2f})" in text
+    assert f"keeps half of its hits ({head[0]:.2f} of {layercam:.2f})" in SAID
     assert 0.45 < head[0] / layercam < 0.55
-    random = row(output("usual_place(known, truth)"), "random")[0]
+    random = row(NOTEBOOK.shown("usual_place(known, truth)"), "random")[0]
     for part in ("layer2", "layer1", "bn1", "conv1"):
         assert row(shown, part)[0] < random / 4
     labels = row(shown, "labels")
-    assert f"its maps hit {labels[0]:.2f} where random maps hit {random:.2f}" in text
+    assert f"its maps hit {labels[0]:.2f} where random maps hit {random:.2f}" in SAID
     assert head[2] == eigencam
-    assert f"with shuffled labels it still hits {labels[2]:.2f}" in text
-    (auroc,) = re.findall(r"test macro AUROC ([\d.]+)", output("shuffle_labels(data"))
-    assert f"The network of the shuffled labels has an AUROC of {float(auroc):.2f}" in text
+    assert f"with shuffled labels it still hits {labels[2]:.2f}" in SAID
+    (auroc,) = re.findall(r"test macro AUROC ([\d.]+)", NOTEBOOK.shown("shuffle_labels(data"))
+    assert f"The network of the shuffled labels has an AUROC of {float(auroc):.2f}" in SAID
 
 
-def test_deletion_and_insertion_are_told_as_drawn(text, output):
+def test_deletion_and_insertion_are_told_as_drawn():
     whole, blurred, prevalence = re.search(
-        r"whole image ([\d.]+), blurred chest ([\d.]+); prevalence ([\d.]+)", output("normalised_curves(")
+        r"whole image ([\d.]+), blurred chest ([\d.]+); prevalence ([\d.]+)", NOTEBOOK.shown("normalised_curves(")
     ).groups()
-    assert f"a mean probability of {whole}, the blurred chests {blurred}" in text
-    assert f"and {prevalence} is also the mean prevalence" in text
+    assert f"a mean probability of {whole}, the blurred chests {blurred}" in SAID
+    assert f"and {prevalence} is also the mean prevalence" in SAID
     assert abs(float(blurred) - float(prevalence)) < 0.02  # the blur does not look like a finding
-    deletion, insertion = output("draw.draw_perturbation").split("insertion ")
+    deletion, insertion = NOTEBOOK.shown("draw.draw_perturbation").split("insertion ")
     _, fall, low, high = row(deletion.replace("deletion ", ""), "network")
-    assert f"smaller by {-fall:.3f} [{-high:.3f}, {-low:.3f}]" in text
+    assert f"smaller by {-fall:.3f} [{-high:.3f}, {-low:.3f}]" in SAID
     assert high < 0
     _, rise, low, high = row(insertion, "network")
-    assert f"larger by {rise:.3f} [{low:.3f}, {high:.3f}]" in text
+    assert f"larger by {rise:.3f} [{low:.3f}, {high:.3f}]" in SAID
     assert low > 0
 
 
-def test_weighting_changes_the_maps_by_nothing_that_one_sees(text, output):
-    assert output("read_localization(").strip() == "significant: 1 of 12 means, 1 of 168 single findings"
+def test_weighting_changes_the_maps_by_nothing_that_one_sees():
+    assert NOTEBOOK.shown("read_localization(").strip() == "significant: 1 of 12 means, 1 of 168 single findings"
     measured = read_localization(PROJECT / "data" / "results" / "localization_phantom.csv")
     found = {s: compare_localization(measured, "equal", s, np.random.default_rng(0)) for s in ("iou", "pointing")}
     iou, pointing = (t[t.finding == "macro"].set_index("method") for t in found.values())
-    assert f"by {-iou.loc['deepchest', 'mean']:.3f} of IoU" in text
+    assert f"by {-iou.loc['deepchest', 'mean']:.3f} of IoU" in SAID
     widths = (pointing.high - pointing.low).round(1)
-    assert f"are {widths.min():g} to {max(widths.max(), 0.3):g} wide" in text
+    assert f"are {widths.min():g} to {max(widths.max(), 0.3):g} wide" in SAID
     assert measured.seed.nunique() == 5
 
 
-def test_a_high_probability_does_not_vouch_for_a_map(text, output):
+def test_a_high_probability_does_not_vouch_for_a_map():
     sure, rest = re.search(
-        r"elsewhere: (\d+)% of the surest, (\d+)% of the rest", output("np.quantile(probability")
+        r"elsewhere: (\d+)% of the surest, (\d+)% of the rest", NOTEBOOK.shown("np.quantile(probability")
     ).groups()
-    assert f"Of the surest maps {sure}% point elsewhere, of the rest {rest}%" in text
+    assert f"Of the surest maps {sure}% point elsewhere, of the rest {rest}%" in SAID
     assert abs(int(sure) - int(rest)) < 8
 
 

@@ -1,20 +1,16 @@
 """What notebook 06 and its appendix say in their text, computed again from the committed benchmark."""
 
-import matplotlib.pyplot as plt
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from claims import Committed
 
 from deepchest_utils.files import FileError
-from deepchest_utils.notebook.runner import FOLDER
 from deepchest_utils.studies.bench import PLAIN_STEP
 from deepchest_utils.studies.figures import cost
 
-
-def text(name: str) -> str:
-    cells = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4).cells
-    return " ".join(" ".join(cell.source.split()) for cell in cells if cell.cell_type == "markdown")
+pytestmark = pytest.mark.usefixtures("close_figures")
+SAID, DETAILED = Committed("06_cost_and_scaling").text, Committed("appendix/A3_benchmark").text
 
 
 @pytest.fixture(scope="module")
@@ -28,72 +24,56 @@ def steps(bench) -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def said() -> str:
-    return text("06_cost_and_scaling")
-
-
-@pytest.fixture(scope="module")
-def detailed() -> str:
-    return text("appendix/A3_benchmark")
-
-
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
-
-
-@pytest.fixture(scope="module")
 def every(steps):
     rows = steps[steps.measured.isin(["every", "every, parameters"]) & (steps.method != PLAIN_STEP)]
     return rows.assign(kind=rows.apply(cost.kind_of, axis=1)).set_index("label")
 
 
-def test_every_method(said, every):
+def test_every_method(every):
     losses, features, parameters = (every[every.kind == kind].ratio for kind in cost.KINDS)
     assert len(losses) >= 10
     assert losses.drop("FAMO").max() < 1.05
-    assert f"FAMO ({losses['FAMO']:.2f})" in said
-    assert f"GradNorm ({features['GradNorm']:.2f})" in said
+    assert f"FAMO ({losses['FAMO']:.2f})" in SAID
+    assert f"GradNorm ({features['GradNorm']:.2f})" in SAID
     nash = every.loc["Nash-MTL (features)"]
-    assert f"Nash-MTL ({nash.ratio:.0f} in the median, with an interval from {nash.low:.0f} to {nash.high:.0f})" in said
+    assert f"Nash-MTL ({nash.ratio:.0f} in the median, with an interval from {nash.low:.0f} to {nash.high:.0f})" in SAID
     others = features.drop(["GradNorm", "Nash-MTL (features)"])
-    assert f"At the features a step takes up to {others.max():.2f} times the bare one" in said
+    assert f"At the features a step takes up to {others.max():.2f} times the bare one" in SAID
     most = parameters.drop("ConFIG")
-    assert f"a step takes {most.min():.0f} to {most.max():.0f} times the bare one" in said
-    assert f"ConFIG takes {parameters['ConFIG']:.0f}" in said
+    assert f"a step takes {most.min():.0f} to {most.max():.0f} times the bare one" in SAID
+    assert f"ConFIG takes {parameters['ConFIG']:.0f}" in SAID
 
 
-def test_near_the_limit(bench, said, detailed):
+def test_near_the_limit(bench):
     near = bench[bench.measured == "close resnet18_thin"].set_index("method").loc["deepchest"]
     used = bench[bench.measured == "close memory resnet18_thin"].set_index("method").loc["deepchest"]
     assert near.high - near.low < 0.02
     assert near.ratio < 1.02
     assert used.ratio < 1.02
     flat = cost.bench_part(bench, "flat", num_tasks=56).iloc[0]
-    assert f"over {flat.rounds:.0f} rounds, 56 tasks take {flat.ratio:.3f} [{flat.low:.3f}, {flat.high:.3f}]" in said
+    assert f"over {flat.rounds:.0f} rounds, 56 tasks take {flat.ratio:.3f} [{flat.low:.3f}, {flat.high:.3f}]" in SAID
     loops = cost.bench_part(bench, "loop").set_index(["backbone", "method"])
     whole, large = loops.loc["resnet18_thin", "whole loop"], loops.loc["resnet18", "whole loop"]
-    assert f"100 rounds on an idle machine: {whole.ratio:.3f}" in said
-    assert f"{large.ratio:.3f} [{large.low:.3f}, {large.high:.3f}]" in detailed
+    assert f"100 rounds on an idle machine: {whole.ratio:.3f}" in SAID
+    assert f"{large.ratio:.3f} [{large.low:.3f}, {large.high:.3f}]" in DETAILED
     bare_of_loop = loops.loc["resnet18_thin", "whole loop, not augmented"]
-    assert f"the loop without it takes {bare_of_loop.ratio:.3f}" in detailed
+    assert f"the loop without it takes {bare_of_loop.ratio:.3f}" in DETAILED
     on_resnet = bench[bench.measured == "close resnet18"].set_index("method").loc["deepchest"]
-    assert f"on ResNet-18 it lies at {on_resnet.ratio:.3f}" in detailed
+    assert f"on ResNet-18 it lies at {on_resnet.ratio:.3f}" in DETAILED
 
 
-def test_more_tasks_and_memory(bench, steps, said):
+def test_more_tasks_and_memory(bench, steps):
     over = (
         steps[~steps.measured.str.startswith("every")].set_index(["backbone", "method", "num_tasks"]).ratio.sort_index()
     )
     on_parameters = over[over.index.get_level_values("method").isin(["pcgrad", "upgrad"])].unstack()
     assert on_parameters[2].max() < 2
     assert on_parameters[4].between(2.7, 3.4).all()
-    assert "37 (on ResNet-18, 50)" in said
+    assert "37 (on ResNet-18, 50)" in SAID
     assert [round(over[name, "pcgrad", 56]) for name in ("resnet18_thin", "densenet121", "resnet18")] == [37, 37, 50]
     assert over.xs("deepchest", level="method").between(0.95, 1.05).all()
     two, fourteen = over["resnet18_thin", "pcgrad", 2], over["resnet18_thin", "pcgrad", 14]
-    assert f"it is {two:.2f} at $K = 2$ and {fourteen:.2f} at $K = 14$" in said
+    assert f"it is {two:.2f} at $K = 2$ and {fourteen:.2f} at $K = 14$" in SAID
     memory = cost.bench_part(bench, "memory", backbone="resnet18")
     mib = memory[memory.measured.str.startswith("memory")].pivot_table("mib", "method", "num_tasks").round(0)
     pcgrad, bare = mib.loc["pcgrad"], mib.loc[PLAIN_STEP]
@@ -102,7 +82,7 @@ def test_more_tasks_and_memory(bench, steps, said):
         (14, "in place of {:,.0f} at fourteen"),
         (56, "in place of {:,.0f} at 56"),
     ):
-        assert f"{pcgrad[tasks]:,.0f} {place.format(bare[tasks])}" in said
+        assert f"{pcgrad[tasks]:,.0f} {place.format(bare[tasks])}" in SAID
     others = mib.drop(["pcgrad", "upgrad"])
     assert ((others / bare - 1).abs() < 0.16).all(axis=None)
     every_memory = cost.bench_part(bench, "memory", measured="every memory").set_index("label")
@@ -110,41 +90,41 @@ def test_more_tasks_and_memory(bench, steps, said):
     assert 1.6 < of_jacobian.median() < 2.1  # "about twice"
 
 
-def test_the_claims_of_the_paper(steps, said):
+def test_the_claims_of_the_paper(steps):
     fourteen = steps[(steps.num_tasks == 14) & (steps.method != PLAIN_STEP)]
     passes, nash = fourteen.passes > 1, fourteen.method == 'nash_mtl(level="features")'
     assert (fourteen.ratio[passes] > 9).all()
     others = fourteen.ratio[~passes & ~nash]
-    assert "cost between 0.95 and 1.7 bare steps" in said
+    assert "cost between 0.95 and 1.7 bare steps" in SAID
     assert round(others.min(), 2) >= 0.95
     assert round(others.max(), 1) <= 1.7
 
 
-def test_where_a_hospital_s_time_goes(bench, every, said):
+def test_where_a_hospital_s_time_goes(bench, every):
     rate = cost.bench_part(bench, "input").set_index("method").images_per_second
     minutes = 400_000 / (16 * rate["one thread"] / (2500 / 1024) ** 2) / 60
-    assert f"{minutes:.0f} minutes against two" in said
+    assert f"{minutes:.0f} minutes against two" in SAID
     trained = 400_000 / 3000 / 60
-    assert f"two minutes become {trained * every.ratio['PCGrad']:.0f}" in said
+    assert f"two minutes become {trained * every.ratio['PCGrad']:.0f}" in SAID
     assert round(trained) == 2
     assert round(430 / 224, 1) == 1.9  # mm a pixel, of a detector of 43 cm
     assert 5 / (430 / 64) < 1 < 5 / (430 / 224) < 3
 
 
-def test_what_surrounds_the_step(bench, detailed):
+def test_what_surrounds_the_step(bench):
     rate = cost.bench_part(bench, "input").set_index("method")
     assert rate.images_per_second["augmented"] >= 20_000
     assert rate.ratio["memory map"] <= 1.05
-    assert f"two take {rate.ratio['all cores']:.2f} of the time of one" in detailed
+    assert f"two take {rate.ratio['all cores']:.2f} of the time of one" in DETAILED
     assert rate.seconds["metrics of a test split"] < 1
     start = cost.bench_part(bench, "start").set_index("method")
     package = start.ratio["from deepchest_utils import DeepChest"]
     more = (package - 1) * start.seconds["import torch"]
-    assert f"takes {package:.2f} times as long as `import torch`, {more:.2f} s more" in detailed
+    assert f"takes {package:.2f} times as long as `import torch`, {more:.2f} s more" in DETAILED
     beside = cost.bench_part(bench, "beside").set_index("method").ratio
     assert (
         f"takes {beside['fixed threads, beside']:.1f} times as long as alone, and {beside['adapted threads, beside']:.1f}"
-        in (detailed)
+        in DETAILED
     )
     formats = cost.bench_part(bench, "setting").set_index(["backbone", "method"])
     thin, large = formats.loc["resnet18_thin"], formats.loc["resnet18"]
@@ -154,20 +134,23 @@ def test_what_surrounds_the_step(bench, detailed):
     assert large.ratio.idxmin() == "fp32"
     plain, compiled = thin.loc["fp32, channels last"], thin.loc["fp32, channels last, compiled"]
     even = compiled.first_step / (plain.seconds - compiled.seconds)
-    assert f"takes {compiled.first_step:.0f} s, which {round(even, -2):,.0f} later steps" in detailed
+    assert f"takes {compiled.first_step:.0f} s, which {round(even, -2):,.0f} later steps" in DETAILED
 
 
-def test_the_whole_frontier(bench, detailed):
+def test_the_whole_frontier(bench):
     recipes = cost.bench_part(bench, "recipe")
     until = {t: recipes[recipes.auroc >= t].groupby("method").seconds.first() for t in (0.84, 0.86, 0.87)}
     ours, paper, torchjd = recipes.method.unique()
-    assert "To 0.84 this project takes {:.0f} s, the published recipe's style {:.0f} s and TorchJD's {:.0f} s".format(
-        *until[0.84][[ours, paper, torchjd]]
-    ) in (detailed)
-    assert f"with {until[0.86][ours]:.0f} s against {until[0.86][torchjd]:.0f} s" in detailed
+    assert (
+        "To 0.84 this project takes {:.0f} s, the published recipe's style {:.0f} s and TorchJD's {:.0f} s".format(
+            *until[0.84][[ours, paper, torchjd]]
+        )
+        in DETAILED
+    )
+    assert f"with {until[0.86][ours]:.0f} s against {until[0.86][torchjd]:.0f} s" in DETAILED
     assert [*until[0.87].index] == [torchjd]
     last = recipes[recipes.method == torchjd]
-    assert f"ends at {last.auroc.max():.3f}, after {last.seconds.max():.0f} s" in detailed
+    assert f"ends at {last.auroc.max():.3f}, after {last.seconds.max():.0f} s" in DETAILED
 
 
 def test_the_pictures(bench, steps, every):

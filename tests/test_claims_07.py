@@ -1,10 +1,10 @@
 """What notebook 07 and its appendix say in numbers: recomputed from the committed tables, and found in their texts."""
 
-import json
 import re
 
 import pandas as pd
 import pytest
+from claims import Committed
 
 from deepchest_utils.notebook.runner import FOLDER, results
 from deepchest_utils.paths import PROJECT
@@ -16,16 +16,7 @@ from deepchest_utils.studies.controlled import controlled_runs, weight_ratios
 
 RESULTS = PROJECT / "data" / "results"
 SETS = ("1000", "4000", "16000", "noise")
-
-
-def text_of(name: str) -> str:
-    cells = json.loads((FOLDER / f"{name}.ipynb").read_text())["cells"]
-    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
-
-
-def printed(name: str) -> str:
-    cells = json.loads((FOLDER / f"{name}.ipynb").read_text())["cells"]
-    return "".join("".join(o.get("text", "")) for cell in cells for o in cell.get("outputs", []))
+NOTEBOOK, APPENDIX = Committed("07_a_better_rule"), Committed("appendix/A2_rule_in_detail")
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +39,7 @@ def test_nothing_is_higher_and_what_is_lower_is_as_written(judged):
     step = {"inverse_sqrt_entropy"}
     assert in_ap == {"1000": set(), "4000": step | {"deepchest"}, "16000": step, "noise": set()}
     row = judged["4000"].query("method == 'deepchest' and metric == 'average_precision'").iloc[0]
-    assert f"({judgement.in_words(row).removesuffix(', lower')})" in text_of("07_a_better_rule")
+    assert f"({judgement.in_words(row).removesuffix(', lower')})" in NOTEBOOK.text
 
 
 def test_hedge_is_equivalent_in_auroc_and_open_in_ap_where_images_are_few(judged):
@@ -57,7 +48,7 @@ def test_hedge_is_equivalent_in_auroc_and_open_in_ap_where_images_are_few(judged
         assert row.verdict["auroc"] == "equivalent"
         assert (row.verdict["average_precision"] == "open") == (name in ("1000", "4000"))
         assert (row.smallest["auroc"] < 0.01) == (name != "1000")  # found in all but the smallest
-    text = text_of("07_a_better_rule")
+    text = NOTEBOOK.text
     assert "at -0.011 and -0.009" in text
     means = [judged[n].query("method == 'hedge' and metric == 'average_precision'")["mean"].iloc[0] for n in SETS[:2]]
     assert [round(mean, 3) for mean in means] == [-0.011, -0.009]
@@ -91,7 +82,7 @@ def test_weights_trade_hernia_for_effusion_as_written():
 
 
 def test_gradients_are_as_the_run_printed_them():
-    lines, text = printed("07_a_better_rule"), text_of("07_a_better_rule")
+    lines, text = NOTEBOOK.printed, NOTEBOOK.text
     (share,) = re.findall(r"at the start (\d+)% of the pairs", lines)
     assert f"({share}%, printed above)" in text
     shares = re.findall(r"signal is (\d+\.\d)%", lines)
@@ -100,7 +91,7 @@ def test_gradients_are_as_the_run_printed_them():
 
 
 def test_memory_turns_round_with_the_yardstick_of_the_same_split():
-    lines = printed("appendix/A2_rule_in_detail")
+    lines = APPENDIX.printed
     gaps = {half: float(gap) for half, gap in re.findall(r"(common|rare) .* (-?\d\.\d+)\n", lines)}
     assert gaps["common"] > gaps["rare"]
     above = re.findall(r"above the constant on validation: (.*)", lines)[0]

@@ -2,14 +2,12 @@
 
 from itertools import combinations
 
-import matplotlib.pyplot as plt
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from claims import Committed
 from scipy import integrate, stats
 
-from deepchest_utils.notebook.runner import FOLDER
 from deepchest_utils.paths import PROJECT
 from deepchest_utils.results.labels import method_family
 from deepchest_utils.results.statistics import judge_differences, paired_differences
@@ -18,13 +16,8 @@ from deepchest_utils.studies.figures.noise import resampled_scores, run_scores, 
 
 JUDGED = ("judge_1000", "judge_4000", "judge_16000", "judge_noise", "judge_nih")
 RESULTS = PROJECT / "data" / "results"
-
-
-@pytest.fixture(scope="module")
-def said() -> str:
-    """The text of the notebook, without line breaks."""
-    cells = nbformat.read(FOLDER / "10_how_to_fool_yourself.ipynb", as_version=4).cells
-    return " ".join(" ".join(cell.source.split()) for cell in cells if cell.cell_type == "markdown")
+SAID = Committed("10_how_to_fool_yourself").text
+pytestmark = pytest.mark.usefixtures("close_figures")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +29,7 @@ def signed(value: float) -> str:
     return f"{value:+.3f}".replace("-", "−")
 
 
-def test_equal_against_equal(said, equal):
+def test_equal_against_equal(equal):
     _, values, samples = equal
     assert values.shape == (20, 14)
     assert samples.shape == (20, 100, 14)
@@ -46,27 +39,27 @@ def test_equal_against_equal(said, equal):
         apart += ends[0] > 0 or ends[1] < 0
         ends = np.nanpercentile(samples[b] - samples[a], [2.5, 97.5], axis=0)
         findings.append(((ends[0] > 0) | (ends[1] < 0)).sum())
-    assert f'Of 190 pairs, {apart} "differ"' in said
+    assert f'Of 190 pairs, {apart} "differ"' in SAID
     assert round(np.mean(findings)) == 6
-    assert "differs in six of fourteen findings" in said
+    assert "differs in six of fourteen findings" in SAID
 
 
-def test_seeds_toss_a_coin(said):
+def test_seeds_toss_a_coin():
     gains = {name: seed_scores(name).eval("hedge - equal").to_numpy() for name in JUDGED}
     above = [int((gain > 0).sum()) for gain in gains.values()]
-    assert f"{min(above[:4])} to {max(above[:4])} of twenty seeds lie above Equal" in said
+    assert f"{min(above[:4])} to {max(above[:4])} of twenty seeds lie above Equal" in SAID
     assert above[4] == 3
     assert len(gains["judge_nih"]) == 10
-    assert "3 of ten" in said
+    assert "3 of ten" in SAID
     best, worst = [gain.max() for gain in gains.values()], [-gain.min() for gain in gains.values()]
-    assert f"gain of {min(best):.3f} to {max(best):.3f}, or a loss of {min(worst):.3f} to {max(worst):.3f}" in said
+    assert f"gain of {min(best):.3f} to {max(best):.3f}, or a loss of {min(worst):.3f} to {max(worst):.3f}" in SAID
     threes = [np.mean([np.mean(three) > 0.005 for three in combinations(gain, 3)]) for gain in gains.values()]
     assert 0.35 < max(threes) < 0.45
-    assert "in up to four of ten draws" in said
+    assert "in up to four of ten draws" in SAID
     assert max(abs(gains[name].mean()) for name in JUDGED[:4]) < 0.0045
 
 
-def test_the_best_of_seventeen(said):
+def test_the_best_of_seventeen():
     scores = seed_scores("phantom")
     peers = scores[[m for m in scores if method_family(m) in ("loss", "gradient")]]
     assert peers.shape == (5, 17)
@@ -75,49 +68,49 @@ def test_the_best_of_seventeen(said):
     for seed in peers.index:
         here, there = peers.loc[seed], peers.drop(index=seed).mean()
         falls.append((here - here.mean() - there + there.mean())[here.idxmax()])
-    assert f"in the mean a winner loses {np.mean(falls):.3f} on the other seeds" in said
+    assert f"in the mean a winner loses {np.mean(falls):.3f} on the other seeds" in SAID
     gain = (scores["deepchest"] - scores["equal"]).mean()
-    assert f"DeepChest's gain over Equal in the same table is {gain:.3f}" in said
+    assert f"DeepChest's gain over Equal in the same table is {gain:.3f}" in SAID
 
 
-def test_a_learning_rate_is_no_method(said):
+def test_a_learning_rate_is_no_method():
     judged = judge_differences(paired_differences(run_scores("judge_1000")), ["metric"]).set_index("method")
     same = pd.concat([run_scores("common_1000"), run_scores("rate_1000").assign(method="faster")])
     controls = judge_differences(paired_differences(same), ["metric"]).set_index("method")
     assert controls.verdict["faster"] == "higher"
     assert not judged.verdict.str.contains("higher").any()
-    assert f"Equal with a third more learning rate gains {controls['mean']['faster']:.3f}" in said
-    assert f"The best weighting gains {judged['mean'].max():.3f}" in said
+    assert f"Equal with a third more learning rate gains {controls['mean']['faster']:.3f}" in SAID
+    assert f"The best weighting gains {judged['mean'].max():.3f}" in SAID
     low, same_rate = judged["mean"]["prevalence_oracle"], controls["mean"]["prevalence_oracle"]
     assert (
-        f"The oracle at 0.002 lies {-low:.3f} below Equal; the same rule at 0.004 lies {-same_rate:.3f} below" in said
+        f"The oracle at 0.002 lies {-low:.3f} below Equal; the same rule at 0.004 lies {-same_rate:.3f} below" in SAID
     )
     # no weighting of 07 gains on any data set what section 8 has noise publish
     gains = [seed_scores(name).pipe(lambda s: s.sub(s["equal"], axis=0)).mean().max() for name in JUDGED]
     assert max(gains) < 0.0105
 
 
-def test_two_seeds_and_their_p(said):
+def test_two_seeds_and_their_p():
     summary = pd.read_csv(RESULTS / "phantom_summary.csv")
     rows = summary.query("baseline == 'equal@single_task' and metric == 'auroc' and seed_sd > 0")
     rows = rows[~rows.task.isin(["macro", "common", "rare"])]
     assert set(rows.seeds) == {2}
     assert len(rows) == 378
-    assert "378 such differences" in said
+    assert "378 such differences" in SAID
     one = rows.query("method == 'inverse_prevalence' and task == 'Effusion'").iloc[0]
     a, b = one.seed_sd**2 / 2, one.patient_sd**2
     freedom, t = (a + b) ** 2 / a**2, abs(one["mean"]) / np.sqrt(a + b)
     assert f"{2 * stats.t.sf(t, freedom):.0e}" == "7e-213"
-    assert "p = 7e-213 from two seeds" in said
-    assert f"the degrees of freedom come out as {freedom:.0f}" in said
-    assert f"the same row has $p = {2 * stats.t.sf(t, 1):.3f}$, and 1 after Holm's" in said
+    assert "p = 7e-213 from two seeds" in SAID
+    assert f"the degrees of freedom come out as {freedom:.0f}" in SAID
+    assert f"the same row has $p = {2 * stats.t.sf(t, 1):.3f}$, and 1 after Holm's" in SAID
     assert abs((rows.seed_sd / rows.patient_sd).median() - 4.5) < 0.05
     verdicts = judge_differences(rows, ["metric"])
     assert (verdicts.p_holm == 1).all()
     assert (verdicts.verdict == "open").all()
 
 
-def test_findings_of_one_training_set(said):
+def test_findings_of_one_training_set():
     judged = {}
     for name in ("phantom", *JUDGED):
         rows = pd.read_csv(RESULTS / f"{name}_summary.csv")
@@ -129,10 +122,10 @@ def test_findings_of_one_training_set(said):
     assert ((first.low > 0) | (first.high < 0)).all()
     assert set(second.verdict) == {"open"}
     for rows in (first, second):
-        assert "{}, {} and {}".format(*map(signed, rows["mean"])) in said
+        assert "{}, {} and {}".format(*map(signed, rows["mean"])) in SAID
     others = [judged[name]["mean"][[*first.index]].abs().max() for name in JUDGED if name != "judge_4000"]
     assert len(others) == 4
-    assert f"none is further from zero than {max(others):.3f}" in said
+    assert f"none is further from zero than {max(others):.3f}" in SAID
     for name, shares in (
         ("phantom", "6.3% in the first set against a mean of 5.4%"),
         ("judge_4000", "5.2% against 5.2%"),
@@ -140,10 +133,10 @@ def test_findings_of_one_training_set(said):
         rows = pd.read_csv(RESULTS / f"{name}.csv").query("metric == 'prevalence' and split == 'train'")
         prevalence = rows.groupby("task").value.first()
         assert [f"{prevalence['Nodule']:.1%}", f"{prevalence.mean():.1%}"] == [s for s in shares.split() if "%" in s]
-        assert shares in said
+        assert shares in SAID
 
 
-def test_equivalent_and_open(said):
+def test_equivalent_and_open():
     verdicts = {}
     for name in ("phantom", *JUDGED):
         rows = pd.read_csv(RESULTS / f"{name}_summary.csv")
@@ -153,11 +146,11 @@ def test_equivalent_and_open(said):
     assert equivalent == {"judge_4000", "judge_16000", "judge_noise"}
     assert {row.verdict for name, row in verdicts.items() if name not in equivalent} == {"open"}
     nih = verdicts["judge_nih"]
-    assert f"a true difference below {nih.smallest:.3f}" in said
-    assert f"reaches to {signed(nih.low)}" in said
+    assert f"a true difference below {nih.smallest:.3f}" in SAID
+    assert f"reaches to {signed(nih.low)}" in SAID
 
 
-def test_what_noise_publishes(said, equal):
+def test_what_noise_publishes(equal):
     """Order statistics, exactly, against the simulation's numbers in the text."""
 
     def largest(n: int) -> float:
@@ -168,17 +161,17 @@ def test_what_noise_publishes(said, equal):
 
     sigma = equal[1].mean(axis=1).std(ddof=1)
     mean = sigma / np.sqrt(3) * largest(27)
-    assert f"Noise publishes {mean:.3f}" in said
-    assert f"a gain of {mean:.3f} macro AUROC" in said
+    assert f"Noise publishes {mean:.3f}" in SAID
+    assert f"a gain of {mean:.3f} macro AUROC" in SAID
     tuned = sigma / np.sqrt(3) * (largest(27) - largest(3))
     assert 0.5 < tuned / mean < 0.65
-    assert "takes off almost half" in said
+    assert "takes off almost half" in SAID
     rng = np.random.default_rng(1)
     error = sigma / np.sqrt(3)
     gains = rng.normal(0, error, (40_000, 27)).max(1) - rng.normal(0, error, 40_000)
-    assert f"more than {np.quantile(gains, 0.95):.3f} in one study of twenty" in said
+    assert f"more than {np.quantile(gains, 0.95):.3f} in one study of twenty" in SAID
     nih = seed_scores("judge_nih")["equal"].std()
-    assert f"the spread is {nih:.3f}, and noise publishes three times as much" in said
+    assert f"the spread is {nih:.3f}, and noise publishes three times as much" in SAID
     assert 2.8 < nih / sigma < 3.5
 
 
@@ -191,12 +184,6 @@ def test_a_table_without_two_such_runs_is_refused():
 
 def legend(fig) -> list[str]:
     return [text.get_text() for box in (*fig.legends, fig.axes[0].get_legend()) if box for text in box.get_texts()]
-
-
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
 
 
 def test_pictures_say_what_they_show():

@@ -1,6 +1,5 @@
 """The figures of notebooks 02 and 03, on small made data: what they say, not how they look."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,14 +7,9 @@ import pytest
 from deepchest_utils.results.labels import BLACK
 from deepchest_utils.studies.figures import weights as draw
 
+pytestmark = pytest.mark.usefixtures("close_figures")
 NAMES = ("Effusion", "Pleural_Thickening", "Hernia")
 SHARES = np.array([0.12, 0.03, 0.002])
-
-
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
 
 
 def texts(ax) -> list[str]:

@@ -14,11 +14,7 @@ from PIL import Image
 from deepchest_utils.notebook import controls, figures
 from deepchest_utils.notebook.controls import explore
 
-
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("close_figures")
 
 
 @pytest.fixture
