@@ -55,7 +55,7 @@ def latent_correlation() -> Float[np.ndarray, "k k"]:
 def sample_population(
     num_images: int, rng: np.random.Generator, prevalence: Factor = None, loading: Factor = None
 ) -> tuple[Bool[np.ndarray, "n k"], Int[np.ndarray, " n"]]:
-    """Labels of N images, and their patients, numbered from 0 in order, with 3.2 images on average (NIH's have 3.6).
+    """Labels of N images, and their patients, numbered from 0 in order, with 3.3 images on average (NIH's have 3.6).
 
     Args:
         prevalence: In (0, 1); NIH's by default.
