@@ -54,9 +54,10 @@ def sample_augmentation(
 
 
 def sample_resized_crop(n: int, generator: torch.Generator) -> Float[Tensor, "n 8"]:
-    """Draw for each of n square images what the published recipe does to every image, of training and of test: a rotation
-    by up to 30 degrees (black comes in at the corners), a crop of 8 to 100% of the area with sides in a ratio of 3/4 to
-    4/3, stretched to the whole, and for every other image a mirror.
+    """Draw the published recipe's augmentation for each of n square images; it applies it to training and test images.
+
+    First a rotation by up to 30 degrees (black comes in at the corners). Then a crop of 8 to 100% of the area, with
+    sides in a ratio of 3/4 to 4/3, stretched to the whole. Half of the images, drawn at random, are mirrored.
 
     The crop is drawn as torchvision's `RandomResizedCrop` draws it, but not rounded to pixels. Both are one affine map, and
     the image is resampled once. The generator and the rows are those of `sample_augmentation`.

@@ -240,12 +240,14 @@ class LogitAdjusted(Loss):
 
 
 class LDAM(Loss):
-    """Label-distribution-aware margins with deferred re-weighting (Cao et al. 2019, arXiv 1906.07413, 3.2 and 3.3) for
-    each finding's two classes: cross-entropy of z - s Delta_1 for a positive and of z + s Delta_0 for a negative, with
-    Delta_j = C / n_j^(1/4) for a class of n_j training labels, C such that the largest of all findings is max_margin.
-    z is the network's output; the paper bounds z / s to [-1, 1] by normalising features and weights, which is not done
-    here. In the last epochs each class is weighed by (1 - beta) / (1 - beta^n_j) (Cui et al. 2019), scaled to mean 1 over the
-    finding's training labels: the loss keeps its size.
+    """Label-distribution-aware margins with deferred re-weighting (Cao et al. 2019, arXiv 1906.07413, 3.2 and 3.3), for
+    each finding's two classes.
+
+    It is the cross-entropy of z - s Delta_1 for a positive and of z + s Delta_0 for a negative, with the network's
+    output z. Delta_j = C / n_j^(1/4) for a class of n_j training labels; C makes the largest of all max_margin.
+    The paper also bounds z / s to [-1, 1] by normalising features and weights, which is not done here. In the last
+    epochs each class is weighed by (1 - beta) / (1 - beta^n_j) (Cui et al. 2019), scaled to mean 1 over the finding's
+    training labels, so that the loss keeps its size.
 
     Args:
         max_margin, scale: Greater than 0; scale is s.

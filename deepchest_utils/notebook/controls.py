@@ -19,8 +19,8 @@ def explore(draw: Callable[..., Figure], about: Mapping[str, str] | None = None,
     As a control, (lowest, highest, step, default) makes a slider. A list of texts makes a choice of one, by default the
     first. A dict from texts to whether each is chosen by default makes a choice of several, as a list.
     `about` has a text for a control, which is shown when the mouse rests on it.
-    Returns the static figure. None where controls are shown: the output then holds the static figure as well, for whoever
-    opens the saved notebook without its kernel, as GitHub does.
+    Returns the static figure. None where controls are shown: the output then holds the static figure as well, for
+    readers of the saved notebook without its kernel, as on GitHub.
     """
     first = draw(**{name: _default(control) for name, control in controls.items()})
     if not watched():

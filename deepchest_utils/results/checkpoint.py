@@ -1,4 +1,4 @@
-"""The state of a run after an epoch, in a file that is whole or known not to be, whoever wrote it."""
+"""The state of a run after an epoch, in a file that is whole or known not to be; it may come from a stranger."""
 
 import io
 import math
@@ -176,8 +176,10 @@ def _types(values: dict[str, object]) -> dict[str, type]:
 
 
 def is_plain(value: object) -> bool:
-    """Whether a value is a number or a text, or a list or dict of such, at most 8 deep and small when written out: a list
-    that holds another twice, which holds another twice, and so on, takes little memory and unfolds without end."""
+    """Whether a value is a number or a text, or a list or dict of such, at most 8 deep and small when written out.
+
+    A list that holds another twice, which holds another twice, and so on, takes little memory and unfolds without end.
+    """
     left, todo = 100_000, [(value, 8)]  # items and characters
     while todo:
         item, depth = todo.pop()

@@ -239,30 +239,31 @@ def judge_differences(
     tests: int | None = None,
     overlap: float = 0.0,
 ) -> pd.DataFrame:
-    """What differences say: the project's one definition of "significant", and of "equivalent".
+    """Intervals, p and a verdict for differences: the one definition of "significant", and of "equivalent".
 
-    The unit is the pair. Where each has data and patients of its own, as in the study's replicates, the interval is that
-    of the paired t-test and its rate of false positives is the nominal one. Where all share their patients, patient_sd
-    is added to the error and the degrees of freedom stay those of the pairs, which errs on the safe side, while those of
-    `mean_interval` give a difference of two lucky seeds the p of a normal. Variances are not moderated over methods
-    (limma's empirical Bayes): the spreads of methods differ by ten times, so the widest would be called significant up
-    to four times too often.
+    The unit is the pair. Where each pair has data and patients of its own, as in the study's replicates, the interval
+    is that of the paired t-test, and its rate of false positives is the nominal one. Where all pairs share their
+    patients, patient_sd is added to the error and the degrees of freedom stay those of the pairs. This errs on the safe
+    side: with those of `mean_interval` a difference of two lucky seeds would have the p of a normal. Variances are not
+    moderated over methods (limma's empirical Bayes): the spreads of methods differ by ten times, so the widest would be
+    called significant up to four times too often.
 
     Args:
         differences: Of `paired_differences`, or a summary of `compare_methods` (its rows against a baseline).
         family: Columns within whose groups p is corrected over methods, see `adjust_p`.
         margin: Differences in between -margin and margin are equivalent.
         tests: How many tests "smallest" allows for, default one.
-        overlap: Where the pairs are folds of a repeated cross-validation, test images over training images of a fold:
-            folds share training images, so the squared error is seed_sd^2 (1 / pairs + overlap), as in the corrected
+        overlap: Where the pairs are folds of a repeated cross-validation, test images over training images of a fold.
+            Folds share training images, so the squared error is seed_sd^2 (1 / pairs + overlap), as in the corrected
             resampled t-test of Nadeau and Bengio (2003, Machine Learning 52).
 
     Returns:
-        The table with low and high (95%), p and p_holm anew, and with `VERDICT`: freedom, the degrees of freedom;
-        p_equivalent, the larger p of two one-sided tests against the margin, for this row alone; chance, that the method
-        is above the baseline in another pair; smallest, the true difference that a test at level 0.05 / tests finds with
-        80% power; and verdict: "higher" or "lower" (significant: p_holm below 0.05 and at least 5 pairs), "equivalent"
-        (p_equivalent below 0.05, 5 pairs), "higher, equivalent" or "lower, equivalent" (both), or "open" (neither).
+        The table with low and high (95%), p and p_holm anew, and with the columns of `VERDICT`. freedom: the degrees of
+        freedom. p_equivalent: the larger p of two one-sided tests against the margin, for this row alone. chance: that
+        the method is above the baseline in another pair. smallest: the true difference that a test at level
+        0.05 / tests finds with 80% power. verdict: "higher" or "lower" (significant: p_holm below 0.05 and at least 5
+        pairs), "equivalent" (p_equivalent below 0.05, 5 pairs), "higher, equivalent" or "lower, equivalent" (both), or
+        "open" (neither).
     """
     pairs = differences["pairs" if "pairs" in differences else "seeds"].to_numpy(float)
     mean, sd = differences["mean"].to_numpy(), differences.seed_sd.to_numpy()

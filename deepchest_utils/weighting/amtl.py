@@ -21,9 +21,9 @@ class AMTL(Scalarization):
     learns this task alone. Their ratio, the achievement, counts as 1 above 1. A task without a score has the mean of
     the others' (...)^gamma; before the first score all weights are equal.
 
-    With the accuracy as score it cancels prevalence: a constant answer has achievement 1 / (1 + margin) in every task,
-    if p_k is the accuracy of such an answer, as single-task accuracies of rare findings nearly are. And what is left
-    to weigh is small: softmax of numbers between 0 and 1 keeps every two weights within a factor e.
+    With the accuracy as score it cancels prevalence. If p_k is the accuracy of a constant answer, as it nearly is for
+    rare findings, such an answer has achievement 1 / (1 + margin) in every task. Little is left to weigh: the softmax
+    of numbers between 0 and 1 keeps every two weights within a factor e.
 
     Args:
         potential: (K,) single-task scores in (0, 1], as from runs with `architecture="single_task"`. Or "prevalence":

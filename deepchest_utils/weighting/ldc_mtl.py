@@ -9,9 +9,9 @@ from deepchest_utils.weighting.base import Mask, Scalarization, check_options, p
 
 class LDCMTL(Scalarization):
     """Loss discrepancy control (Xiao et al. 2025, arXiv 2502.08585) in its single loop, as given in the authors' code
-    for CelebA's 40 binary tasks. The bilevel problem asks for weights that make weighted losses alike (above) where
-    the network minimises their sum (below); with the penalty's gradient by the inner solution left out, that is one
-    loss, minimised at once by the network and by v,
+    for CelebA's 40 binary tasks. The bilevel problem: find weights that make the weighted losses alike (above), where
+    the network minimises their sum (below). Without the penalty's gradient by the inner solution this is one loss,
+    which the network and v minimise at once,
         K (sum_k w_k L_k / [sum_k w_k] + lambda sum_k |w_k L_k - w_(k+1) L_(k+1)|),    w_k = sigmoid(v_k), v from 1,
     [...] without gradient. The paper's loss without K is a mean; with it equal weights are ones. Neighbours are those
     in the order of the tasks, so that, as in the paper, another order is another rule. Tasks without a label in the

@@ -26,8 +26,8 @@ EPSILON = 1e-8  # DB-MTL's and FAMO's
 
 
 def finite_log(losses: Float[Tensor, " k"], present: Bool[Tensor, " k"]) -> Float[Tensor, " k"]:
-    """log L_k, (K,), with a finite gradient: 0 for a task that is not in the batch, and log(1e-8), which teaches nothing,
-    for a loss that has underflowed to 0, as float32 has that of a logit below -17 without a finding."""
+    """log L_k, (K,), with a finite gradient: 0 for a task that is not in the batch. A loss that has underflowed to 0, as
+    that of a logit below -17 without a finding in float32, becomes log(1e-8), which teaches nothing."""
     positive = losses.where(present, 1.0)
     return positive.where(positive != 0, EPSILON).log()
 
@@ -109,8 +109,8 @@ class DBMTLL(Scalarization):
 
 
 class RLW(Scalarization):
-    """Random loss weighting (Lin et al. 2022, arXiv 2111.10603), the litmus test for every clever rule: in each step
-    w = K softmax(z), of mean 1, z standard normal (the paper's default), from torch's random state."""
+    """Random loss weighting (Lin et al. 2022, arXiv 2111.10603), the litmus test for every clever rule. In each step
+    w = K softmax(z), of mean 1. z is standard normal (the paper's default), from torch's random state."""
 
     def forward(self, losses: Float[Tensor, " k"], mask: Mask = None) -> Float[Tensor, ""]:
         z = torch.randn(self.num_tasks)  # on the CPU: the same weights on every device
@@ -220,18 +220,19 @@ class GradNorm(Method):
     """GradNorm (Chen et al. 2018, arXiv 1711.02257, algorithm 1) trains the task weights w so that all tasks pull
     equally hard on W, the last shared layer.
 
-    With G_k = ||grad_W w_k L_k||, and r_k the share of its first loss, L_k(t) / L_k(0), over the mean of these, w goes
-    down the gradient of sum_k |G_k - mean(G) r_k^alpha|, the target held constant, and is scaled to sum K. A task
-    without a label in the batch takes no part. A step costs K backward passes more, down to W alone.
+    G_k = ||grad_W w_k L_k|| is a task's pull. r_k is L_k(t) / L_k(0), the share of its first loss that is left, over
+    the mean of these shares. w goes down the gradient of sum_k |G_k - mean(G) r_k^alpha|, the target held constant, and
+    is scaled to sum K. A task without a label in the batch takes no part. A step costs K backward passes more, down
+    to W alone.
 
     Args:
         alpha: How much more a task that lags behind may pull, not negative; by default that of the paper's larger
             experiment.
         lr: Rate of the Adam of w, not negative, by default the paper's.
-        initial_loss: L_k(0). "entropy": H_k, the entropy of the training prevalence from `begin`, which is what a head
-            that has learned nothing comes to; the paper has such a theoretical first loss, log C for C classes, where
-            the measured one depends on chance. "batch": the loss in the first batch with the task, as it is without a
-            prevalence. A rare finding that this batch lacks starts near 0, and then counts as far behind for ever.
+        initial_loss: L_k(0). "entropy": H_k, the entropy of the training prevalence from `begin`. It is the loss of a
+            head that has learned nothing; the paper uses such a theoretical loss, log C for C classes, where the
+            measured one depends on chance. "batch": the loss in the first batch with the task, which is also taken
+            without a prevalence. A rare finding that this batch lacks starts near 0, and counts as far behind for ever.
     """
 
     def __init__(self, num_tasks: int, alpha: float = 1.5, lr: float = 0.025, initial_loss: str = "entropy"):

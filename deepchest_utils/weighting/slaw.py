@@ -10,12 +10,12 @@ SMALLEST = 1e-5  # the authors' lower bound of s_k
 
 
 class SLAW(Scalarization):
-    """Scaled loss approximate weighting (Crawshaw and Kosecka 2021, arXiv 2109.08218), GradNorm without gradients: the
+    """Scaled loss approximate weighting (Crawshaw and Kosecka 2021, arXiv 2109.08218): GradNorm without gradients. The
     standard deviation of a loss from step to step stands for the norm of its gradient,
-        w_k = K (1 / s_k) / sum_j (1 / s_j),    s_k^2 = mean L_k^2 - (mean L_k)^2,
-    over the steps so far, that of the batch among them, as given in the authors' code: plain means over the first
-    1 / (1 - beta) steps, then moving ones, m <- beta m + (1 - beta) L. s_k is at least 1e-5. Of mean 1. A task without
-    a label in the batch keeps its means; one that was seen less than twice has the mean of the others' 1 / s_k, so all
+        w_k = K (1 / s_k) / sum_j (1 / s_j),    s_k^2 = mean L_k^2 - (mean L_k)^2, at least 1e-5^2.
+    The means are over the steps so far, with the batch's own. As in the authors' code they are plain means over the
+    first 1 / (1 - beta) steps and then moving ones, m <- beta m + (1 - beta) L. The weights have mean 1. A task without
+    a label in the batch keeps its means. One that was seen less than twice has the mean of the others' 1 / s_k, so all
     weights are ones at first. beta is in [0, 1)."""
 
     def __init__(self, num_tasks: int, beta: float = 0.99):

@@ -32,9 +32,9 @@ class GradientBalancing(Method):
     of bounds, a missing solver, or an unsupported TorchJD.
 
     Args:
-        level: Whose gradients are combined. "parameters": the trunk's parameters, as in the papers; each task takes a
-            backward pass through the trunk, for a Jacobian with a row a task. "features": the trunk's output; each task
-            takes a backward pass through the heads, and one goes through the trunk, at about the cost of equal
+        level: Whose gradients are combined. "parameters": the trunk's parameters, as in the papers. Each task takes a
+            backward pass through the trunk, for a Jacobian with a row a task. "features": the trunk's output. Each task
+            takes a backward pass through the heads and one goes through the trunk, at about the cost of equal
             weighting. Conflict is judged where trunk and heads meet; features with a row a task never conflict.
     """
 
@@ -142,9 +142,9 @@ class GradientBalancing(Method):
 
 
 class MGDA(GradientBalancing):
-    """Multiple-gradient descent (Sener and Koltun 2018, arXiv 1810.04650), algorithm 2. The shortest vector in the
-    gradients' convex hull, by Frank and Wolfe's steps until one is shorter than `tolerance`, greater than 0, or after
-    `iterations`, at least 1: the defaults are those of the authors' code (TorchJD's are 1e-3 and 100). With
+    """Multiple-gradient descent (Sener and Koltun 2018, arXiv 1810.04650), algorithm 2: the shortest vector in the
+    gradients' convex hull. Frank and Wolfe's steps end when one is shorter than `tolerance`, greater than 0, or after
+    `iterations`, at least 1. The defaults are those of the authors' code (TorchJD's are 1e-3 and 100). With
     level="features" it is the paper's MGDA-UB."""
 
     aggregator = "MGDA"

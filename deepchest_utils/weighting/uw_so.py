@@ -10,12 +10,12 @@ from deepchest_utils.weighting.scalarization import EPSILON
 
 class UWSO(Scalarization):
     """Soft optimal uncertainty weighting (Kirchdorfer et al. 2024, arXiv 2408.07985). The learned variances of
-    uncertainty weighting have a closed-form optimum, 1 / L_k in the weight; a softmax with a temperature T tames it:
+    uncertainty weighting have a closed-form optimum, the weight 1 / L_k. A softmax with a temperature T tames it:
         sum_k w_k L_k,    w = K softmax_k((1 / L_k) / T),    L_k in the weight without gradient, plus 1e-8.
     The paper's weights have sum 1; here equal ones are ones. K and the softmax are those of the tasks in the batch.
 
-    The paper tunes T > 0 for each data set. 1 / L_k of a finding of one in 300 is about 50 at the start, and 300 in a
-    batch without it: at T = 1 such a batch is all that finding's, at T = 100, the default, it weighs 20 times as much
+    The paper tunes T > 0 for each data set. For a finding of one in 300, 1 / L_k is about 50 at the start, and 300 in a
+    batch without it. At T = 1 this finding then has all the weight; at T = 100, the default, it has 20 times as much
     as a common one. That drives its loss towards 0, and 1 / L_k has no bound: watch the weights."""
 
     def __init__(self, num_tasks: int, temperature: float = 100.0):
