@@ -133,6 +133,8 @@ def test_every_exercise_has_an_answer_to_leave_out_and_a_check(path):
         if c.source.startswith("## Exercise "):
             heading = c.source.splitlines()[0]
             tags[heading] = set()
+        elif heading and c.cell_type == "markdown":
+            assert "solution" in c.metadata.get("tags", []), c.source[:60]  # words that a copy would show
         if heading:
             tags[heading] |= {*c.metadata.get("tags", [])}
     assert len(tags) >= 3
