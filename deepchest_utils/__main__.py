@@ -139,6 +139,7 @@ class Localize(_Many):
 
     def run(self) -> None:
         from deepchest_utils.studies.localization import SCORES, localize_runs
+        from deepchest_utils.studies.overlap import write_box_tables
 
         trials = self.trials()
         scores = localize_runs(trials, self.out, self.cam, self.per_finding)
@@ -146,6 +147,8 @@ class Localize(_Many):
         print(
             f"{count_of(len(trials), 'run')} in {self.out}, mean over findings and seeds\n{table.round(3).to_string()}"
         )
+        boxes, path = write_box_tables(scores, self.out)
+        print(f"share of images with an IoU of boxes above T, and mean IoU\n{boxes.round(3).to_string()}\nin {path}")
 
 
 @dataclass

@@ -233,3 +233,18 @@ def known_network():
     with torch.no_grad():
         net.head.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]]))
     return net.train()
+
+
+@pytest.fixture
+def squares():
+    """The regions and data of six images of three patients; finding 0 is a square at the upper left, finding 1 one at the
+    lower right."""
+    from deepchest_utils.datasets import ChestXrays
+    from deepchest_utils.explain.regions import Regions
+
+    masks = np.zeros((6, 16, 16), bool)
+    masks[:3, 1:5, 1:5], masks[3:, 10:14, 10:14] = True, True
+    tasks = np.repeat([0, 1], 3)
+    truth = Regions(np.arange(6), tasks, np.array([0, 1, 2, 0, 1, 2]), masks)
+    images = np.where(masks, 255, 40).astype(np.uint8)
+    return truth, ChestXrays(images, np.eye(2, dtype=np.float32)[tasks], truth.patients, ("A", "B"), np.arange(6))

@@ -544,3 +544,57 @@ def test_real_boxes(nih_sample):
     assert (boxes[["x", "y"]] >= 0).all(axis=None)
     assert ((boxes["x"] + boxes["width"]) <= 64.01).all()
     assert ((boxes["y"] + boxes["height"]) <= 64.01).all()
+
+
+# --- the public subset of 256 px
+
+
+@pytest.fixture
+def subset(tmp_path):
+    """labels/*_labels.csv and images/ of eight patients with two images each, as the public subset has them once unpacked."""
+    root = tmp_path / "subset"
+    (root / "images").mkdir(parents=True)
+    (root / "labels").mkdir()
+    for part, patients in (("train", range(1, 5)), ("val", (11, 12)), ("test", (21, 22))):
+        lines = [",".join(["Image Index", *FINDINGS])]
+        for patient in patients:
+            for visit in (0, 1):
+                name = f"{patient:08d}_{visit:03d}.png"
+                lines.append(",".join([name, *(str(int((k + patient + visit) % 3 == 0)) for k in range(14))]))
+                Image.fromarray(np.full((40, 40, 3), 10 * visit + patient, np.uint8)).save(root / "images" / name)
+        (root / "labels" / f"{part}_labels.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def test_public_subset_has_its_labels_patients_and_split(subset):
+    data = load(subset)
+    assert data.split == "official"
+    assert sorted(set(data.val.patients)) == [11, 12]
+    assert sorted(set(data.test.patients)) == [21, 22]
+    for part in data.parts.values():
+        for name, patient, labels, image in zip(part.ids, part.patients, part.labels, part.images, strict=True):
+            visit = int(name[9:12])
+            assert int(name[:8]) == patient
+            assert (image == 10 * visit + patient).all()
+            assert labels.tolist() == [(k + patient + visit) % 3 == 0 for k in range(14)]
+    assert {*load(subset, split="patient").train.patients} != {1, 2, 3, 4}
+
+
+def test_public_subset_says_what_is_wrong_with_it(subset):
+    table = subset / "labels" / "val_labels.csv"
+    good = table.read_text()
+    table.write_text(good.replace(",1", ",2", 1))
+    with pytest.raises(DataError, match=r"val_labels\.csv: column '\w+' should say 0 or 1\. Found another .* row 2"):
+        load(subset)
+    table.write_text(good.replace("Hernia", "Hernya"))
+    with pytest.raises(DataError, match=r"val_labels\.csv: no column 'Hernia'.*Did you mean 'Hernya'"):
+        load(subset)
+    table.unlink()
+    with pytest.raises(DataError, match=r"val_labels\.csv: no such table"):
+        load(subset)
+
+
+def test_the_official_table_comes_first(nih_folder, subset):
+    root = nih_folder()
+    (subset / "labels").rename(root / "labels")
+    assert sum(map(len, load(root).parts.values())) == len(table_of(root).read_text().splitlines()) - 1

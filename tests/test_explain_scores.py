@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score
 
-from deepchest_utils.datasets import ChestXrays
 from deepchest_utils.explain.regions import Regions
 from deepchest_utils.studies.localization import SCORES, localize, mean_scores, score_maps
 from deepchest_utils.studies.map_checks import centre_prior, random_maps, score_baseline_maps, usual_place
@@ -125,18 +124,6 @@ def test_macro_is_the_mean_over_findings_and_differences_are_paired(rng):
 def test_tables_of_other_pairs_are_refused(rng):
     with pytest.raises(ValueError, match="same images and findings"):
         mean_scores([table([0.1, 0.2], [0, 1]), table([0.1], [0])], "energy", rng)
-
-
-@pytest.fixture
-def squares():
-    """Six images of three patients; finding 0 is a square at the upper left, finding 1 one at the lower right."""
-    masks = np.zeros((6, 16, 16), bool)
-    masks[:3, 1:5, 1:5], masks[3:, 10:14, 10:14] = True, True
-    tasks = np.repeat([0, 1], 3)
-    truth = Regions(np.arange(6), tasks, np.array([0, 1, 2, 0, 1, 2]), masks)
-    images = np.where(masks, 255, 40).astype(np.uint8)
-    data = ChestXrays(images, np.eye(2, dtype=np.float32)[tasks], truth.patients, ("A", "B"), np.arange(6))
-    return truth, data
 
 
 def test_usual_place_is_the_mean_region_of_known_patients(squares):

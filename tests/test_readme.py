@@ -1,11 +1,13 @@
 """The README and the three pages that it leads to: short, true, and every command and snippet of theirs is run."""
 
+import io
 import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+import tarfile
 import tomllib
 import warnings
 from pathlib import Path
@@ -361,6 +363,45 @@ def test_commands_run(tmp_path, monkeypatch, capsys, nih_folder):
     for made in MADE:
         assert (tmp_path / made).exists(), made
     assert "Hernia" in capsys.readouterr().out
+
+
+def public_subset(root: Path) -> Path:
+    """What a clone has: tables, and archives of a picture and a pickle a radiograph; 60 images of 30 patients."""
+    (root / "labels").mkdir(parents=True)
+    (root / "datasets").mkdir()
+    rng = np.random.default_rng(0)
+    for part, first, count in (("train", 1, 36), ("val", 50, 12), ("test", 70, 12)):
+        names = [f"{first + number // 2:08d}_{number % 2:03d}" for number in range(count)]
+        labels = pd.DataFrame(rng.integers(0, 2, (count, 14)), columns=deepchest_utils.FINDINGS)
+        labels.insert(0, "Image Index", [f"{name}.png" for name in names])
+        labels.to_csv(root / "labels" / f"{part}_labels.csv", index=False)
+        with tarfile.open(root / "datasets" / f"ChestXray14_{part}_000.tar", "w") as archive:
+            for name in names:
+                picture = io.BytesIO()
+                Image.fromarray(rng.integers(0, 256, (128, 128, 3), np.uint8)).save(picture, "png")
+                for suffix, content in (("png", picture.getvalue()), ("pyd", b"a pickle")):
+                    member = tarfile.TarInfo(f"{name}.{suffix}")
+                    member.size = len(content)
+                    archive.addfile(member, io.BytesIO(content))
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*findings without a positive")
+def test_public_subset_is_unpacked_and_read(tmp_path, monkeypatch, capsys):
+    """The commands as they stand, but that the clone is one of made images."""
+    title = "The easiest real data: 30,545 of these images at 256 px"
+    section = DATA.split(f"### {title}\n")[1].split("\n## ")[0]
+    unpack, study = snippets("bash", section)
+    clone = next(line for line in unpack.splitlines() if line.startswith("git clone"))
+    unpack = unpack.replace(clone, f"cp -r {public_subset(tmp_path / 'made')} PATH")
+    subprocess.run(["bash", "-euc", unpack], cwd=tmp_path, check=True)
+    assert len([*(tmp_path / "PATH" / "images").iterdir()]) == 60  # and no pickle
+    monkeypatch.chdir(tmp_path)
+    for words in commands(f"```bash\n{study}```"):
+        shorter = ["--epochs", "1", "--seed", "0"] if "sweep" in words else []
+        assert main([*words[words.index("deepchest_utils") + 1 :], *shorter]) == 0, capsys.readouterr().err
+    assert pd.read_csv(tmp_path / "runs" / "nih_summary.csv").method.nunique() == 3
 
 
 # snippets

@@ -1,6 +1,7 @@
 """The benchmark's instruments, on things whose cost is known. Nothing here is a timing of the project."""
 
 import dataclasses
+import sys
 import time
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from deepchest_utils import TrainConfig
 from deepchest_utils.__main__ import main
 from deepchest_utils.datasets.cache import decode
 from deepchest_utils.studies.bench import PLAIN_STEP, BenchmarkSetup, full_bench, parts, ratios, time_interleaved
-from deepchest_utils.studies.bench.inputs import bench_embed, write_pngs
+from deepchest_utils.studies.bench.inputs import bench_embed, bench_embeddings, write_pngs
 from deepchest_utils.studies.bench.parts import CONDITIONS, bench_beside, bench_recipes, bench_starts, phantom_splits
 from deepchest_utils.studies.bench.recipes import RECIPES
 from deepchest_utils.studies.bench.steps import Step, loop_epoch, passes_through_trunk, peak_memory, plain_epoch
@@ -205,7 +206,19 @@ def test_whole_benchmark_goes_on_where_it_stopped(tmp_path, monkeypatch):
         return measure
 
     monkeypatch.setattr(parts, "phantom_splits", lambda config, **sizes: None)
-    for name in ("steps", "memory", "loop", "beside", "inputs", "embed", "settings", "recipes", "flat", "starts"):
+    for name in (
+        "steps",
+        "memory",
+        "loop",
+        "beside",
+        "inputs",
+        "embed",
+        "embeddings",
+        "settings",
+        "recipes",
+        "flat",
+        "starts",
+    ):
         monkeypatch.setattr(parts, f"bench_{name}", part(name))
     out = tmp_path / "bench.csv"
     with pytest.raises(KeyboardInterrupt):
@@ -267,3 +280,13 @@ def test_features_of_an_encoder_are_timed_against_its_forward_pass(rng):
     table = bench_embed("cpu", 1, rng, num_images=32)
     assert table.method.tolist() == ["bare forward", "embed"]
     assert (table.images_per_second > 0).all()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux counts")
+def test_features_are_loaded_and_trained_on_in_a_process_of_their_own(rng):
+    table = bench_embeddings(rng, count=2000, width=16)
+    assert table.method.tolist() == ["load and split", "epoch on features"]
+    assert (table.seconds > 0).all()
+    assert table.images_per_second[0] == pytest.approx(2000 / table.seconds[0])
+    assert 100 < table.mib[0] <= table.mib[1]

@@ -1,4 +1,5 @@
-"""NIH ChestX-ray14 as downloaded, or a part of it: `Data_Entry_2017*.csv`, `images*/`, the official lists, the boxes.
+"""NIH ChestX-ray14 as downloaded, or a part of it: `Data_Entry_2017*.csv`, `images*/`, the official lists, the boxes; or
+the public subset of 256 px, `labels/*_labels.csv` and `images/`.
 
 Labels were mined from reports: "No Finding" means that none of the 14 was mentioned. Source: see `findings`.
 """
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from deepchest_utils.datasets.base import DataError, warn
 from deepchest_utils.datasets.findings import FINDINGS
@@ -23,12 +24,15 @@ from deepchest_utils.datasets.table import (
 COLUMNS = ("Image Index", "Finding Labels", "Patient ID")
 TABLES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv", "sample_labels.csv")  # the corrected one first; Kaggle's
 LISTS = (("train_val_list.txt", "test_list.txt"), ("train_val_list_NIH.txt", "test_list_NIH.txt"))
+# MichaelNoya/nih-chest-xray-webdataset-subset on GitHub, whose tables are its split
+SUBSET = [f"labels/{part}_labels.csv" for part in ("train", "val", "test")]
 NO_FINDING = "No Finding"
 ORIGINAL_SIZE = 1024  # px, of the official images; the boxes are in these pixels
 
 
 def read_nih(root: str | Path | None, table: str | None = None) -> Table:
-    """Read and check the folder of the download, or of Kaggle's sample of it. Raises DataError naming what is wrong.
+    """Read and check the folder of the download, of Kaggle's sample of it, or of the public subset of 256 px, whose tables
+    are its split. Raises DataError naming what is wrong.
 
     Images are looked for below folders named images*, or else below all folders, as PNG, JPEG, DICOM or another kind.
 
@@ -36,10 +40,14 @@ def read_nih(root: str | Path | None, table: str | None = None) -> Table:
         table: The table; by default the official one, `TABLES`, or else the only Data_Entry_2017*.csv.
     """
     root = data_folder(root, "nih", "NIH ChestX-ray14")
-    source = _find_table(root) if table is None else root / table
-    frame = read_table(source, COLUMNS, alone=True)
+    official = None
+    if table is None and (root / SUBSET[0]).is_file() and not any((root / name).is_file() for name in TABLES):
+        source, (frame, labels, official) = root / "labels", _read_subset(root)
+    else:
+        source = _find_table(root) if table is None else root / table
+        frame = read_table(source, COLUMNS, alone=True)
+        labels = _parse_labels(source, frame)
     names, patients = frame["Image Index"], frame["Patient ID"]
-    labels = _parse_labels(source, frame)
     codes, texts = pd.factorize(patients)
     for i, text in enumerate(texts):
         if not (text.isascii() and text.isdigit() and len(text) <= 18):  # 1.5 and 1.6 are not both patient 1
@@ -50,8 +58,9 @@ def read_nih(root: str | Path | None, table: str | None = None) -> Table:
     entries = find_images(source, names, root, walk_images(sorted(folders) or [root]), any_suffix=True)
     looked = f"below {', '.join(path.name for path in sorted(folders)[:5]) or root} for .png, .jpg, .dcm and others"
     rows = rows_on_disk(source, names, entries, looked)
-    official = None
-    if (lists := _read_lists(root)) is not None:
+    if official is not None:
+        official = official[rows]
+    elif (lists := _read_lists(root)) is not None:
         train_val, test = lists
         part_of = np.array([2 if listed[row] in test else 0 if listed[row] in train_val else -1 for row in rows])
         if (unlisted := part_of < 0).any():
@@ -64,6 +73,21 @@ def read_nih(root: str | Path | None, table: str | None = None) -> Table:
     ids, paths = np.array([listed[row] for row in rows]), [entries[row].path for row in rows]
     needs = "train_val_list.txt and test_list.txt beside the table. Add them"
     return Table("nih", source, paths, ids, labels[rows], numbers[rows], FINDINGS, official, needs)
+
+
+def _read_subset(root: Path) -> tuple[pd.DataFrame, Float[np.ndarray, "n 14"], Int[np.ndarray, " n"]]:
+    """Images and patients, labels, and the split that the three tables are; a name begins with its patient's number."""
+    frames = []
+    for name in SUBSET:
+        frame = read_table(root / name, ["Image Index", *FINDINGS])
+        values = frame[[*FINDINGS]]
+        if (wrong := ~values.isin(["0", "1"])).any(axis=None):
+            column = values.columns[wrong.any().argmax()]
+            place = f"row {values.index[wrong[column].argmax()]}"
+            raise DataError(f"{root / name}: column {column!r} should say 0 or 1. Found another value in {place}.")
+        frames.append(frame.assign(**{"Patient ID": frame["Image Index"].str.partition("_")[0]}))
+    frame = pd.concat(frames)
+    return frame, frame[[*FINDINGS]].to_numpy(np.float32), np.repeat([0, 1, 2], [*map(len, frames)])
 
 
 def _find_table(root: Path) -> Path:

@@ -19,13 +19,13 @@ from deepchest_utils.files import csv_path, exclusive_lock, write_file
 from deepchest_utils.results.metrics import Ranking
 from deepchest_utils.results.statistics import interval, paired_differences, patient_weights
 from deepchest_utils.results.store import LOCALIZATION, RunTable, append_rows, read_results, write_table
+from deepchest_utils.studies.overlap import KINDS, THRESHOLDS, at_one_threshold, overlaps
 from deepchest_utils.sweep import Trial, run_sweep
 from deepchest_utils.training import Run
 
 SCORES = {
     "pointing": "pointing game", "energy": "energy inside", "iou": "IoU over thresholds", "pixel_ap": "AP of pixels"
 }  # fmt: skip
-THRESHOLDS = np.linspace(0.1, 0.9, 9)  # of the IoU, relative to a map's maximum
 TOLERANCE = 1 / 16  # of the side: half a cell of an 8 x 8 map
 
 
@@ -67,20 +67,29 @@ def localize(
     method: str = "layercam",
     layers: Sequence[str] | None = None,
     batch_size: int = 32,
+    boxes: bool = False,
 ) -> pd.DataFrame:
     """How well the heat maps of a network, made by `heat_maps`, point at the true regions in the split `data`.
 
-    Returns a row for each pair of `truth`, in its order: image, finding, patient, evidence and SCORES. Memory does not
-    grow with the number of images.
+    Returns a row for each pair of `truth`, in its order: image, finding, patient, evidence and SCORES; with `boxes`,
+    also what `box_table` reads. Memory does not grow with the number of maps.
     """
-    tables = []
+    tables, found = [], np.empty((len(truth), len(KINDS), len(THRESHOLDS)))
     for task in np.unique(truth.tasks):
         pairs = np.flatnonzero(truth.tasks == task)
         for batch in np.split(pairs, range(batch_size, len(pairs), batch_size)):
             heat = heat_maps(net, data.images[truth.rows[batch]], [int(task)], method, layers, batch_size)
             scores = score_maps(heat.maps[:, 0], truth.masks[batch])
             tables.append(pd.DataFrame({"evidence": heat.evidence[:, 0], **scores}, index=batch))
-    return name_pairs(data, truth).join(pd.concat(tables))
+            if boxes:
+                found[batch] = overlaps(heat.maps[:, 0], truth.masks[batch])
+    columns = overlap_columns(found, truth) if boxes else {}
+    return name_pairs(data, truth).join(pd.concat(tables)).assign(**columns)
+
+
+def overlap_columns(found: Float[np.ndarray, "m k t"], truth: Regions) -> dict[str, Float[np.ndarray, " m"]]:
+    """The columns that `box_table` reads, of the `overlaps` of each pair of `truth`."""
+    return {kind: at_one_threshold(found[:, i], truth.tasks, truth.patients) for i, kind in enumerate(KINDS)}
 
 
 def name_pairs(data: ChestXrays, truth: Regions) -> pd.DataFrame:
@@ -139,7 +148,7 @@ class LocalizationTrial(Trial):
 
     def analyse(self, run: Run, data: Splits, folder: Path) -> None:
         regions = load_regions(self.config, data, per_finding=self.per_finding)
-        scores = localize(run.model, data.test, regions, self.cam)
+        scores = localize(run.model, data.test, regions, self.cam, boxes=True)
         layers = default_layers(run.model, data.test.images.shape[-1], self.cam)
         write_table(folder / LOCALIZATION, scores.assign(cam=self.cam, layers=" ".join(layers)))
 

@@ -18,7 +18,8 @@ from deepchest_utils.explain.regions import Regions
 from deepchest_utils.models.augment import to_input
 from deepchest_utils.models.network import MultiTaskNet
 from deepchest_utils.results.statistics import patient_weights
-from deepchest_utils.studies.localization import name_pairs, score_maps
+from deepchest_utils.studies.localization import name_pairs, overlap_columns, score_maps
+from deepchest_utils.studies.overlap import overlaps
 
 
 def cascading_randomization(net: MultiTaskNet, rng: torch.Generator) -> Iterator[tuple[str, MultiTaskNet]]:
@@ -92,9 +93,12 @@ def _pixel_ranks(maps: Float[np.ndarray, "n h w"]) -> Float[np.ndarray, "n h w"]
     return ranks.reshape(maps.shape)
 
 
-def score_baseline_maps(maps: Float[np.ndarray, "m h w"], data: ChestXrays, truth: Regions) -> pd.DataFrame:
+def score_baseline_maps(
+    maps: Float[np.ndarray, "m h w"], data: ChestXrays, truth: Regions, boxes: bool = False
+) -> pd.DataFrame:
     """The table of `localize` for maps that no network made, one for each pair of `truth`."""
-    return name_pairs(data, truth).assign(evidence=True, **score_maps(maps, truth.masks))
+    columns = overlap_columns(overlaps(maps, truth.masks), truth) if boxes else {}
+    return name_pairs(data, truth).assign(evidence=True, **score_maps(maps, truth.masks), **columns)
 
 
 def centre_prior(size: int) -> Float[np.ndarray, "{size} {size}"]:

@@ -1,6 +1,8 @@
 """What surrounds the network: augmentation, decoding, the memory-mapped cache, metrics, features of an encoder."""
 
+import multiprocessing
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +10,15 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from deepchest_utils.datasets import ChestXrays
+from deepchest_utils.config import TrainConfig
+from deepchest_utils.datasets import ChestXrays, load_dataset
 from deepchest_utils.datasets.cache import decode_all
 from deepchest_utils.datasets.decode import decode
-from deepchest_utils.datasets.findings import NUM_FINDINGS
+from deepchest_utils.datasets.findings import FINDINGS, NUM_FINDINGS
 from deepchest_utils.models.augment import sample_augmentation
 from deepchest_utils.models.trunks import build_trunk
 from deepchest_utils.results.metrics import choose_thresholds, score_tasks
+from deepchest_utils.studies.bench.steps import loop_epoch, resident_mib
 from deepchest_utils.studies.bench.timing import measure
 from deepchest_utils.training.embed import BATCH, embed_images
 from deepchest_utils.training.setup import inputs, resolve_device, training_order
@@ -93,3 +97,43 @@ def bench_embed(device: str, rounds: int, rng: np.random.Generator, num_images: 
 
         table = measure("embed", {"bare forward": bare, "embed": whole}, rounds, rng, images=num_images)
     return table.assign(backbone="lite0", image_size=224, batch_size=BATCH, device=where.type)
+
+
+def bench_embeddings(rng: np.random.Generator, count: int = 112_120, width: int = 768) -> pd.DataFrame:
+    """Training on a file of features of the size of NIH ChestX-ray14, in half precision, in a process of its own.
+
+    `seconds` are the processor's, of one thread: other programs do not count. `mib` is the peak of the whole process so
+    far, the packages included, which Linux counts (OSError on another system).
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/features.npz"
+        features = np.empty((count, width), np.float16)
+        for start in range(0, count, 4096):  # at once they would need three times the memory
+            features[start : start + 4096] = rng.standard_normal(features[start : start + 4096].shape, np.float32)
+        labels = (rng.random((count, NUM_FINDINGS)) < 0.1).astype(np.float32)
+        of_images = {"patients": np.arange(count) // 4, "ids": np.arange(count).astype(str)}
+        split, findings = np.zeros(count, np.int8), np.array(FINDINGS)
+        np.savez(path, features=features, labels=labels, split=split, findings=findings, **of_images)
+        del features
+        with multiprocessing.get_context("spawn").Pool(1) as pool:  # a fork would start with the parent's memory
+            table = pd.DataFrame(pool.apply(_train_on_features, (path,)))
+    return table.assign(part="embeddings", rounds=1, batch_size=128, backbone="mlp", device="cpu")
+
+
+def _train_on_features(path: str) -> list[dict[str, object]]:
+    torch.set_num_threads(1)
+    rows: list[dict[str, object]] = []
+
+    def note(what: str, images: int, start: float) -> None:
+        seconds = time.process_time() - start
+        rate = images / seconds
+        rows.append({"method": what, "seconds": seconds, "images_per_second": rate, "mib": resident_mib("VmHWM")})
+
+    start = time.process_time()
+    data = load_dataset("embeddings", path, split="patient")
+    note("load and split", sum(map(len, data.parts.values())), start)
+    epoch = loop_epoch(TrainConfig(dataset="embeddings", lr=3e-4, batch_size=128, device="cpu"), data)
+    start = time.process_time()
+    epoch()
+    note("epoch on features", len(data.train), start)
+    return rows

@@ -27,7 +27,7 @@ from deepchest_utils.files import csv_path, exclusive_lock, write_file
 from deepchest_utils.progress import progress
 from deepchest_utils.results.labels import METHOD_LABELS, method_family
 from deepchest_utils.results.store import append_rows, environment_report, read_results
-from deepchest_utils.studies.bench.inputs import bench_embed, bench_inputs
+from deepchest_utils.studies.bench.inputs import bench_embed, bench_embeddings, bench_inputs
 from deepchest_utils.studies.bench.steps import (
     PLAIN_STEP,
     BenchmarkSetup,
@@ -207,6 +207,7 @@ def all_parts(device: str, rng: Generator) -> dict[str, Callable[[], pd.DataFram
     parts["start"] = partial(bench_starts, rounds=30, rng=rng)
     parts["input"] = partial(bench_inputs, rounds=25, rng=rng, num_pngs=256)
     parts["embed"] = partial(bench_embed, device, rounds=25, rng=rng)
+    parts["embeddings"] = partial(bench_embeddings, rng)
     on_cpu = replace(config, device="cpu")
     parts["beside"] = partial(on_phantom, bench_beside, on_cpu, num_train=2000, rounds=25, rng=rng)
     parts["every"] = partial(steps, default, ALL_ONE_PASS, rounds=60, budget=60.0)

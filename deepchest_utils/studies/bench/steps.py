@@ -140,12 +140,13 @@ def _measure_peak(setup: BenchmarkSetup, method: str) -> float:
         torch.cuda.reset_peak_memory_stats()
     else:
         Path("/proc/self/clear_refs").write_text("5")  # the kernel forgets the peak so far
-    before = 0.0 if on_gpu else _resident_mib("VmRSS")
+    before = 0.0 if on_gpu else resident_mib("VmRSS")
     step = Step(setup, method)
     for _ in range(2):  # the second has the optimiser's moments
         step()
-    return torch.cuda.max_memory_allocated() / 2**20 if on_gpu else _resident_mib("VmHWM") - before
+    return torch.cuda.max_memory_allocated() / 2**20 if on_gpu else resident_mib("VmHWM") - before
 
 
-def _resident_mib(field: str) -> float:
+def resident_mib(field: str) -> float:
+    """What Linux says of this process: VmRSS, its memory now, or VmHWM, its peak."""
     return int(re.findall(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[0]) / 1024
