@@ -52,6 +52,16 @@ def test_findings_above_each_guess_are_those_that_the_text_names():
     assert not {"Hernia", "Pleural Thickening"} & set(above["random"])
 
 
+def test_the_table_of_the_papers_is_told_as_printed():
+    shown = NOTEBOOK.shown("box_table(found)")
+    network, centre, place = (row(shown, name) for name in ("network", "centre", "usual place"))
+    low = f"The network has {network[0]:.0%} of the images at T = 0.1, no more than the centre ({centre[0]:.0%})"
+    assert low in SAID
+    assert f"at 0.5 it has {network[4]:.0%}, the usual place {place[4]:.0%}" in SAID
+    assert network[0] < centre[0]
+    assert len(network) == 8  # seven levels, and the mean IoU
+
+
 def test_the_regions_are_as_the_text_has_them():
     shown = NOTEBOOK.shown("truth = load_regions")
     count, share, _ = row(shown, "Nodule")

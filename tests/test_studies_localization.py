@@ -146,5 +146,7 @@ def test_from_the_command_line(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "1 run in" in shown
     assert "pixel_ap" in shown
+    assert "T(IoU) 0.1" in shown
+    assert set(pd.read_csv(tmp_path / "x_boxes.csv").method) == {"equal"}
     assert main(["localize", *arguments, "--cam", "saliency", "--out", str(tmp_path / "y.csv")]) == 2
     assert "cam should be one of" in capsys.readouterr().err
