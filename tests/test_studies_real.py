@@ -13,6 +13,7 @@ from study_tables import write_table
 from deepchest_utils import ChestXrays, TrainConfig, load_dataset
 from deepchest_utils.config import PUBLISHED_RECIPE
 from deepchest_utils.datasets.base import fold_split
+from deepchest_utils.models.trunks import BACKBONES, thin_resnet18
 from deepchest_utils.results.store import RunTable
 from deepchest_utils.studies import real
 from deepchest_utils.studies.real import (
@@ -192,14 +193,8 @@ def test_the_ladder_is_read_rung_by_rung(tmp_path):
 @pytest.fixture
 def small(nih_folder, monkeypatch) -> Path:
     """Cells of a second: a thin network, one epoch, three folds of 80 small images."""
-    tiny = {
-        "data_options": {},
-        "backbone": "resnet18_thin",
-        "pretrained": False,
-        "hidden": 8,
-        "image_size": 32,
-        "epochs": 1,
-    }
+    monkeypatch.setitem(BACKBONES, "thin", lambda image_size, pretrained: thin_resnet18())  # with and without weights
+    tiny = {"data_options": {}, "backbone": "thin", "hidden": 8, "image_size": 32, "epochs": 1}
     monkeypatch.setattr(real, "FINETUNE", {**real.FINETUNE, **tiny, "batch_size": 16})
     monkeypatch.setattr(real, "PUBLISHED", {**real.PUBLISHED, **tiny, "batch_size": 16, "min_positives": 1})
     monkeypatch.setattr(real, "BASE", {**real.BASE, "min_positives": 1})
