@@ -120,7 +120,7 @@ class Ensemble(Trial):
         super().analyse(run, data, folder)
         seeds = [self.config.seed + FURTHER * number for number in range(1, max(ENSEMBLES))]
         runs = [run, *(train(replace(self.config, seed=seed, run_dir=None), data) for seed in seeds)]
-        scores = {}
+        scores = dict[str, np.ndarray]()
         for count in ENSEMBLES:
             found = score_tasks(data.test.labels, ensemble([r.logits["test"] for r in runs[:count]]))
             scores |= {f"{metric}_of_{count}": found[metric] for metric in BOOTSTRAP_METRICS}
