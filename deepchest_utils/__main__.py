@@ -207,7 +207,7 @@ class Predict:
 
 @dataclass
 class Bench:
-    """What weighting costs on this machine: time, memory, input."""
+    """The cost of weighting on this machine: time, memory, input."""
 
     quick: Annotated[bool, OneOf] = False  # the default network alone, in under a minute
     part: Annotated[Names, OneOf] = ()  # only these parts of the whole

@@ -119,7 +119,7 @@ class TrainConfig:
             raise ValueError(f"image_size should be at most {MAX_SIZE}. Found {self.image_size}.")
 
     def identity(self) -> dict[str, Any]:
-        """What must be the same for a run to be continued: all but where it runs and where files lie."""
+        """The settings that must be the same for a run to go on: all but the machine and the folders."""
         fields = dataclasses.asdict(self)
         for name in ("data_root", "device", "run_dir"):
             del fields[name]

@@ -50,7 +50,7 @@ class Trial:
 
     @property
     def settings(self) -> dict[str, object]:
-        """What differs from TrainConfig's defaults, except where the run takes place."""
+        """The settings that differ from TrainConfig's defaults, except the machine and the folders."""
         default = TrainConfig().identity()
         return {name: value for name, value in self.config.identity().items() if value != default[name]}
 
@@ -91,7 +91,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What a `RunTable` gets of a trial: its record, its rows and its replicates, see `RunTable.add`."""
+    """The part of a trial that goes into a `RunTable`: its record, its rows and its replicates, see `RunTable.add`."""
 
     trial: Trial
     record: dict[str, Any]

@@ -1,4 +1,4 @@
-"""What every data set becomes: `ChestXrays` (images, labels, patients) in three `Splits` that share no patient."""
+"""The form of every data set: `ChestXrays` (images, labels, patients) in three `Splits` that share no patient."""
 
 import hashlib
 import re

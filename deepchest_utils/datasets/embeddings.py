@@ -213,7 +213,7 @@ def _read_made(file: Path) -> dict[str, Any]:
 
 
 def read_about(made: Mapping[str, Any]) -> dict[str, Any]:
-    """What `embed` has written of the features: backbone, size, versions and the like; nothing of another file's."""
+    """The notes of `embed` on the features: backbone, size, versions and the like; nothing of another file's."""
     with suppress(ValueError):
         about = json.loads(str(made.get("about", "")))
         return about if isinstance(about, dict) else {}

@@ -56,7 +56,7 @@ PADCHEST_LABELS = {
 
 
 def spelling(name: str) -> str:
-    """What spellings of one name share: letters and digits, in lower case."""
+    """The common part of all spellings of a name: letters and digits, in lower case."""
     return "".join(filter(str.isalnum, name.lower()))
 
 

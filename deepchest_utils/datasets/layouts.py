@@ -65,7 +65,7 @@ def _read_labels(source: Path, frame: pd.DataFrame, column: str) -> Float[np.nda
 def _meaning(
     argument: str, policy: Policy, findings: Sequence[str], counts: Int[np.ndarray, " k"], allowed: Collection[str]
 ) -> Float[np.ndarray, " k"]:
-    """What such cells, so many, mean for each finding: 0, 1 or NaN."""
+    """The meaning of such cells, so many, for each finding: 0, 1 or NaN."""
     given = policy if isinstance(policy, Mapping) else {"others": "unknown" if policy is None else policy}
     for value in given.values():
         check_choice(argument, value, allowed, DataError)

@@ -61,7 +61,7 @@ class Table:
 
     @property
     def origin(self) -> str:
-        """What was read, for a person."""
+        """The table that was read, in words."""
         return str(self.source)
 
 
@@ -211,7 +211,7 @@ def _is(test: Callable[[], bool]) -> bool:
 
 
 def list_folder(folder: str | Path) -> Files:
-    """What is in a folder, nothing if there is none; links are followed."""
+    """The content of a folder, nothing if there is none; links are followed."""
     try:
         with os.scandir(folder) as entries:
             return {entry.name: entry for entry in entries}

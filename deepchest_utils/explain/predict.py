@@ -36,7 +36,7 @@ class Trained:
 
     @property
     def about(self) -> str:
-        """What its probabilities are worth, for the line above them."""
+        """The worth of its probabilities, for the line above them."""
         calibrated = ", calibrated on its validation images"
         if self.calibration is None:
             calibrated = f", not calibrated: the run has no {CALIBRATION}"

@@ -74,7 +74,7 @@ class Loss(nn.Module):
             self.register_buffer(name, (labels == value).sum(0).double())
 
     def terms(self, z: Float[Tensor, "n k"]) -> Terms:
-        """What each logit costs where the finding is present, and where it is absent; both (n, K), at least 0."""
+        """The cost of each logit where the finding is present, and where it is absent; both (n, K), at least 0."""
         raise NotImplementedError
 
     def forward(

@@ -1,4 +1,4 @@
-"""What the tasks share, beside one trunk for all: nothing, mixtures of trunks, or a trunk seen through attention."""
+"""Sharing between tasks, beside one trunk for all: nothing, mixtures of trunks, or a trunk seen through attention."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast

@@ -1,1 +1,1 @@
-"""What notebooks need: figures, controls that redraw them, and a runner without a screen."""
+"""Tools for notebooks: figures, controls that redraw them, and a runner without a screen."""

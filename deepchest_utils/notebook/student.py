@@ -55,7 +55,7 @@ def student_copy(notebook: Any, name: str) -> Any:
 
 
 def _stub(source: str, exercise: str) -> str:
-    """What is left of an answer in code."""
+    """The rest of an answer in code: its imports and heads, and the failing line."""
     kept = [line for line in ast.parse(source).body if isinstance(line, ast.Import | ast.ImportFrom)]
     heads = [_head(part) for part in ast.parse(source).body if isinstance(part, ast.FunctionDef | ast.ClassDef)]
     call = f'raise NotImplementedError("{exercise}: your turn. Write your answer, then delete this line.")'

@@ -1,1 +1,1 @@
-"""What runs leave behind: their store, metrics, statistics, and the report over many of them."""
+"""The results of runs: their store, metrics, statistics, and the report over many of them."""

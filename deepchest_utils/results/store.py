@@ -145,7 +145,7 @@ def write_run(
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What the store has of a run."""
+    """The store's record of a run."""
 
     run: str  # its folder, or "<table>:<id>"
     config: TrainConfig

@@ -1,4 +1,4 @@
-"""What the loop is made of: device, optimiser, learning-rate schedule, autocast, batches and prediction."""
+"""The parts of the loop: device, optimiser, learning-rate schedule, autocast, batches and prediction."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -59,7 +59,7 @@ def make_optimizer(
 
 
 def moments(config: TrainConfig, device: torch.device) -> dict[str, Tensor]:
-    """What the optimiser keeps of a parameter of shape (1,) after a step."""
+    """The optimiser's state of a parameter of shape (1,) after a step."""
     parameter = nn.Parameter(torch.zeros(1, device=device))
     parameter.grad = torch.zeros_like(parameter)
     optimizer = make_optimizer(config, [parameter])

@@ -1,4 +1,4 @@
-"""What of a network the tasks share, read off the autograd graph: a method needs no handle on the network."""
+"""The shared part of a network, read off the autograd graph: a method needs no handle on the network."""
 
 from heapq import heappop, heappush
 

@@ -23,7 +23,7 @@ Mask = Bool[Tensor, "..."] | None  # (K,)
 
 @dataclass(frozen=True)
 class EpochReport:
-    """What a method may learn from an epoch. The first epoch has number 1.
+    """The scores and losses of an epoch, for a method to learn from. The first epoch has number 1.
 
     Args:
         prevalence: (K,) share of positives among the known training labels.

@@ -134,7 +134,7 @@ class GradientBalancing(Method):
             parameter.grad += gradient.view_as(parameter)
 
     def get_extra_state(self) -> dict[str, Tensor | float]:
-        """What TorchJD remembers from step to step; its own state_dict leaves it out."""
+        """TorchJD's memory from step to step; its own state_dict leaves it out."""
         return {}
 
     def set_extra_state(self, state: dict[str, Tensor | float]) -> None:

@@ -20,7 +20,7 @@ Drawn = tuple[Field, Bool[Tensor, "b h w"]]  # attenuation and mask
 def change_anatomy(
     present: Float[Tensor, "b k"], u: Float[Tensor, "b k 8"], strength: Float[Tensor, "b k"]
 ) -> dict[str, Param]:
-    """What the findings change of the anatomy's parameters; `present` is 0 where one is absent, else its visibility."""
+    """The findings' changes of the anatomy's parameters; `present` is 0 where one is absent, else its visibility."""
 
     def amount(name: str, low: float, high: float) -> Float[Tensor, " b"]:
         k = FINDINGS.index(name)
