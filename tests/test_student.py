@@ -97,8 +97,10 @@ def test_copy_keeps_questions_checks_and_heads_and_no_answer(book):
     stub = sources[3]
     for kept in ("from math import sqrt", '"""Of a number."""', "def value(self) -> float:", '"""Two times x."""'):
         assert kept in stub
-    for lost in ("sqrt(self.number)", "2 * x", "secret"):
+    for lost in ("sqrt(self.number)", "2 * x", "twice(3)"):
         assert lost not in stub
+    assert "\n# the checks ask for: secret\nraise " in stub
+    assert sources[7].startswith("# the checks ask for: total\n")
     assert all(c.outputs == [] and c.execution_count is None for c in copy.cells if c.cell_type == "code")
 
 

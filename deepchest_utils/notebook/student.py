@@ -32,20 +32,20 @@ def write_student_copies(paths: Sequence[Path], folder: Path) -> list[Path]:
 def student_copy(notebook: Any, name: str) -> Any:
     """The notebook without outputs and without the answers in cells with the tag `solution`.
 
-    Of code, imports and the heads of functions and classes are left, with their docstrings; the cell then raises
-    NotImplementedError with the number of the exercise. Of Markdown, a line for the answer is left. All other cells,
-    those with the tag `check` among them, stay as they are.
+    Of code, imports and the heads of functions and classes are left, with their docstrings, and the names of the results
+    that cells with the tag `check` ask for. The cell then raises NotImplementedError with the number of the exercise.
+    Of Markdown, a line for the answer is left. All other cells, the checks among them, stay as they are.
     """
+    asked = _asked(notebook.cells)
     exercise, answers = "the exercise", 0
     for cell in notebook.cells:
-        if heading := re.match(r"## (Exercise \d+)", cell.source):
-            exercise = heading[1]
+        exercise = _exercise(cell) or exercise
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
         if "solution" in cell.metadata.get("tags", []):
             answers += 1
-            code = cell.cell_type == "code"
-            cell.source = _stub(cell.source, f"{exercise} of {name}") if code else f"*{exercise}, your answer:*"
+            what = f"{exercise} of {name}", asked.get(exercise, set())
+            cell.source = _stub(cell.source, *what) if cell.cell_type == "code" else f"*{exercise}, your answer:*"
     if not answers:
         raise NotebookError(f"{name} has no cell with the tag `solution`: there is no answer to leave out.")
     first = notebook.cells[0]
@@ -54,11 +54,37 @@ def student_copy(notebook: Any, name: str) -> Any:
     return notebook
 
 
-def _stub(source: str, exercise: str) -> str:
-    """The rest of an answer in code: its imports and heads, and the failing line."""
-    kept = [line for line in ast.parse(source).body if isinstance(line, ast.Import | ast.ImportFrom)]
-    heads = [_head(part) for part in ast.parse(source).body if isinstance(part, ast.FunctionDef | ast.ClassDef)]
-    call = f'raise NotImplementedError("{exercise}: your turn. Write your answer, then delete this line.")'
+def _exercise(cell: Any) -> str | None:
+    """The exercise that a cell begins."""
+    heading = re.match(r"## (Exercise \d+)", cell.source)
+    return heading[1] if heading else None
+
+
+def _names(code: ast.AST, context: type[ast.expr_context]) -> list[str]:
+    """The names that a piece of code reads (ast.Load) or sets (ast.Store)."""
+    return [n.id for n in ast.walk(code) if isinstance(n, ast.Name) and isinstance(n.ctx, context)]
+
+
+def _asked(cells: Sequence[Any]) -> dict[str, set[str]]:
+    """Exercise -> the names that its cells with the tag `check` read and do not set."""
+    exercise, asked = "the exercise", dict[str, set[str]]()
+    for cell in cells:
+        exercise = _exercise(cell) or exercise
+        if "check" in cell.metadata.get("tags", []):
+            code = ast.parse(cell.source)
+            asked.setdefault(exercise, set()).update({*_names(code, ast.Load)} - {*_names(code, ast.Store)})
+    return asked
+
+
+def _stub(source: str, exercise: str, asked: set[str]) -> str:
+    """The rest of an answer in code: its imports and heads, the results that are asked for, and the failing line."""
+    body = ast.parse(source).body
+    kept = [line for line in body if isinstance(line, ast.Import | ast.ImportFrom)]
+    heads = [_head(part) for part in body if isinstance(part, ast.FunctionDef | ast.ClassDef)]
+    targets = [target for line in body if isinstance(line, ast.Assign) for target in line.targets]
+    results = dict.fromkeys(name for target in targets for name in _names(target, ast.Store) if name in asked)
+    call = f"# the checks ask for: {', '.join(results)}\n" if results else ""
+    call += f'raise NotImplementedError("{exercise}: your turn. Write your answer, then delete this line.")'
     imports = "\n".join(map(ast.unparse, kept))
     return "\n\n\n".join(filter(None, [imports, *map(ast.unparse, heads), call]))
 
