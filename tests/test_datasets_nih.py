@@ -137,7 +137,7 @@ def test_max_train_leaves_validation_and_test_as_they_are(nih_folder):
     assert set(few.train.patients) < set(half.train.patients) < set(whole.train.patients)
     for name in ("val", "test"):
         np.testing.assert_array_equal(few.parts[name].ids, whole.parts[name].ids)
-    with pytest.raises(DataError, match="max_train should be at least 1. Found 0"):
+    with pytest.raises(DataError, match=r"max_train should be at least 1\. Found 0"):
         load(nih_folder(name="none"), max_train=0)
     with pytest.raises(DataError, match="'max_train' is no option of dataset 'phantom'"):
         load_dataset("phantom", max_train=64)

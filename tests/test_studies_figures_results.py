@@ -54,11 +54,13 @@ def test_a_study_of_two_phantoms_has_a_column_a_phantom_and_metric():
     assert results.main_forest(columns).axes[-1].get_xlabel() == "macro average precision\nNIH phantom\nminus Equal's"
 
 
-def test_two_training_sets_are_told_apart_by_shape():
+def test_two_halves_are_told_apart_by_shape_on_one_scale():
     rows = pd.DataFrame({"task": ["Mass", "Edema"], "mean": [0.1, -0.1], "low": [0.0, -0.2], "high": [0.2, 0.0]})
-    (ax,) = results.two_training_sets(rows, rows.assign(mean=0.0), ("one", "two"), ["Edema", "Mass"]).axes
-    assert [line.get_marker() for line in ax.lines if line.get_label() in ("one", "two")] == ["o", "s"]
-    assert rows_of(ax) == ["Edema", "Mass"]
+    pair = rows, rows.assign(mean=0.0)
+    left, right = results.two_halves({"a": pair, "b": pair}, ("one", "two"), ["Edema", "Mass"], "AUROC").axes
+    assert [line.get_marker() for line in left.lines if line.get_label() in ("one", "two")] == ["o", "s"]
+    assert rows_of(left) == ["Edema", "Mass"]
+    assert (left.get_title(), right.get_title(), left.get_xlim()) == ("a", "b", right.get_xlim())
 
 
 @pytest.mark.parametrize("p", [0.2, 0.05, 0.01])

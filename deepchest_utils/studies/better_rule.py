@@ -62,6 +62,16 @@ def tuning_curves(table: Path, counts: Sequence[int] = COUNTS) -> pd.DataFrame:
     return pd.DataFrame(curves).T
 
 
+def split_halves(rows: pd.DataFrame, metric: str = "auroc") -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Each method minus Equal in the findings of the endpoint, on the odd and on the even replicates of `study_rows`; judged,
+    Holm over a method's findings."""
+    tasks = [finding for finding in FINDINGS if finding != "Hernia"]
+    chosen = rows[(rows.split == "test") & (rows.metric == metric) & rows.task.isin(tasks)]
+    parts = [paired_differences(chosen[chosen.seed % 2 == rest], "equal", ["phantom", "task"]) for rest in (1, 0)]
+    odd, even = (judge_differences(part, ["phantom", "method"]) for part in parts)
+    return odd, even
+
+
 def finding_statements(rows: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
     """What may be said of single findings: significant on the odd replicates (Holm over a method's findings of the
     endpoint), and on the even ones of the same sign with p below 0.05.
@@ -73,13 +83,9 @@ def finding_statements(rows: pd.DataFrame, metric: str = "auroc") -> pd.DataFram
         Columns phantom, method, task, odd and even (mean differences to Equal), p_odd (after Holm), p_even, claimed (on
         the odd ones) and holds (on both).
     """
-    findings = [finding for finding in FINDINGS if finding != "Hernia"]
-    chosen = rows[(rows.split == "test") & (rows.metric == metric) & rows.task.isin(findings)]
-    by, keys, halves = ["phantom", "task"], ["phantom", "method", "task"], []
-    for rest in (1, 0):
-        part = paired_differences(chosen[chosen.seed % 2 == rest], "equal", by)
-        halves.append(judge_differences(part, ["phantom", "method"]).set_index(keys))
-    odd, even = halves[0], halves[1].reindex(halves[0].index)
+    keys = ["phantom", "method", "task"]
+    odd, even = (half.set_index(keys) for half in split_halves(rows, metric))
+    even = even.reindex(odd.index)
     claimed = is_significant(odd.p_holm, odd.pairs)
     holds = claimed & (even.p < ALPHA) & (np.sign(even["mean"]) == np.sign(odd["mean"]))
     columns = {"odd": odd["mean"], "even": even["mean"], "p_odd": odd.p_holm, "p_even": even.p}

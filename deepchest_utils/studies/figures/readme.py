@@ -11,8 +11,10 @@ from deepchest_utils.notebook.figures import BAND, save_figure, use_style
 from deepchest_utils.paths import PROJECT
 from deepchest_utils.results.labels import GREY, VERMILION
 from deepchest_utils.results.statistics import MARGIN, judge_differences
+from deepchest_utils.studies import judgement
 
-TABLES = {  # committed table -> its row in the picture
+STUDY = {"default": "all drawn anew, default phantom", "nih": "all drawn anew, NIH phantom"}  # phantom -> its row
+TABLES = {  # committed table of one training set -> its row
     "judge_1000": "1,000 drawn images",
     "judge_4000": "4,000 drawn images",
     "judge_16000": "16,000 drawn images",
@@ -22,20 +24,26 @@ TABLES = {  # committed table -> its row in the picture
 METRICS = {"auroc": "macro AUROC", "average_precision": "macro average precision"}
 
 
-def macro_differences(name: str) -> pd.DataFrame:
-    """Each method of a committed table minus Equal, macro AUROC and AP, judged by `judge_differences`."""
-    summary = pd.read_csv(PROJECT / "data" / "results" / f"{name}_summary.csv")
-    return judge_differences(summary.query("baseline == 'equal' and task == 'macro'"), ["metric"])
+def macro_differences() -> dict[str, pd.DataFrame]:
+    """Each method minus Equal, macro AUROC and AP, judged by `judge_differences`: a table a row of the picture."""
+    results = PROJECT / "data" / "results"
+    study = judgement.macro_rows(results / "study_main.csv")
+    tables = {row: judgement.summarise(study[phantom]) for phantom, row in STUDY.items()}
+    tables |= {row: pd.read_csv(results / f"{name}_summary.csv") for name, row in TABLES.items()}
+    return {
+        row: judge_differences(t.query("baseline == 'equal' and task == 'macro'"), ["metric"])
+        for row, t in tables.items()
+    }
 
 
 def draw() -> Figure:
-    """DeepChest with its interval, and the seven other weightings as dots, against Equal: a row a data set."""
-    fig, axes = plt.subplots(1, 2, figsize=(8.2, 2.5), sharey=True)
+    """DeepChest with its interval, and the other weightings as dots, against Equal: a row a data set."""
+    tables = macro_differences()
+    fig, axes = plt.subplots(1, 2, figsize=(8.2, 2.8), sharey=True)
     for ax, (metric, label) in zip(axes, METRICS.items(), strict=True):
         ax.axvspan(-MARGIN, MARGIN, color=BAND, linewidth=0, zorder=0)
         ax.axvline(0, color="black", linewidth=1, linestyle=":")
-        for y, name in zip(reversed(range(len(TABLES))), TABLES, strict=True):
-            table = macro_differences(name)
+        for y, table in zip(reversed(range(len(tables))), tables.values(), strict=True):
             table = table[table.metric == metric].set_index("method")
             ours, others = table.loc["deepchest"], table.drop(index="deepchest")
             ax.plot(others["mean"], [y] * len(others), "o", color=GREY, markersize=4, markerfacecolor="white", zorder=4)
@@ -44,13 +52,13 @@ def draw() -> Figure:
         ax.set_xlabel(f"{label}, minus Equal's")
         ax.grid(axis="y", visible=False)
         ax.set_xlim(-0.07, 0.03)
-        ax.text(-0.012, len(TABLES) - 0.4, "← worse", ha="right", fontsize=9)
-        ax.text(0.012, len(TABLES) - 0.4, "better →", ha="left", fontsize=9)
-        ax.text(0, len(TABLES) - 0.4, "too small", ha="center", fontsize=9, color="#555555")
-    axes[0].set_yticks(range(len(TABLES)), [*reversed(TABLES.values())])
-    axes[0].set_ylim(-0.5, len(TABLES) - 0.1)
+        ax.text(-0.012, len(tables) - 0.4, "← worse", ha="right", fontsize=9)
+        ax.text(0.012, len(tables) - 0.4, "better →", ha="left", fontsize=9)
+        ax.text(0, len(tables) - 0.4, "too small", ha="center", fontsize=9, color="#555555")
+    axes[0].set_yticks(range(len(tables)), [*reversed(tables)])
+    axes[0].set_ylim(-0.5, len(tables) - 0.1)
     axes[1].plot([], [], "D-", color=VERMILION, markersize=6, label="DeepChest, 95% interval")
-    axes[1].plot([], [], "o", color=GREY, markersize=4, markerfacecolor="white", label="seven other weightings")
+    axes[1].plot([], [], "o", color=GREY, markersize=4, markerfacecolor="white", label="other weightings")
     fig.legend(*axes[1].get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize=9)
     return fig
 

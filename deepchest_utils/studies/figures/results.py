@@ -56,22 +56,25 @@ def main_forest(columns: Mapping[str, pd.DataFrame]) -> Figure:
     return fig
 
 
-def two_training_sets(
-    first: pd.DataFrame, second: pd.DataFrame, titles: Sequence[str], findings: Sequence[str]
+def two_halves(
+    tables: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]], names: Sequence[str], findings: Sequence[str], xlabel: str
 ) -> Figure:
-    """A method minus Equal by finding in two studies; both tables have columns task, mean, low and high."""
-    named: dict[str, pd.Series] = {}
-    for name, table in zip("ab", (first, second), strict=True):
-        rows = table.set_index("task").loc[list(findings)]
-        named |= {name: rows["mean"], f"{name}_low": rows.low, f"{name}_high": rows.high}
-    fig, ax = plt.subplots(figsize=(8, 0.9 + 0.3 * len(findings)))
-    ax.axvspan(-MARGIN, MARGIN, color=BAND, linewidth=0, zorder=0)
-    ax.axvline(0, color="black", linewidth=1, linestyle=":")
-    interval_plot(ax, pd.DataFrame(named), [("a", titles[0], VERMILION), ("b", titles[1], BLUE)])
-    for line in [line for line in ax.lines if line.get_label() == titles[1]]:
-        line.set_marker("s")
-    ax.set_xlabel(f"AUROC, DeepChest minus Equal (95% interval; grey: within ±{MARGIN:g})")
-    ax.legend(fontsize=8, loc="upper right")
+    """A method minus Equal by finding, in two studies or halves of one; a column each title -> two judged tables."""
+    size = (9, 1.3 + 0.3 * len(findings))
+    fig, axes = plt.subplots(1, len(tables), figsize=size, sharex=True, sharey=True, squeeze=False)
+    for ax, (title, pair) in zip(axes[0], tables.items(), strict=True):
+        columns: dict[str, pd.Series] = {}
+        for key, table in zip("ab", pair, strict=True):
+            rows = table.set_index("task").loc[list(findings)]
+            columns |= {key: rows["mean"], f"{key}_low": rows.low, f"{key}_high": rows.high}
+        ax.axvspan(-MARGIN, MARGIN, color=BAND, linewidth=0, zorder=0)
+        ax.axvline(0, color="black", linewidth=1, linestyle=":")
+        interval_plot(ax, pd.DataFrame(columns), [("a", names[0], VERMILION), ("b", names[1], BLUE)])
+        for line in [line for line in ax.lines if line.get_label() == names[1]]:
+            line.set_marker("s")
+        ax.set_title(title)
+    fig.supxlabel(f"{xlabel} (95% interval; grey: within ±{MARGIN:g})", fontsize=9)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=8, ncols=2, loc="outside upper center")
     return fig
 
 
