@@ -111,9 +111,9 @@ def bench_embeddings(rng: np.random.Generator, count: int = 112_120, width: int 
         for start in range(0, count, 4096):  # at once they would need three times the memory
             features[start : start + 4096] = rng.standard_normal(features[start : start + 4096].shape, np.float32)
         labels = (rng.random((count, NUM_FINDINGS)) < 0.1).astype(np.float32)
-        of_images = {"patients": np.arange(count) // 4, "ids": np.arange(count).astype(str)}
+        patients, ids = np.arange(count) // 4, np.arange(count).astype(str)
         split, findings = np.zeros(count, np.int8), np.array(FINDINGS)
-        np.savez(path, features=features, labels=labels, split=split, findings=findings, **of_images)
+        np.savez(path, features=features, labels=labels, patients=patients, ids=ids, split=split, findings=findings)
         del features
         with multiprocessing.get_context("spawn").Pool(1) as pool:  # a fork would start with the parent's memory
             table = pd.DataFrame(pool.apply(_train_on_features, (path,)))
