@@ -30,6 +30,19 @@ def of(table: pd.DataFrame, metric: str, start: str) -> set[str]:
     return set(table[(table.metric == metric) & table.verdict.str.startswith(start)].method)
 
 
+def test_hedge_where_everything_is_drawn_anew_is_as_written():
+    drawn = judgement.macro_rows(RESULTS / "study_main.csv")
+    hedge = {
+        p: judgement.macro_differences(judgement.summarise(rows)).query("method == 'hedge'")
+        for p, rows in drawn.items()
+    }
+    verdicts = {(p, row.metric): row.verdict for p, table in hedge.items() for row in table.itertuples()}
+    assert verdicts["default", "auroc"] == verdicts["nih", "auroc"] == "equivalent"
+    assert verdicts["default", "average_precision"] == "lower"
+    lower = hedge["default"].set_index("metric")["mean"]["average_precision"]
+    assert f"significantly lower in AP, by {-lower:.3f}" in NOTEBOOK.text
+
+
 def test_nothing_is_higher_and_what_is_lower_is_as_written(judged):
     assert not any(table.verdict.str.startswith("higher").any() for table in judged.values())
     lower = {name: of(table, "auroc", "lower") for name, table in judged.items()}
