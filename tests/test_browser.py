@@ -21,7 +21,7 @@ import papermill
 import psutil
 import pytest
 from selenium import webdriver
-from selenium.common.exceptions import StaleElementReferenceException, TimeoutException
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webdriver import WebDriver
@@ -43,10 +43,10 @@ RUN_ALL = "notebook:run-all-cells"
 ERROR = "[data-mime-type='application/vnd.jupyter.error']"
 
 
-def until(condition: Callable[[], object], what: str, patience: float = PATIENCE):
+def until(condition: Callable[[], object], what: str):
     """The first true value of `condition`; an element that the page has replaced meanwhile is looked up again."""
-    wait = WebDriverWait(None, patience, 0.2, [StaleElementReferenceException])
-    return wait.until(lambda _: condition(), f"no {what} after {patience} s")
+    wait = WebDriverWait(None, PATIENCE, 0.2, [StaleElementReferenceException])
+    return wait.until(lambda _: condition(), f"no {what} after {PATIENCE} s")
 
 
 def stop(process: subprocess.Popen, how: Callable[[], object]) -> list[str]:
@@ -101,6 +101,8 @@ def browser(tmp_path) -> Iterator[WebDriver]:
     for flag in (*FLAGS, f"--user-data-dir={tmp_path / 'profile'}"):
         options.add_argument(flag)
     chromium = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    # a window without focus has no current notebook; Chromium's own popups may take the focus
+    chromium.execute_cdp_cmd("Emulation.setFocusEmulationEnabled", {"enabled": True})
     try:
         yield chromium
         chromium.save_screenshot(str(tmp_path / "last.png"))
@@ -116,18 +118,6 @@ def texts(browser: WebDriver, selector: str) -> list[str]:
     )
 
 
-def open_notebook(browser: WebDriver, address: str) -> None:
-    """Load the page until its kernel is ready. A page that missed the kernel's first message waits for ever: load it again."""
-    for attempt in range(5):
-        browser.get(address)
-        try:
-            until(lambda: "| Idle" in "".join(texts(browser, "#jp-main-statusbar")), "kernel", PATIENCE / 5)
-            return
-        except TimeoutException:
-            if attempt == 4:
-                raise
-
-
 def run_all(browser: WebDriver, lab: tuple[str, str, Path], source: Path) -> list[WebElement]:
     """Open a smoke version of the notebook, run all its cells; the boxes that hold controls and a figure."""
     address, token, served = lab
@@ -139,7 +129,8 @@ def run_all(browser: WebDriver, lab: tuple[str, str, Path], source: Path) -> lis
         cell.metadata.pop("jupyter", None)  # a folded cell shows no number, by which the end of the run is known
     nbformat.write(notebook, served / source.name)
 
-    open_notebook(browser, f"{address}lab/workspaces/{source.stem}/tree/{source.name}?token={token}")
+    browser.get(f"{address}lab/workspaces/{source.stem}/tree/{source.name}?token={token}")
+    until(lambda: "| Idle" in "".join(texts(browser, "#jp-main-statusbar")), "kernel")
     # by the command behind the menu's entry: a click on a page that is still at work may be lost
     until(lambda: browser.execute_script(f"return window.jupyterapp.commands.isEnabled('{RUN_ALL}')"), "notebook")
     browser.execute_script(f"window.jupyterapp.commands.execute('{RUN_ALL}')")
