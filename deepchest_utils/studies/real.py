@@ -104,7 +104,7 @@ def note_seconds(folder: Path, *runs: Run) -> None:
     """Add the seconds that training took, without validation and test, to the environment of a run: a column of `cells`."""
     history, path = pd.concat([run.history for run in runs]).query("task == 'run'"), folder / store.ENVIRONMENT
     spent = history.value[(history.metric == "seconds") & (history.split == "train")].sum()
-    store.write_json(path, {**json.loads(path.read_text()), "training_seconds": round(spent, 2)})
+    store.write_json(path, {**json.loads(path.read_text()), "training_seconds": round(spent, 4)})
 
 
 class Fold(Trial):
