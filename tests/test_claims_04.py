@@ -15,6 +15,7 @@ from deepchest_utils.results.statistics import judge_differences
 from deepchest_utils.results.store import RunTable
 from deepchest_utils.studies import better_rule, comparison, judgement
 from deepchest_utils.studies.figures.results import NEAR
+from deepchest_utils.studies.replication import ENDPOINT, compare, study_rows
 
 RESULTS = PROJECT / "data" / "results"
 SAID = Committed("04_baseline_comparison").text
@@ -73,21 +74,21 @@ def test_an_interval_is_the_paired_t_test_with_the_patients_added(macro, tables)
 
 
 @pytest.fixture(scope="module")
-def drawn() -> dict[str, pd.DataFrame]:
-    return judgement.macro_rows(RESULTS / "study_main.csv")
+def drawn() -> pd.DataFrame:
+    return study_rows(RESULTS / "study_main.csv")
 
 
 @pytest.fixture(scope="module")
-def anew(drawn) -> pd.DataFrame:
+def anew() -> pd.DataFrame:
     """Each method minus Equal where everything is drawn anew, by phantom, metric and method."""
-    judged = [judgement.macro_differences(judgement.summarise(rows)).assign(phantom=p) for p, rows in drawn.items()]
-    return pd.concat(judged).set_index(["phantom", "metric", "method"]).sort_index()
+    judged = compare(RESULTS / "study_main.csv")
+    return judged[judged.metric.isin(judgement.HEADLINE)].set_index(["phantom", "metric", "method"]).sort_index()
 
 
 def test_deepchest_is_lower_where_everything_is_drawn_anew(anew, drawn):
     ours = anew.xs("deepchest", level="method")
     assert len(ours) == 4
-    assert (ours.seeds == 20).all()
+    assert (ours.pairs == 20).all()
     assert (ours.verdict == "lower").all()
     assert (ours.p * 34 < 0.001).all()  # "would survive a correction over all methods"
     for _, row in ours.iterrows():
@@ -99,9 +100,9 @@ def test_deepchest_is_lower_where_everything_is_drawn_anew(anew, drawn):
     title = SAID[: SAID.index("You will be able")]
     assert all(f"{-mean:.3f}" in title for mean in ours.xs("auroc", level="metric")["mean"])
     assert not anew.verdict.str.startswith("higher").any()
-    for phantom, rows in drawn.items():
+    for phantom, rows in drawn.groupby("phantom"):
         level = rows[
-            (rows.method == "equal") & (rows.split == "test") & (rows.task == "macro") & (rows.metric == "auroc")
+            (rows.method == "equal") & (rows.split == "test") & (rows.task == ENDPOINT) & (rows.metric == "auroc")
         ]
         assert f"*{'NIH' if phantom == 'nih' else phantom}* phantom" in SAID
         assert f"{level.value.mean():.2f}" in SAID
@@ -111,12 +112,10 @@ def test_the_other_four_are_as_written(anew, drawn):
     auroc = anew.xs("auroc", level="metric").verdict
     assert (auroc[:, "hedge"] == "equivalent").all()
     assert sorted(auroc[:, "uncertainty"]) == ["equivalent", "lower"]
-    oracle = judgement.macro_differences(
-        judgement.summarise(drawn["default"], ["prevalence_oracle"]), "prevalence_oracle"
-    )
-    row = oracle[(oracle.method == "deepchest") & (oracle.metric == "auroc")].iloc[0]
+    oracle = compare(RESULTS / "study_main.csv", baseline="prevalence_oracle").query("method == 'deepchest'")
+    row = oracle[(oracle.phantom == "default") & (oracle.metric == "auroc")].iloc[0]
     assert judgement.in_words(row).removesuffix(", higher") in SAID
-    spread = comparison.weight_range(drawn["default"])["deepchest"]
+    spread = comparison.weight_range(drawn[drawn.phantom == "default"])["deepchest"]
     assert f"after 24 epochs {spread:.1f} times" in SAID
     rates = (
         RunTable(RESULTS / "study_main.csv")
@@ -134,8 +133,7 @@ def test_claims_of_one_half_hold_on_the_other(drawn, summary):
     first = judge_differences(summary.query(chosen), ["metric"]).set_index("task")  # one training set
     assert set(first.index[~first.verdict.str.match("open|equiv")]) == {"Nodule", "Pneumothorax"}
     assert f"{first['mean']['Nodule']:.3f} on Nodule and loses {-first['mean']['Pneumothorax']:.3f}" in SAID
-    rows = pd.concat(drawn.values())
-    statements = better_rule.finding_statements(rows[rows.method.isin(["equal", "deepchest"])])
+    statements = better_rule.finding_statements(drawn[drawn.method.isin(["equal", "deepchest"])])
     claimed = statements[statements.claimed]
     assert (len(claimed), claimed.holds.sum()) == (6, 5)
     held = claimed[claimed.holds].groupby("phantom").task.agg(set).to_dict()

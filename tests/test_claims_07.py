@@ -13,6 +13,7 @@ from deepchest_utils.results.store import RunTable
 from deepchest_utils.studies import judgement
 from deepchest_utils.studies.better_rule import better_rule_bar
 from deepchest_utils.studies.controlled import controlled_runs, weight_ratios
+from deepchest_utils.studies.replication import compare
 
 RESULTS = PROJECT / "data" / "results"
 SETS = ("1000", "4000", "16000", "noise")
@@ -31,16 +32,10 @@ def of(table: pd.DataFrame, metric: str, start: str) -> set[str]:
 
 
 def test_hedge_where_everything_is_drawn_anew_is_as_written():
-    drawn = judgement.macro_rows(RESULTS / "study_main.csv")
-    hedge = {
-        p: judgement.macro_differences(judgement.summarise(rows)).query("method == 'hedge'")
-        for p, rows in drawn.items()
-    }
-    verdicts = {(p, row.metric): row.verdict for p, table in hedge.items() for row in table.itertuples()}
-    assert verdicts["default", "auroc"] == verdicts["nih", "auroc"] == "equivalent"
-    assert verdicts["default", "average_precision"] == "lower"
-    lower = hedge["default"].set_index("metric")["mean"]["average_precision"]
-    assert f"significantly lower in AP, by {-lower:.3f}" in NOTEBOOK.text
+    hedge = compare(RESULTS / "study_main.csv").query("method == 'hedge'").set_index(["phantom", "metric"])
+    assert hedge.verdict["default", "auroc"] == hedge.verdict["nih", "auroc"] == "equivalent"
+    assert hedge.verdict["default", "average_precision"] == "lower"
+    assert f"significantly lower in AP, by {-hedge['mean']['default', 'average_precision']:.3f}" in NOTEBOOK.text
 
 
 def test_nothing_is_higher_and_what_is_lower_is_as_written(judged):

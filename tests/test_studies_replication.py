@@ -11,7 +11,7 @@ from deepchest_utils import FINDINGS
 from deepchest_utils.config import parse_method
 from deepchest_utils.datasets.phantom.load import phantom_of
 from deepchest_utils.results.store import RunTable
-from deepchest_utils.studies import judgement, replication
+from deepchest_utils.studies import replication
 from deepchest_utils.studies.replication import (
     BASE,
     DECAYS,
@@ -163,13 +163,6 @@ def test_methods_far_behind_stop_and_the_others_go_on_until_they_are_known_well_
     assert found.loc["gls", "verdict"] == "lower"
     assert found.loc["dwa", "verdict"] == "equivalent"
     assert found.loc["famo", "verdict"] == "open"
-    for phantom, rows in judgement.macro_rows(table).items():  # the same numbers as the notebooks
-        same = judgement.macro_differences(judgement.summarise(rows)).set_index("method")
-        other = (
-            compare(table).query(f"phantom == {phantom!r} and metric == 'auroc'").set_index("method").loc[same.index]
-        )
-        for column in ("mean", "low", "high", "p_holm"):
-            np.testing.assert_allclose(same[column], other[column])
 
 
 # runs

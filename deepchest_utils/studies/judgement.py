@@ -1,7 +1,6 @@
 """What the study's tables say: methods against Equal, the paper's claims, single findings, tuning, and the better rule."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import pandas as pd
 
@@ -9,7 +8,6 @@ from deepchest_utils.results.labels import method_family, method_label
 from deepchest_utils.results.metrics import METRICS
 from deepchest_utils.results.statistics import format_interval, judge_differences, paired_differences
 from deepchest_utils.results.store import RunTable
-from deepchest_utils.studies.replication import ENDPOINT, study_rows
 
 HEADLINE = {"auroc": "macro AUROC", "average_precision": "macro average precision"}
 
@@ -23,25 +21,11 @@ def macro_differences(summary: pd.DataFrame, baseline: str = "equal") -> pd.Data
     """Each method minus a baseline in macro AUROC and AP, judged; Holm over the methods of one network.
 
     Args:
-        summary: Of `compare_methods`, or of `summarise`.
+        summary: Of `compare_methods`. The tables of a study with replicates go through `replication.compare` instead;
+            both have the columns method, metric, mean, low, high and those of `judge_differences`.
     """
     rows = summary[(summary.baseline == baseline) & (summary.task == "macro") & summary.method.map(is_one_net)]
     return judge_differences(rows[rows.metric.isin(list(HEADLINE))], ["metric"])
-
-
-def macro_rows(table: Path) -> dict[str, pd.DataFrame]:
-    """The rows of a stage of the study by phantom, default and nih, with the mean over the endpoint's findings as task
-    macro, as the tables of a sweep have it."""
-    rows = study_rows(table)
-    return dict(list(rows.assign(task=rows.task.replace(ENDPOINT, "macro")).groupby("phantom", sort=True)))
-
-
-def summarise(rows: pd.DataFrame, baselines: Sequence[str] = ("equal",)) -> pd.DataFrame:
-    """What `compare_methods` makes of a sweep, of one phantom's rows of the study: the unit is the replicate, which has
-    images of its own, so that no error of shared patients is added."""
-    test = rows[(rows.split == "test") & rows.metric.isin(list(HEADLINE))]
-    parts = [paired_differences(test, baseline).assign(baseline=baseline) for baseline in baselines]
-    return pd.concat(parts, ignore_index=True).rename(columns={"pairs": "seeds"})
 
 
 def headline(differences: pd.DataFrame) -> dict[str, pd.DataFrame]:

@@ -65,6 +65,13 @@ WORDS = {  # of every lever; the first three are compared with the package's def
     "scratch": "no ImageNet weights", "frozen": "encoder frozen, 224 px",
 }
 # fmt: on
+# name -> loss and weighting: the usual ones, one of the two changed, and both
+COMBINED = {
+    "equal": ("bce", "equal"),
+    **{w: ("bce", w) for w in WEIGHTS[1:]},
+    **{loss: (loss, "equal") for loss in LOSSES[1:]},
+}
+COMBINED |= {f"{w}@{loss}": (loss, w) for w in WEIGHTS[1:] for loss in LOSSES[1:]}
 TUNED = ("tuning", "learning_rate", "weight_decay")
 ROWS = ["method", "seed", "fold", "metric", "value", "training_seconds"]
 OVERLAPS = {"embeddings": real.OVERLAP, "phantom": 0.0, "finetuned": real.OVERLAP}
@@ -87,7 +94,7 @@ def levers(study: str) -> dict[str, list[Changes]]:
         **s["own"],
         **{method: [{"method": method}] for method in (*WEIGHTS[1:], "hedge")},
         **{loss: [{"loss": loss}] for loss in LOSSES[1:]},
-        **{f"{m}@{loss}": [{"method": m, "loss": loss}] for m in WEIGHTS[1:] for loss in LOSSES[1:]},
+        **{name: [{"method": m, "loss": loss}] for name, (loss, m) in COMBINED.items() if "@" in name},
     }
     alone = {
         "learning_rate": [{"lr": v} for v in s["rates"]],
@@ -258,20 +265,14 @@ def loss_weight_table(out: Path, study: str) -> pd.DataFrame:
         A row a combination and metric: loss, weight, metric, value (its mean), and the columns of `judge_differences`, with
         Holm over the combinations.
     """
-    of = (
-        {"equal": ("bce", "equal")}
-        | {w: ("bce", w) for w in WEIGHTS[1:]}
-        | {loss: (loss, "equal") for loss in LOSSES[1:]}
-    )
-    of |= {f"{w}@{loss}": (loss, w) for w in WEIGHTS[1:] for loss in LOSSES[1:]}
     rows = lever_rows(out, study)
-    rows = rows[rows.method.isin(of)]
+    rows = rows[rows.method.isin(COMBINED)]
     levels = rows.groupby(["method", "metric"]).value.mean()
     pairs = paired_differences(rows, "equal", ["metric"], ["seed", "fold"])
     judged = judge_differences(pairs, ["metric"], overlap=OVERLAPS[study])
     judged.insert(2, "value", [levels[row.method, row.metric] for row in judged.itertuples()])
     for position, name in enumerate(("loss", "weight")):
-        judged.insert(position, name, [of[method][position] for method in judged.method])
+        judged.insert(position, name, [COMBINED[method][position] for method in judged.method])
     return judged.drop(columns="method")
 
 

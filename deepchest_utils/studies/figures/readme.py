@@ -11,7 +11,7 @@ from deepchest_utils.notebook.figures import BAND, save_figure, use_style
 from deepchest_utils.paths import PROJECT
 from deepchest_utils.results.labels import GREY, VERMILION
 from deepchest_utils.results.statistics import MARGIN, judge_differences
-from deepchest_utils.studies import judgement
+from deepchest_utils.studies.replication import compare
 
 STUDY = {"default": "all drawn anew, default phantom", "nih": "all drawn anew, NIH phantom"}  # phantom -> its row
 TABLES = {  # committed table of one training set -> its row
@@ -27,13 +27,12 @@ METRICS = {"auroc": "macro AUROC", "average_precision": "macro average precision
 def macro_differences() -> dict[str, pd.DataFrame]:
     """Each method minus Equal, macro AUROC and AP, judged by `judge_differences`: a table a row of the picture."""
     results = PROJECT / "data" / "results"
-    study = judgement.macro_rows(results / "study_main.csv")
-    tables = {row: judgement.summarise(study[phantom]) for phantom, row in STUDY.items()}
-    tables |= {row: pd.read_csv(results / f"{name}_summary.csv") for name, row in TABLES.items()}
-    return {
-        row: judge_differences(t.query("baseline == 'equal' and task == 'macro'"), ["metric"])
-        for row, t in tables.items()
-    }
+    study = compare(results / "study_main.csv").rename(columns={"pairs": "seeds"})
+    tables = {row: study[(study.phantom == phantom) & study.metric.isin(METRICS)] for phantom, row in STUDY.items()}
+    for name, row in TABLES.items():
+        summary = pd.read_csv(results / f"{name}_summary.csv").query("baseline == 'equal' and task == 'macro'")
+        tables[row] = judge_differences(summary, ["metric"])
+    return tables
 
 
 def draw() -> Figure:
