@@ -151,7 +151,7 @@ def parse_method(spec: str, given: dict[str, Any] | None = None) -> tuple[str, d
         terms = [_parse_term(tree) for tree in _split_sum(ast.parse(spec, mode="eval").body)]
     except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError):  # TypeError: a literal like {[]: 1}
         form = "NAME, NAME(option=value, ...) or A+B of these, at most ten"
-        raise ValueError(f"a method should read {form}. Found {spec[:200]!r}.") from None
+        raise ValueError(f"a method or loss should read {form}. Found {spec[:200]!r}.") from None
     options: dict[str, Any] = {}
     for _, term_options in reversed(terms):  # each term's options hold those of the terms after it
         options = {**term_options, **({"inner_options": options} if options else {})}

@@ -71,8 +71,13 @@ class Trial:
         """What the table gets of a finished run: test scores and prevalence, and, of the history, the weights that moved
         and validation AUROC. For a study to override, too."""
         auroc = run.rows[(run.rows.metric == "auroc") & (run.rows.split == "val")]
-        if self.tune:
-            return auroc[auroc.task == "macro"]
+        if self.tune:  # over the findings that choose the epoch
+            enough = np.array(data.findings)[(data.val.labels == 1).sum(0) >= self.config.min_positives]
+            score = auroc[auroc.task.isin(enough)].groupby("epoch").value.mean()
+            macro = auroc[auroc.task == "macro"]
+            return (
+                macro.assign(value=macro.epoch.map(score)) if self.config.min_positives > 1 and len(enough) else macro
+            )
         weights = run.rows[run.rows.metric == "weight"]
         if weights.groupby("task").value.nunique().max() == 1:
             weights = weights[:0]

@@ -397,6 +397,15 @@ def test_errors_name_the_argument_and_what_was_found(bad, named):
         DeepChest(**{"num_tasks": 3, **bad})
 
 
+def test_what_has_names_or_no_order_is_refused():
+    """A dictionary would give its keys, a set its numbers in any order."""
+    w = DeepChest(3)
+    for scores in ({0: 0.9, 1: 0.2, 2: 0.3}, {0.9, 0.2, 0.3}):
+        with pytest.raises(ValueError, match="scores should be 3 numbers, one a task in order"):
+            w.update(scores)
+    assert w.weights.tolist() == [1, 1, 1]
+
+
 @pytest.mark.parametrize("scores", [[0.1, 0.2], [[0.1, 0.2, 0.3]], []])
 def test_scores_of_another_shape_are_refused_and_change_nothing(scores):
     w = DeepChest(3)

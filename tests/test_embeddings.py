@@ -69,14 +69,14 @@ def test_features_are_those_of_the_trunk_in_the_order_of_the_splits(tmp_path, sp
 
 
 def test_the_file_says_what_it_was_made_with(tmp_path, splits):
-    out = embed(TINY, tmp_path / "f.npz", splits)
+    out = embed(TINY, tmp_path / "f[1].npz", splits)
     with np.load(out) as arrays:
         about = json.loads(str(arrays["about"]))
     assert about["backbone"] == "resnet18_thin"
     assert about["image_size"] == 64
     assert about["data"] == splits.fingerprint()
     assert about["torch"] == torch.__version__.partition("+")[0] or about["torch"] == torch.__version__
-    assert sorted(os.listdir(tmp_path)) == ["f.npz", "f.npz.lock"]  # nothing else is left behind
+    assert sorted(os.listdir(tmp_path)) == ["f[1].npz", "f[1].npz.lock"]  # nothing else is left behind
 
 
 @pytest.mark.parametrize("batches", [1, 17, 28])
@@ -116,7 +116,7 @@ def test_a_finished_file_is_not_made_again_and_another_is_kept(tmp_path, splits,
             embed(other, out, splits)
     assert out.read_bytes() == before
     out.write_text("my notes")
-    with pytest.raises(FileError, match="holds other features"):
+    with pytest.raises(FileError, match=r"f\.npz is damaged, or no file of embed\. Choose another out"):
         embed(TINY, out, splits)
 
 
@@ -126,8 +126,9 @@ def test_features_too_large_for_half_precision_are_refused(tmp_path, splits, mon
         return trunk.append(torch.nn.Threshold(1e9, 1e5)), width
 
     monkeypatch.setattr(module, "build_trunk", large)
-    with pytest.raises(ValueError, match=r"features should be finite in half precision.*train/0"):
-        embed(TINY, tmp_path / "f.npz", splits)
+    for _ in range(2):  # a second call does not go on behind them
+        with pytest.raises(ValueError, match=r"features should be finite in half precision.*train/0"):
+            embed(TINY, tmp_path / "f.npz", splits)
     with pytest.raises(ValueError, match=r"out should be the name of an \.npz.*f\.csv"):
         embed(TINY, tmp_path / "f.csv", splits)
 
@@ -226,7 +227,10 @@ def test_empty_cells_and_official_splits_of_a_table_mean_what_they_do_for_images
         ({"labels": np.full((600, 14), 0.5)}, r"labels should be 0, 1 or NaN\. Found 0\.5"),
         ({"patients": np.zeros(3, int)}, r"patients should have one row for each of the 600 features\. Found 3"),
         ({"patients": np.zeros(600, int)}, "patients should be in one split only"),
-        ({"split": np.full(600, 7)}, r"split should be 0, 1 or 2.*Found 7"),
+        ({"split": np.arange(600) % 2 * 3 - 1}, r"split should be 0, 1 or 2.*Found -1, 2\."),
+        ({"ids": np.array(["a"] * 600)}, "ids should name each image once. Found a twice"),
+        ({"ids": np.array(["a"] * 600, object)}, r"Object arrays.*Save texts as np\.array\(texts, str\)"),
+        ({"findings": np.array(["a"] * 14)}, "findings should be named once each. Found a, a"),
         ({"features": np.zeros((600, 4, 4))}, r"features should be an array of floats.*\(600, 4, 4\)"),
         ({"features": np.zeros((600, 4), int)}, r"features should be an array of floats.*int64"),
         ({"features": np.zeros((4, 600)).T}, "column by column"),
@@ -259,6 +263,9 @@ def test_what_is_wrong_with_a_folder_or_a_table_is_said(tmp_path):
     refuses(r"1 images have no features in f\.npz, e\.g\. seven in row 9", features="f.npz", table="labels.csv")
     frame.assign(image="same").to_csv(tmp_path / "labels.csv", index=False)
     refuses("image same is there twice", features="f.npz", table="labels.csv")
+    refuses(r"f\.npz has labels of its own: options of a table need one", features="f.npz", finding_columns=["Mass"])
+    np.savez(tmp_path / "h.npz", features=arrays["features"], labels=arrays["labels"], ids=arrays["ids"])
+    refuses(r"h\.npz has labels, but no patients, split, findings\. Name a table with table=", features="h.npz")
     refuses("'min_size' is no option of dataset 'embeddings'", features="f.npz", min_size=4)
     np.save(tmp_path / "o.npy", np.array([[None]]), allow_pickle=True)
     refuses("features should be an array of floats", features="o.npy")

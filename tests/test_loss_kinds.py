@@ -195,6 +195,15 @@ def test_wrong_requests_are_refused_in_one_line(name, message):
         make_loss(name, TRAIN)
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_labels_of_minus_one_are_refused(name):
+    """CheXpert's "uncertain" would be trained as absent, or with a loss below zero."""
+    with pytest.raises(
+        ValueError, match=r"labels should be 1, 0 or NaN for unknown, .*Found shape \(1, 2\), values \[-1"
+    ):
+        make_loss(name, np.array([[1.0, -1.0]]))
+
+
 def test_configuration_takes_a_loss_with_options():
     config = TrainConfig(loss="focal(gamma=3)")
     assert (config.loss, config.loss_options) == ("focal", {"gamma": 3})

@@ -244,7 +244,7 @@ def test_repr_shows_the_options():
         ("+".join(["a"] * 5000), r"method should be one of .*Found 'a\+a"),
         ("+".join(["equal"] * 5000), r"at most ten names joined by \+\. Found 5000"),
         ("+".join(["equal()"] * 5000), r"at most ten\. Found 'equal\(\)\+"),
-        ("a(" * 5000, r"a method should read NAME"),
+        ("a(" * 5000, r"a method or loss should read NAME"),
     ],
 )
 def test_wrong_method_or_option_is_said_before_there_are_data(text, said, tmp_path):
@@ -309,7 +309,7 @@ def test_scores_come_in_any_sequence(scores):
 
 @pytest.mark.parametrize("scores", [0.9, {"a": 0.1, "b": 0.2, "c": 0.3}, [[0.1], [0.2], [0.3]], "abc"])
 def test_what_are_no_scores_is_one_clear_error(scores):
-    with pytest.raises(ValueError, match=r"scores should be 3 numbers, one a task\. Found "):
+    with pytest.raises(ValueError, match=r"scores should be 3 numbers, one a task in order\. Found "):
         DeepChest(3).update(scores)
 
 
@@ -455,3 +455,35 @@ def test_accumulated_gradients_are_those_of_the_whole_batch():
     x, y = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     weighting(criterion(net(x), y).mean(dim=0)).backward()
     torch.testing.assert_close(found, net.weight.grad)
+
+
+WRONG_SHAPES = """
+import torch
+from deepchest_utils import DeepChest, EpochReport, make_loss
+
+loss, labels = make_loss("focal", torch.eye(3)), torch.zeros(5, 3)
+for call in (
+    lambda: DeepChest(3)({0: torch.ones(()), 1: torch.ones(()), 2: torch.ones(())}),
+    lambda: DeepChest(3)(1.0),
+    lambda: loss(torch.zeros(5, 3), labels[:, :1]),
+    lambda: loss(torch.zeros(5, 1), labels),
+    lambda: EpochReport(1, torch.ones(3), {"loss": [0.1, 0.2, 0.3]}),
+    lambda: EpochReport(1, torch.ones(3), val={"loss": torch.ones(3, 1)}),
+):
+    try:
+        call()
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_wrong_shapes_are_one_line_each_where_no_test_checks_the_types():
+    done = subprocess.run([sys.executable, "-c", WRONG_SHAPES], capture_output=True, text=True)
+    assert done.stdout.splitlines() == [
+        "losses should be a tensor or a list, one loss a task in order. Found a dict.",
+        "losses should be a tensor or a list, one loss a task in order. Found a float.",
+        "labels should have the shape of logits, (5, 3). Found (5, 1).",
+        "labels should have the shape of logits, (5, 1). Found (5, 3).",
+        "train['loss'] should be a tensor of the shape of prevalence, (3,). Found [0.1, 0.2, 0.3].",
+        "val['loss'] should be a tensor of the shape of prevalence, (3,). Found tensor([[1.],         [1.],         [1.]]).",
+    ], done.stderr

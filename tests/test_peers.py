@@ -730,7 +730,7 @@ def test_spec_comes_back_as_the_names_and_options_it_was_made_of(terms):
     ],
 )
 def test_other_spec_is_refused(spec):
-    with pytest.raises(ValueError, match=r"a method should read NAME.*Found"):
+    with pytest.raises(ValueError, match=r"a method or loss should read NAME.*Found"):
         parse_method(spec)
 
 

@@ -235,6 +235,11 @@ def test_a_method_is_written_as_it_is_read(spec):
 # what is not counted, and said
 
 
+def test_the_folder_that_one_is_in(runs, monkeypatch):
+    monkeypatch.chdir(runs / "one")
+    assert sorted(report(".").runs.run) == ["equal-0", "equal-1", "rlw-0", "rlw-1"]
+
+
 def test_unfinished_runs_are_listed(runs):
     (runs / "one" / "equal-1" / "test.csv").unlink()
     (runs / "just").mkdir()
@@ -303,7 +308,7 @@ def test_a_method_of_ones_own_has_its_own_name(runs, monkeypatch):
     config = runs / "one" / f"own{own.index('equal-ish(now)') - 1}" / "config.json"
     found = report(runs)
     (damaged,) = found.remarks  # brackets hold options
-    assert damaged.startswith(f"damaged: {config.parent}: ValueError: a method should read NAME")
+    assert damaged.startswith(f"damaged: {config.parent}: ValueError: a method or loss should read NAME")
     own.remove("equal-ish(now)")
     assert set(found.summary.method) == {"equal", "rlw", *own}
     assert [method_label(name) for name in own] == own

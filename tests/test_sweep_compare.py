@@ -208,6 +208,12 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
         compare_methods(tables, ["equal", "magic"])
     with pytest.raises(ValueError, match=r"no finished run of baseline 'broken'\. It failed: no memory"):
         compare_methods(tables, ["broken"])
+    whole, last = tables.rows, tables.cells.cell.iloc[-2]
+    for lost in (whole[whole.cell != last], whole[(whole.cell != last) | (whole.metric != "prevalence")]):
+        tables.rows = lost
+        with pytest.raises(ValueError, match=r"out\.csv has lost rows of .* seed 2\. Choose another out"):
+            compare_methods(tables)
+    tables.rows = whole
     twice = tables.cells.iloc[[4]].assign(cell="another")  # deepchest, seed 1, with another learning rate
     tables.cells = pd.concat([tables.cells, twice])
     with pytest.raises(ValueError, match=r"deepchest ran more than once with seed 1"):

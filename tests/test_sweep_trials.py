@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from deepchest_utils import METHODS, TrainConfig, sweep
+from deepchest_utils import FINDINGS, METHODS, TrainConfig, sweep
 from deepchest_utils.config import ARCHITECTURES
 from deepchest_utils.sweep import Trial, best_lr, make_trials
 
@@ -112,8 +112,8 @@ def test_method_with_options_in_one_word(spec, method, options, architecture):
         ({"optimizer": ["lion"]}, "optimizer.*adamw, adam, rmsprop, sgd.*'lion'"),
         ({"method": ["equal", "magic"]}, "method should be one of equal, .*'magic'"),
         ({"method": ["deepchest+magic"]}, r"method should be one of .*'deepchest\+magic'"),
-        ({"method": ["deepchest(0.25)"]}, r"a method should read NAME.*'deepchest\(0\.25\)'"),
-        ({"method": ["deepchest(floor=__import__('os'))"]}, "a method should read"),  # a literal, never run
+        ({"method": ["deepchest(0.25)"]}, r"a method or loss should read NAME.*'deepchest\(0\.25\)'"),
+        ({"method": ["deepchest(floor=__import__('os'))"]}, "a method or loss should read"),  # a literal, never run
         ({"method": ["equal@nowhere"]}, f"architecture.*{', '.join(ARCHITECTURES)}.*'nowhere'"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
@@ -279,6 +279,12 @@ def test_tuning_keeps_the_validation_score_alone():
     assert kept.rows.to_dict("records") == whole.to_dict("records")
     assert kept.replicates.size == 0 < full.replicates.size
     assert tuned.id == plain.id
+    positives = (sweep.data_of(base).val.labels == 1).sum(0)
+    few = dataclasses.replace(tuned, config=replace(base, method="equal", min_positives=int(positives.max())))
+    counted = full.rows[
+        (full.rows.split == "val") & full.rows.task.isin(np.array(FINDINGS)[positives == positives.max()])
+    ]
+    assert sweep.run_trial(few, 1).rows.value.tolist() == counted.groupby("epoch").value.mean().tolist()
 
 
 def test_threads_of_one_process_take_turns(monkeypatch):

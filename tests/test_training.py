@@ -771,7 +771,8 @@ def test_findings_with_few_positives_do_not_choose_the_epoch(tiny):
     assert run.best_epoch == 1 + get(run.history, "auroc", FINDINGS[k], "val").argmax()
     whole = train(config(epochs=5, lr=0.01), tiny)
     assert get(whole.history, "auroc", "macro", "val").tolist() == get(run.history, "auroc", "macro", "val").tolist()
-    none = train(config(epochs=3, lr=0.01, min_positives=10_000), tiny)
+    with pytest.warns(DataWarning, match=rf"min_positives=10000: .*, {positives[-1]} at most: the loss chooses"):
+        none = train(config(epochs=3, lr=0.01, min_positives=10_000), tiny)
     assert none.best_epoch == 1 + get(none.history, "loss", "macro", "val").argmin()
 
 

@@ -60,6 +60,8 @@ class ChestXrays:
             raise DataError("a split should hold at least one image. Found none.")
         if self.labels.shape[1] != (count := len(self.findings)):
             raise DataError(f"labels should have one column a finding ({count}). Found {self.labels.shape[1]}.")
+        if len(set(self.findings)) != count:
+            raise DataError(f"findings should be named once each. Found {', '.join(self.findings)}.")
         wrong = ~(np.isnan(self.labels) | (self.labels == 0) | (self.labels == 1))
         if wrong.any():
             row, k = np.argwhere(wrong)[0]
@@ -110,7 +112,8 @@ class Splits:
             both = np.intersect1d(a.patients, b.patients)
             if len(both) and self.split != "image":
                 place = f"{len(both)} of them in {first} and {second}, e.g. {both[0]}"
-                raise DataError(f"patients should be in one split only. Found {place}.")
+                advice = 'Mend the split, or use split="patient"'
+                raise DataError(f"{self.name}: patients should be in one split only. Found {place}. {advice}.")
         without_positive = []
         for name, xrays in self.parts.items():
             if names := list(compress(self.findings, np.nansum(xrays.labels, axis=0) == 0)):

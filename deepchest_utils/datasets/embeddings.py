@@ -118,9 +118,9 @@ def read_embeddings(
     Args:
         root: The .npz or .npy, or its folder.
         features: In a folder with several files, the name of the one.
-        table: A table of one's own beside the file, as `read_csv_table` has it, with the options below it. Its rows are
-            those of the features, in their order; or in any order and number where an .npz has `ids`, which the image
-            column names. `labels.csv` for a file that has no labels itself.
+        table: A table of one's own beside the file, as `read_csv_table` has it, with the options below it, which a file
+            with labels of its own refuses. Its rows are those of the features, in their order; or in any order and number
+            where an .npz has `ids`, which the image column names. `labels.csv` for a file that has no labels itself.
     """
     file = _find_file(root, features)
     made = _read_made(file) if file.suffix == ".npz" else {}
@@ -142,12 +142,20 @@ def read_embeddings(
         "width": width,
         "about": _describe(about),
     }
-    if table is None and made.keys() >= BESIDE.keys():
+    if len(twice := np.flatnonzero(pd.Series(made.get("ids", ())).duplicated())):
+        raise DataError(f"{file}: ids should name each image once. Found {made['ids'][twice[0]]} twice.")
+    if table is None and "labels" in made:
+        if missing := [name for name in BESIDE if name not in made]:
+            raise DataError(f"{file} has labels, but no {', '.join(missing)}. Name a table with table=...")
+        options = (image_column, patient_column, finding_columns, blank, uncertain, split_column)
+        if options != ("image", "patient", None, None, None, None):
+            raise DataError(f"{file} has labels of its own: options of a table need one. Name it with table=...")
         if made["labels"].shape[1] != len(made["findings"]):
             pair = f"{made['labels'].shape[1]} for {len(made['findings'])}"
             raise DataError(f"{file}: labels should have one column a finding. Found {pair}.")
         if not np.isin(made["split"], (0, 1, 2)).all():
-            raise DataError(f"{file}: split should be 0, 1 or 2 for train, val and test. Found {made['split'].max()}.")
+            found = ", ".join(map(str, np.unique(made["split"])[:10]))
+            raise DataError(f"{file}: split should be 0, 1 or 2 for train, val and test. Found {found}.")
         return FeatureTable(
             **common, source=file, ids=made["ids"], labels=made["labels"].astype(np.float32),
             patients=made["patients"].astype(np.int64), findings=tuple(map(str, made["findings"])),
@@ -170,8 +178,6 @@ def _match(file: Path, source: Path, names: pd.Series, ids: np.ndarray | None, c
             wanted = f"should have a row for each of the {count} features of {file.name}, in their order"
             raise DataError(f"{source} {wanted}. Found {len(names)}.")
         return np.arange(count)
-    if len(twice := np.flatnonzero(pd.Series(ids).duplicated())):
-        raise DataError(f"{file}: ids should name each image once. Found {ids[twice[0]]} twice.")
     found = pd.Index(ids).get_indexer(names)
     if (missing := found < 0).any():
         example = f"e.g. {names[missing].iloc[0]} in row {names.index[missing][0]}"
@@ -205,7 +211,8 @@ def _read_made(file: Path) -> dict[str, Any]:
             names = arrays.files
             made: dict[str, Any] = {name: arrays[name] for name in (*BESIDE, ABOUT) if name in names}
     except Exception as error:  # as above
-        raise DataError(f"{file}: not a readable .npz ({one_line(error)}).") from None
+        advice = " Save texts as np.array(texts, str)." if "Object arrays" in str(error) else ""
+        raise DataError(f"{file}: not a readable .npz ({one_line(error)}).{advice}") from None
     others = [name for name in names if name not in (*BESIDE, ABOUT)]
     if FEATURES in others or len(others) == 1:
         return made | {"array": FEATURES if FEATURES in others else others[0]}

@@ -145,7 +145,7 @@ def load_boxes(root: str | Path, image_size: int = ORIGINAL_SIZE) -> pd.DataFram
     """Read the official boxes, `BBox_List_2017.csv`, scaled to an image size in px.
 
     The columns are image, finding, x, y, width and height; x and y are the upper left corner. Raises DataError if the
-    file is missing, is no table of boxes, or has another finding.
+    file is missing, is no table of boxes, or has another finding or a box without an area in the image.
     """
     path = Path(root).expanduser() / "BBox_List_2017.csv"
     if not path.is_file():
@@ -160,4 +160,10 @@ def load_boxes(root: str | Path, image_size: int = ORIGINAL_SIZE) -> pd.DataFram
     boxes["finding"] = boxes["finding"].replace("Infiltrate", "Infiltration")  # as the table of labels says
     if unknown := set(boxes["finding"].fillna("")) - set(FINDINGS):
         raise DataError(f"{path}: column 'Finding Label' says {min(unknown)!r}. Allowed are {', '.join(FINDINGS)}.")
+    near, far = boxes[["x", "y"]].to_numpy(), boxes[["x", "y"]].to_numpy() + boxes[["width", "height"]].to_numpy()
+    inside = (far > np.maximum(near, 0)) & (near < image_size) & np.isfinite(far)  # NaN is not
+    if not (right := inside.all(1)).all():
+        row = int(right.argmin())
+        found = f"the box of {boxes['image'][row]} has no area in the image (row {row + 2})"
+        raise DataError(f"{path}: {found}. It should be x, y, width and height in px of {ORIGINAL_SIZE}.")
     return boxes

@@ -70,6 +70,9 @@ class Loss(nn.Module):
     def __init__(self, labels: Float[Tensor, "n k"] | Float[np.ndarray, "n k"]):
         super().__init__()
         labels = torch.as_tensor(labels)
+        if labels.ndim != 2 or not ((labels == 0) | (labels == 1) | labels.isnan()).all():
+            found = f"shape {tuple(labels.shape)}, values {labels.unique()[:5].tolist()}"
+            raise ValueError(f"labels should be 1, 0 or NaN for unknown, of shape (N, K). Found {found}.")
         for name, value in (("positives", 1), ("negatives", 0)):
             self.register_buffer(name, (labels == value).sum(0).double())
 
@@ -80,14 +83,13 @@ class Loss(nn.Module):
     def forward(
         self, logits: Float[Tensor, "b k"], labels: Float[Tensor, "b k"], counts: Int[Tensor, " k"] | None = None
     ) -> Float[Tensor, " k"]:
-        present, absent = self.terms(logits.float())
-        return self.mean(torch.where(labels == 1, present, absent), labels, counts)
+        return self.mean(self.terms(logits.float()), labels, counts)
 
-    def mean(
-        self, costs: Float[Tensor, "b k"], labels: Float[Tensor, "b k"], counts: Int[Tensor, " k"] | None
-    ) -> Float[Tensor, " k"]:
+    def mean(self, terms: Terms, labels: Float[Tensor, "b k"], counts: Int[Tensor, " k"] | None) -> Float[Tensor, " k"]:
         """Over the known labels of all processes."""
-        counts = count_known(labels) if counts is None else counts
+        if (shape := tuple(terms[0].shape)) != labels.shape:  # they would be broadcast
+            raise ValueError(f"labels should have the shape of logits, {shape}. Found {tuple(labels.shape)}.")
+        counts, costs = count_known(labels) if counts is None else counts, torch.where(labels == 1, *terms)
         return sum_over_ranks((costs.float().where(~labels.isnan(), 0.0) / counts.clamp(min=1)).sum(0))
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
@@ -151,8 +153,7 @@ class Balanced(Loss):
         if self.over == "finding":
             return super().forward(logits, labels, counts)
         ones, zeros = all_reduce_sum(torch.stack([(labels == 1).sum(), (labels == 0).sum()]))
-        present, absent = self._weighed(logits.float(), ones, zeros)
-        return self.mean(torch.where(labels == 1, present, absent), labels, counts)
+        return self.mean(self._weighed(logits.float(), ones, zeros), labels, counts)
 
 
 class Focal(Loss):

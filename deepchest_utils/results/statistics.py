@@ -337,11 +337,13 @@ def _patient_scores(tables: RunTable, done: pd.DataFrame) -> tuple[pd.DataFrame,
     by_cell = dict(list(tables.rows.groupby("cell")))
     tables_of_runs = []
     for trial in done.itertuples():
-        rows = by_cell[trial.cell]
+        rows = by_cell.get(trial.cell, tables.rows[:0])
         test = rows[(rows.split == "test") & ~rows.task.isin([*GROUPS, "worst"])]
         prevalence = rows[rows.metric == "prevalence"].set_index("task").value
         for m, metric in enumerate(BOOTSTRAP_METRICS):
             scores = test[test.metric == metric].set_index("task").value
+            if scores.empty or not scores.index.isin(prevalence.index).all():
+                raise ValueError(f"{tables.out} has lost rows of {trial.method} seed {trial.seed}. Choose another out.")
             sample = tables.replicates[trial.cell][m] if trial.cell in tables.replicates else np.empty((0, len(scores)))
             ranked = prevalence[scores.index[scores.notna()]].sort_values(ascending=False, kind="stable").index
             half = (len(ranked) + 1) // 2

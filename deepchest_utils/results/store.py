@@ -213,7 +213,7 @@ def collect(folder: str | Path) -> tuple[list[RunRecord], list[str]]:
 
 def _read_folder(path: Path) -> Iterator[RunRecord | str]:
     """The run, or why there is none; if it belongs to a table, that says which have failed and which only tune."""
-    in_table = path.parent.with_name(path.parent.name + _CELLS).exists()
+    in_table = os.path.exists(os.path.abspath(path.parent) + _CELLS)  # absolute: "." has no name
     if (path / TEST).exists():
         yield read_run(path)
     elif (path / FAILURE).exists():

@@ -1,5 +1,6 @@
 """Features of all images of a data set by a pretrained encoder, in one file: `dataset="embeddings"` trains on it."""
 
+import glob
 import json
 from collections.abc import Iterator
 from importlib import metadata
@@ -53,16 +54,17 @@ def embed(config: TrainConfig, out: str | Path, data: Splits | None = None, batc
         identity = {name: c.identity()[name] for name in MADE_OF} | {"data": data.fingerprint()}
         key = cache_key(**identity)
         if out.exists():
-            if _key_of(out) == key:
+            if (found := _key_of(out)) == key:
                 return out
-            raise FileError(f"{out} holds other features. Choose another out.")
+            what = "holds other features" if found else "is damaged, or no file of embed"
+            raise FileError(f"{out} {what}. Choose another out.")
         features = _embed_all(c, data, out.with_name(f".{out.name}.{key}.part.npy"), batch_size)
         packages = {"timm": metadata.version("timm")} if c.backbone == "lite0" or c.backbone.startswith(TIMM) else {}
         about = {"key": key, **identity, "split": data.split, "patients_known": data.patients_known}
         about |= {"features": features.shape[1], **packages, **environment_report()}
         write_features(out, features, data, **{ABOUT: np.array(json.dumps(about, default=str))})
         del features  # Windows removes no file that is mapped
-        for part in out.parent.glob(f".{out.name}.*.part.npy"):
+        for part in out.parent.glob(f".{glob.escape(out.name)}.*.part.npy"):
             part.unlink()
     return out
 
@@ -120,10 +122,10 @@ def _embed_all(config: TrainConfig, data: Splits, part: Path, batch_size: int) -
             done = _first_missing(own)
             bar.update(done)
             for rows, values in embed_images(trunk, xrays, device, batch_size, done):
-                own[rows] = values
-                if not np.isfinite(own[rows]).all():
-                    name = xrays.ids[rows][~np.isfinite(own[rows]).all(1)][0]
+                if not (finite := np.isfinite(values).all(1)).all():  # not kept, or the next call would go on behind it
+                    name = xrays.ids[rows][~finite][0]
                     raise ValueError(f"features should be finite in half precision. Found another for {name}.")
+                own[rows] = values
                 bar.update(len(values))
             first += len(xrays)
     features.flush()

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from deepchest_utils import distributed as dist
 from deepchest_utils.config import TrainConfig, count_of
-from deepchest_utils.datasets import Splits, load_dataset
+from deepchest_utils.datasets import DataWarning, Splits, load_dataset
 from deepchest_utils.files import FileError, exclusive_lock, one_line
 from deepchest_utils.models.augment import PADDING, SAMPLERS
 from deepchest_utils.models.losses import count_known, make_loss
@@ -137,6 +137,10 @@ class Loop:
         self.optimizer = setup.make_optimizer(config, self.net.parameters(), self.method.parameters())
         self.schedule = setup.make_schedule(config, self.optimizer, self.steps * config.epochs)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.amp == "fp16")
+        most = int((data.val.labels == 1).sum(0).max())
+        if config.min_positives > max(most, 1):
+            found = f"no finding has so many on validation, {most} at most: the loss chooses the epoch"
+            warnings.warn(f"min_positives={config.min_positives}: {found}.", DataWarning, stacklevel=2)
         self.epoch, self.history = 0, list[dict[str, Any]]()
         self.best: dict[str, Any] = {"epoch": 0, "score": -np.inf, "model": None}
         self.reached = ""  # by the last epoch, for a person to read

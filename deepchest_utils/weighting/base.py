@@ -3,7 +3,7 @@
 import functools
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from types import NoneType
@@ -39,6 +39,14 @@ class EpochReport:
     train: dict[str, Float[Tensor, " k"]] = field(default_factory=dict)
     val: dict[str, Float[Tensor, " k"]] = field(default_factory=dict)
     constant_loss: Float[Tensor, " k"] | None = None
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.prevalence.shape)
+        for split, scores in (("train", self.train), ("val", self.val)):
+            for name, values in scores.items():
+                if not isinstance(values, Tensor) or tuple(values.shape) != shape:
+                    wanted = f"be a tensor of the shape of prevalence, {shape}"
+                    raise ValueError(f"{split}[{name!r}] should {wanted}. Found {' '.join(repr(values).splitlines())}.")
 
     def relative_loss(self, source: str = "train") -> Float[Tensor, " k"]:
         """L_k / H_k, (K,) float64: the loss of "train" or "val" over a constant's best loss, `constant_loss`. About 1 if
@@ -131,6 +139,9 @@ class Method(nn.Module):
         """The losses as one tensor (K,), 0 where the mask is False, float32 if they were of less; with their gradient.
         ValueError for another shape."""
         if not isinstance(losses, Tensor):
+            if isinstance(losses, Mapping) or not isinstance(losses, Iterable):
+                kind = type(losses).__name__
+                raise ValueError(f"losses should be a tensor or a list, one loss a task in order. Found a {kind}.")
             losses = torch.stack([torch.as_tensor(loss) for loss in losses]) if losses else torch.empty(0)
         shape = (self.num_tasks,)
         if losses.shape != shape:

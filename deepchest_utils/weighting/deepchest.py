@@ -1,7 +1,7 @@
 """DeepChest: after each epoch, tasks behind the mean gain weight and the others lose it (arXiv 2505.23595)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -108,10 +108,14 @@ class DeepChest(LossWeighting):
     def _numbers(self, name: str, values: Any) -> Float[Tensor, " k"]:
         """(K,) float64 of any sequence of K numbers, NaN for None; ValueError for anything else."""
         try:
+            if isinstance(values, Mapping | Set):  # its keys, or in any order
+                raise TypeError
             if not isinstance(values, Tensor):
                 values = [math.nan if value is None else float(value) for value in values]
         except (TypeError, ValueError):
-            raise ValueError(f"{name} should be {self.num_tasks} numbers, one a task. Found {values!r}.") from None
+            raise ValueError(
+                f"{name} should be {self.num_tasks} numbers, one a task in order. Found {values!r}."
+            ) from None
         numbers = torch.as_tensor(values, dtype=torch.float64, device=self._raw_weights.device).detach()
         if numbers.shape != (self.num_tasks,):
             raise ValueError(f"{name} should have shape ({self.num_tasks},). Found {tuple(numbers.shape)}.")
