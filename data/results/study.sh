@@ -14,6 +14,8 @@
 # in 40 minutes and on the phantom in two hours:
 #   NIH_ROOT=PATH bash data/results/study.sh real_features real_main real_blind real_finetune real_ladder
 #   bash data/results/study.sh levers_embeddings levers_phantom
+# The study of PROTOCOL_SHARING.md, three hours of one thread:
+#   bash data/results/study.sh sharing_sizes sharing_transfer
 set -euo pipefail
 out=${OUT:-data/results}
 sweep() { python -m deepchest_utils sweep --device "${DEVICE:-cpu}" --jobs "${JOBS:-2}" "$@"; }
@@ -30,6 +32,9 @@ replicates() { # STAGE: one thread a process, so that a cell has the same row wh
 levers() { # STAGE
   OMP_NUM_THREADS=1 python -c 'from deepchest_utils.studies.levers import main; main()' "$1" --out "$out" \
     --features "${FEATURES:-data/processed/real}" --jobs "${JOBS:-2}" "${@:2}"
+}
+sharing() { # STAGE
+  OMP_NUM_THREADS=1 python -c 'from deepchest_utils.studies.sharing import main; main()' "$1" --out "$out" --jobs "${JOBS:-2}" "${@:2}"
 }
 real() { # STAGE
   OMP_NUM_THREADS=1 python -c 'from deepchest_utils.studies.real import main; main()' "$1" --out "$out" \
@@ -161,7 +166,10 @@ for part in "$@"; do
     study_*) replicates "${part#study_}" ;;
     real_*) real "${part#real_}" ;;
     levers_*) levers "${part#levers_}" ;;
-    plan) for stage in tune main regimes curves rule; do replicates "$stage" --plan; done ;;
-    *) echo "no part $part: plan, study_*, real_*, levers_*, tuning, main, more, composed, rate, single_task, architectures, parameters, ablations, summary, nih, localization, candidates, controlled, rule_tuning or judge_*" >&2; exit 2 ;;
+    sharing_*) sharing "${part#sharing_}" ;;
+    plan)
+      for stage in tune main regimes curves rule; do replicates "$stage" --plan; done
+      for stage in sizes transfer; do sharing "$stage" --plan; done ;;
+    *) echo "no part $part: plan, study_*, real_*, levers_*, sharing_*, tuning, main, more, composed, rate, single_task, architectures, parameters, ablations, summary, nih, localization, candidates, controlled, rule_tuning or judge_*" >&2; exit 2 ;;
   esac
 done

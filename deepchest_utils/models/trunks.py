@@ -49,8 +49,13 @@ def _restandardise(module: nn.Module, inputs: tuple[Tensor]) -> Tensor:
 # trunks of this package
 
 
-def thin_resnet18(image_size: int = 64, pretrained: Weights = False) -> nn.Module:
-    """ResNet-18 (He et al. 2016, arXiv 1512.03385) with 16 channels in its first stage instead of 64, 128 features."""
+def thin_resnet18(
+    image_size: int = 64, pretrained: Weights = False, channels: tuple[int, int, int, int] = (16, 32, 64, 128)
+) -> nn.Module:
+    """ResNet-18 (He et al. 2016, arXiv 1512.03385) with 16 channels in its first stage instead of 64, 128 features.
+
+    channels: of its four stages.
+    """
 
     def stage(inside: int, outside: int, stride: int) -> nn.Sequential:
         shortcut = None
@@ -59,16 +64,17 @@ def thin_resnet18(image_size: int = 64, pretrained: Weights = False) -> nn.Modul
         return nn.Sequential(BasicBlock(inside, outside, stride, shortcut), BasicBlock(outside, outside))
 
     _has_no_weights(THIN, pretrained)
+    first, second, third, last = channels
     trunk = nn.Sequential(
         OrderedDict(
-            conv1=nn.Conv2d(3, 16, 7, 2, 3, bias=False),
-            bn1=nn.BatchNorm2d(16),
+            conv1=nn.Conv2d(3, first, 7, 2, 3, bias=False),
+            bn1=nn.BatchNorm2d(first),
             relu=nn.ReLU(inplace=True),
             maxpool=nn.MaxPool2d(3, 2, 1),
-            layer1=stage(16, 16, 1),
-            layer2=stage(16, 32, 2),
-            layer3=stage(32, 64, 2),
-            layer4=stage(64, 128, 2),
+            layer1=stage(first, first, 1),
+            layer2=stage(first, second, 2),
+            layer3=stage(second, third, 2),
+            layer4=stage(third, last, 2),
             avgpool=nn.AdaptiveAvgPool2d(1),
             flatten=nn.Flatten(),
         )
