@@ -33,15 +33,16 @@ def test_ten_lines_take_the_steps_of_the_package():
 
 
 def test_the_pair_and_the_twins(pairs):
-    (method, method_low, method_high), (twin, twin_low, twin_high) = (numbers(row[0]) for row in pairs)
-    assert method_low < 0 < method_high
-    assert twin_high < 0 or twin_low > 0
+    (method, _, method_high), (twin, _, twin_high) = (numbers(row[0]) for row in pairs)
+    assert method_high < 0
+    assert twin_high < 0
+    assert "Both intervals exclude zero" in SAID
     assert f"the macro AUROC falls by {-method:.3f}" in SAID
     assert f"moves by {abs(twin):.3f} in the macro AUROC" in SAID
     assert f"the macro AUROC differs by {abs(method):.3f}" in SAID
     assert f"Two seeds with equal weights differ by {abs(twin):.3f}" in SAID
-    assert "five times as much as that of the left pair" in SAID
-    assert 4.5 < abs(twin / method) < 5.9
+    assert "twice that of the left pair" in SAID
+    assert 1.8 < twin / method < 2.4
     largest = [float(row[3]) for row in pairs]
     assert f"single findings move by up to {largest[0]:.2f}" in SAID
     assert f"by up to {largest[1]:.2f} in a finding" in SAID
@@ -51,15 +52,15 @@ def test_average_precision(pairs):
     (method, _, method_high), (twin, *_) = (numbers(row[1]) for row in pairs)
     assert method_high < 0
     assert f"DeepChest's is lower by {-method:.3f}" in SAID
-    assert "three times the difference between the seeds" in SAID
-    assert 2.7 < method / twin < 3.9
+    assert "almost three times the difference between the seeds" in SAID
+    assert 2.6 < method / twin < 3
 
 
 def test_about_every_second_table_has_one_by_chance(pairs):
     counts = [int(row[2].split(" of ")[1]) for row in pairs]
     assert counts == [13, 13]  # all but Hernia
-    assert [row[2] for row in pairs] == ["10 of 13", "6 of 13"]
-    assert "10 of 13 against 6" in SAID
+    assert [row[2] for row in pairs] == ["8 of 13", "6 of 13"]
+    assert "8 of 13 against 6" in SAID
     assert f"{1 - 0.95**13:.0%}".rstrip("%") in re.findall(r"1 - 0\.95\^\{13\} = (\d+)", SAID)
 
 

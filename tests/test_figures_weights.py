@@ -44,7 +44,8 @@ def test_the_compromise_marks_the_best_angle():
     assert "best: 40.0°" in texts(left)
     assert [label.get_text() for label in right.get_xticklabels()] == ["1", "3", "10"]
     fig = draw.draw_toy_signals(angles, auroc.mean(1), auroc, {"equal": [1, 2], "relative_loss": [30, 35]}, 36.0)
-    assert texts(fig.axes[0]) == ["L/H", "equal weights", "known best"]  # the farthest first
+    labels = [label.get_text() for label in fig.axes[0].get_yticklabels()]
+    assert labels == ["L/H", "equal weights"]  # the farthest first
     assert "36°" in title(fig.axes[1])
 
 
@@ -112,10 +113,7 @@ def test_full_dots_are_intervals_without_zero():
     for ax in fig.axes:
         full = [line for line in ax.lines if line.get_marker() == "o" and line.get_markerfacecolor() == BLACK]
         assert [len(line.get_xdata()) for line in full] == [1]
-    assert [text.get_text() for text in fig.axes[1].get_legend().texts] == [
-        "interval excludes zero",
-        "interval contains zero",
-    ]
+    assert [text.get_text() for text in fig.legends[0].texts] == ["interval excludes zero", "interval contains zero"]
     pair = draw.draw_pair(first, "deepchest", "patients")
     assert title(pair.axes[1]) == "Paired difference, 95% over patients"
     assert [text.get_text() for text in pair.axes[0].get_legend().texts] == ["Equal", "DeepChest"]

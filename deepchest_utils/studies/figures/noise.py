@@ -63,8 +63,8 @@ def draw_pairs(pairs: pd.DataFrame, xlabel: str) -> Figure:
     without_zero = (pairs.low > 0) | (pairs.high < 0)
     height = np.arange(len(pairs))
     for chosen, color, marker, words in (
-        (~without_zero, GREY, "o", "interval holds zero"),
-        (without_zero, VERMILION, "D", "interval without zero"),
+        (~without_zero, GREY, "o", "interval contains zero"),
+        (without_zero, VERMILION, "D", "interval excludes zero"),
     ):
         part = pairs[chosen]
         ax.hlines(height[chosen], part.low, part.high, color=color, linewidth=1.2, alpha=0.8)

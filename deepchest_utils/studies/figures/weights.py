@@ -201,11 +201,11 @@ def draw_toy_signals(
     fig, axes = plt.subplots(1, 2, figsize=(8.8, 3.4), width_ratios=(1.15, 1))
     best = angles[mean_auroc.argmax()]
     names = sorted(reached, key=lambda name: -np.mean(reached[name]))
-    for y, name in enumerate(names):
-        label, color = SIGNAL_STYLE.get(name, ("equal weights", BLACK))
+    styles = [SIGNAL_STYLE.get(name, ("equal weights", BLACK)) for name in names]
+    for y, (name, (_, color)) in enumerate(zip(names, styles, strict=True)):
         axes[0].plot(reached[name], [y] * len(reached[name]), "o", color=color, markersize=5)
-        axes[0].annotate(label, (max(reached[name]), y), (8, 0), textcoords="offset points", fontsize=8.5, va="center")
-    axes[0].set(ylim=(len(names) - 0.5, -0.8), yticks=[], xlim=(-6, angles[-1]), title="Where each signal leads")
+    axes[0].set_yticks(range(len(names)), [label for label, _ in styles])
+    axes[0].set(ylim=(len(names) - 0.5, -0.8), xlim=(-6, angles[-1]), title="Where each signal leads")
     axes[0].set_xlabel("angle of the shared direction (degrees)")
     axes[0].axvline(best, color=GREY, linewidth=1)
     axes[0].annotate("known best", (best, -0.5), (4, 0), textcoords="offset points", fontsize=8.5, va="center")
@@ -327,5 +327,5 @@ def draw_two_differences(first: pd.DataFrame, second: pd.DataFrame, titles: Sequ
         ax.set(xlabel="difference in test AUROC", title=title)
     words = {"interval excludes zero": BLACK, "interval contains zero": "white"}
     dots = [Line2D([], [], marker="o", linestyle="none", color=BLACK, markerfacecolor=face) for face in words.values()]
-    axes[1].legend(dots, words, fontsize=8, loc="upper right")
+    fig.legend(dots, words, fontsize=8, loc="outside lower center", ncols=2)
     return fig
