@@ -154,7 +154,7 @@ def test_equivalent_and_open():
 def test_over_training_sets_deepchest_is_lower():
     rows = compare(RESULTS / "study_main.csv").set_index(["method", "phantom", "metric"])
     row = rows.loc["deepchest", "default", "auroc"]
-    assert (row.seeds, row.verdict) == (20, "lower")
+    assert (row.pairs, row.verdict) == (20, "lower")
     assert f"Over twenty training sets DeepChest is significantly *lower* than Equal, by {-row['mean']:.3f}" in SAID
 
 
