@@ -11,7 +11,6 @@ from deepchest_utils import FINDINGS, METHODS
 from deepchest_utils.notebook.figures import (
     family_legend,
     interval_plot,
-    label_ends,
     method_forest,
     pretty,
     save_figure,
@@ -144,27 +143,6 @@ def test_order_of_methods_is_the_table_s_with_compositions_last():
 
 def test_findings_are_written_with_spaces():
     assert [pretty(f) for f in FINDINGS if "_" in f] == ["Pleural Thickening"]
-
-
-def test_names_at_the_ends_of_lines_do_not_overlap():
-    fig = Figure()
-    ax = fig.subplots()
-    ax.set_ylim(0, 1)
-    ends = {"a": 0.5, "b": 0.5, "c": 0.501, "d": 0.9, "e": np.nan, "f": 0.9}
-    label_ends(ax, 1.0, ends, dict.fromkeys(ends, "black"))
-    places = [t.get_position()[1] for t in ax.texts]
-    assert [t.get_text() for t in ax.texts] == ["2 findings", "c", "2 findings"]  # and none that is undefined
-    assert np.diff(places).min() >= 0.055 - 1e-9  # in the order of the lines
-
-
-def test_names_at_the_foot_of_the_axis_stay_on_it_and_apart():
-    ax = Figure().subplots()
-    ax.set_ylim(0, 1)
-    ends = {"a": 0.0, "b": 0.002, "c": 0.01}
-    label_ends(ax, 1.0, ends, dict.fromkeys(ends, "black"))
-    places = sorted(t.get_position()[1] for t in ax.texts)
-    assert places[0] >= 0
-    assert np.diff(places).min() >= 0.055 - 1e-9
 
 
 def test_mask_is_an_outline_and_an_empty_one_is_none():

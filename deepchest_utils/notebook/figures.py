@@ -3,7 +3,6 @@
 import io
 from collections.abc import Iterable, Sequence
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +34,8 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False, "image.cmap": "gray", "svg.fonttype": "none",
     "svg.hashsalt": "deepchest",  # the same figure gives the same bytes
 }  # fmt: skip
-# from transparent to orange: cold places show the radiograph unchanged; blue and dashed is the true region, everywhere
 BAND = "#E4E4E4"  # of differences within the margin
+# from transparent to orange: cold places show the radiograph unchanged; blue and dashed is the true region, everywhere
 HEAT = mpl.colors.LinearSegmentedColormap.from_list(
     "heat", [(0.84, 0.37, 0.0, 0.0), (0.90, 0.50, 0.0, 0.35), (1.0, 0.78, 0.1, 0.8)]
 )
@@ -136,35 +135,15 @@ def draw_maps(trained: Trained, path: Path, out: Path, findings: Sequence[str], 
         fig.savefig(temporary, format=out.suffix[1:].lower(), dpi=160)
 
 
-def label_ends(ax: Axes, x: float, ends: dict[str, float], colors: dict[str, str]) -> None:
-    """Write each finding's name at `x`, where its line ends at the height `ends`, at least 5.5% of the axis apart.
-
-    Where several lines end at one value (to three digits), their number is written instead.
-    """
-    low, high = ax.get_ylim()
-    gap = 0.055 * (high - low)
-    names_at: dict[float, list[str]] = {}
-    for name in sorted((n for n in ends if np.isfinite(ends[n])), key=lambda n: ends[n]):
-        names_at.setdefault(round(ends[name], 3), []).append(name)
-    heights = list(accumulate(names_at, lambda below, end: max(end, below + gap)))
-    if heights:  # moved up as little as possible: the group keeps its centre
-        shift = float(np.mean(heights) - np.mean([*names_at]))
-        heights = [height - min(shift, heights[0] - low) for height in heights]
-    for (end, names), height in zip(names_at.items(), heights, strict=True):
-        single = len(names) == 1
-        label, color = (pretty(names[0]), colors[names[0]]) if single else (f"{len(names)} findings", "black")
-        ax.annotate(label, (x, end), (x, height), color=color, fontsize=8, va="center", annotation_clip=False)
-
-
-def interval_plot(ax: Axes, table: pd.DataFrame, columns: Sequence[tuple[str, str, str]], offset: float = 0.16) -> None:
+def interval_plot(ax: Axes, table: pd.DataFrame, columns: Sequence[tuple[str, str, str]]) -> None:
     """Points with 95% intervals, a row for each task, the first on top.
 
-    `columns` holds (column, label, colour) of each series of points, which lie twice `offset` apart. `table` is indexed
-    by task, with `<column>`, `<column>_low` and `<column>_high`.
+    `columns` holds (column, label, colour) of each series of points. `table` is indexed by task, with `<column>`,
+    `<column>_low` and `<column>_high`.
     """
     y = np.arange(len(table))[::-1].astype(float)
     for i, (column, label, color) in enumerate(columns):
-        shifted = y + offset * ((len(columns) - 1) / 2 - i) * 2
+        shifted = y + 0.32 * ((len(columns) - 1) / 2 - i)
         low, high = table[f"{column}_low"].to_numpy(float), table[f"{column}_high"].to_numpy(float)
         ax.hlines(shifted, low, high, color=color, linewidth=2, alpha=0.75)
         ax.plot(table[column].to_numpy(float), shifted, "o", color=color, markersize=4.5, label=label)

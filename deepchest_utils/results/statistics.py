@@ -132,16 +132,12 @@ def mean_interval(
     return dict(zip(NUMBERS, map(float, numbers), strict=True))
 
 
-def format_interval(row: Mapping[str, Any] | pd.Series, digits: int = 4, sign: str = "+", star: bool = False) -> str:
+def format_interval(row: Mapping[str, Any] | pd.Series, digits: int = 4, sign: str = "+") -> str:
     """A row with mean, low and high as "+0.0041 [-0.0068, +0.0151]"; "-" if the mean is NaN, the mean alone if low is.
-
-    Args:
-        sign: "+" for a difference, "" for a score.
-        star: Append "*" where the row of `judge_differences` is significant, else a space, so that a column stays aligned.
+    sign: "+" for a difference, "" for a score.
     """
     mean, low, high = (f"{row[name]:{sign}.{digits}f}" for name in ("mean", "low", "high"))
-    text = "-" if np.isnan(row["mean"]) else mean if np.isnan(row["low"]) else f"{mean} [{low}, {high}]"
-    return text + (("*" if is_significant(row["p_holm"], row.get("pairs", row.get("seeds"))) else " ") if star else "")
+    return "-" if np.isnan(row["mean"]) else mean if np.isnan(row["low"]) else f"{mean} [{low}, {high}]"
 
 
 def is_significant(p_holm: Any, pairs: Any) -> Any:
@@ -233,11 +229,7 @@ VERDICT = ["freedom", "p_equivalent", "chance", "smallest", "verdict"]  # what `
 
 
 def judge_differences(
-    differences: pd.DataFrame,
-    family: Sequence[str],
-    margin: float = MARGIN,
-    tests: int | None = None,
-    overlap: float = 0.0,
+    differences: pd.DataFrame, family: Sequence[str], margin: float = MARGIN, overlap: float = 0.0
 ) -> pd.DataFrame:
     """Intervals, p and a verdict for differences: the one definition of "significant", and of "equivalent".
 
@@ -252,7 +244,6 @@ def judge_differences(
         differences: Of `paired_differences`, or a summary of `compare_methods` (its rows against a baseline).
         family: Columns within whose groups p is corrected over methods, see `adjust_p`.
         margin: Differences in between -margin and margin are equivalent.
-        tests: How many tests "smallest" allows for, default one.
         overlap: Where the pairs are folds of a repeated cross-validation, test images over training images of a fold.
             Folds share training images, so the squared error is seed_sd^2 (1 / pairs + overlap), as in the corrected
             resampled t-test of Nadeau and Bengio (2003, Machine Learning 52).
@@ -260,8 +251,8 @@ def judge_differences(
     Returns:
         The table with low and high (95%), p and p_holm anew, and with the columns of `VERDICT`. freedom: the degrees of
         freedom. p_equivalent: the larger p of two one-sided tests against the margin, for this row alone. chance: that
-        the method is above the baseline in another pair. smallest: the true difference that a test at level
-        0.05 / tests finds with 80% power. verdict: "higher" or "lower" (significant: p_holm below 0.05 and at least 5
+        the method is above the baseline in another pair. smallest: the true difference that one test at level 0.05
+        finds with 80% power. verdict: "higher" or "lower" (significant: p_holm below 0.05 and at least 5
         pairs), "equivalent" (p_equivalent below 0.05, 5 pairs), "higher, equivalent" or "lower, equivalent" (both), or
         "open" (neither).
     """
@@ -279,7 +270,7 @@ def judge_differences(
     significant, equivalent = is_significant(table.p_holm.to_numpy(), pairs), enough & (p_equivalent < ALPHA)
     words = np.select([significant & (mean > 0), significant, equivalent], ["higher", "lower", "equivalent"], "open")
     words = np.where(significant & equivalent, np.char.add(words.astype(str), ", equivalent"), words)
-    smallest = smallest_difference(error, freedom, ALPHA / (tests or 1))
+    smallest = smallest_difference(error, freedom)
     verdict = dict(zip(VERDICT, (freedom, p_equivalent, chance, smallest, words), strict=True))
     return table.assign(**verdict)
 

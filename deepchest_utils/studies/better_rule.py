@@ -47,7 +47,7 @@ def expected_best(values: Float[np.ndarray, " n"], count: int) -> float:
     return float(np.sort(values)[::-1] @ np.array(ways))
 
 
-def tuning_curves(table: Path, counts: Sequence[int] = COUNTS) -> pd.DataFrame:
+def tuning_curves(table: Path) -> pd.DataFrame:
     """What tuning is worth: the expected best endpoint on validation of some of a method's first settings, after the short
     runs. A row a method whose short runs are through, a column a count; a setting that failed counts as the lowest."""
     rows = study_rows(table)
@@ -58,21 +58,21 @@ def tuning_curves(table: Path, counts: Sequence[int] = COUNTS) -> pd.DataFrame:
         if len(values) > TRIALS / 2:
             padded = np.full(TRIALS, values.min())
             padded[: len(values)] = values.to_numpy()
-            curves[method] = {count: expected_best(padded, count) for count in counts}
+            curves[method] = {count: expected_best(padded, count) for count in COUNTS}
     return pd.DataFrame(curves).T
 
 
-def split_halves(rows: pd.DataFrame, metric: str = "auroc") -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Each method minus Equal in the findings of the endpoint, on the odd and on the even replicates of `study_rows`; judged,
-    Holm over a method's findings."""
+def split_halves(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Each method minus Equal in the AUROC of the endpoint's findings, on the odd and on the even replicates of
+    `study_rows`; judged, Holm over a method's findings."""
     tasks = [finding for finding in FINDINGS if finding != "Hernia"]
-    chosen = rows[(rows.split == "test") & (rows.metric == metric) & rows.task.isin(tasks)]
+    chosen = rows[(rows.split == "test") & (rows.metric == "auroc") & rows.task.isin(tasks)]
     parts = [paired_differences(chosen[chosen.seed % 2 == rest], "equal", ["phantom", "task"]) for rest in (1, 0)]
     odd, even = (judge_differences(part, ["phantom", "method"]) for part in parts)
     return odd, even
 
 
-def finding_statements(rows: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
+def finding_statements(rows: pd.DataFrame) -> pd.DataFrame:
     """What may be said of single findings: significant on the odd replicates (Holm over a method's findings of the
     endpoint), and on the even ones of the same sign with p below 0.05.
 
@@ -84,7 +84,7 @@ def finding_statements(rows: pd.DataFrame, metric: str = "auroc") -> pd.DataFram
         the odd ones) and holds (on both).
     """
     keys = ["phantom", "method", "task"]
-    odd, even = (half.set_index(keys) for half in split_halves(rows, metric))
+    odd, even = (half.set_index(keys) for half in split_halves(rows))
     even = even.reindex(odd.index)
     claimed = is_significant(odd.p_holm, odd.pairs)
     holds = claimed & (even.p < ALPHA) & (np.sign(even["mean"]) == np.sign(odd["mean"]))
@@ -122,11 +122,11 @@ def luck_in_tuning(main: Path, settings: Path) -> pd.DataFrame:
     return pd.DataFrame({"settings": means.size(), "lowest": low, "highest": high, "range": high - low})
 
 
-def regime_table(tables: Mapping[str, Path], metrics: Sequence[str] = ("auroc", "f1_at_half")) -> pd.DataFrame:
-    """`compare` of several tables of the study, one below the other, in a column `regime`; title -> table."""
+def regime_table(tables: Mapping[str, Path]) -> pd.DataFrame:
+    """`compare` of several tables (title -> table) in AUROC and F1 at 0.5, one below the other, by a column `regime`."""
     parts = [compare(table).assign(regime=title) for title, table in tables.items()]
     table = pd.concat(parts, ignore_index=True)
-    return table[table.metric.isin(metrics)].reset_index(drop=True)
+    return table[table.metric.isin(["auroc", "f1_at_half"])].reset_index(drop=True)
 
 
 def nominate(rows: pd.DataFrame, steps: pd.Series) -> str:

@@ -39,14 +39,6 @@ def friedman(scores: Float[np.ndarray, "k m"], alpha: float = 0.05) -> tuple[Flo
     return ranks, float(p), float(critical * np.sqrt(methods * (methods + 1) / (6 * tasks)))
 
 
-def delta_m(values: Float[np.ndarray, " k"], single: Float[np.ndarray, " k"], higher: bool = True) -> float:
-    """Delta-m: the mean over tasks of the relative gain over single-task networks, in per cent (Maninis et al. 2019,
-    arXiv 1904.08918); tasks undefined in either are left out, NaN if none is left."""
-    gain = (values - single) / single
-    gain = (gain if higher else -gain)[~np.isnan(gain)]
-    return float(100 * gain.mean()) if len(gain) else np.nan
-
-
 def difference_panels(
     summary: pd.DataFrame, metric: str, against: str, tasks: Sequence[str], methods: Sequence[str]
 ) -> Figure:

@@ -82,10 +82,10 @@ def _box(ax: Axes, x: float, y: float, width: float, text: str, face: str, edge:
     ax.text(x + width / 2, y, text, ha="center", va="center", fontsize=9)
 
 
-def draw_montage(data: Splits, seed: int = 0, size: int = 128) -> Figure:
+def draw_montage(data: Splits, seed: int = 0) -> Figure:
     """Of each finding a test image with that finding alone, and two without any.
 
-    The phantom's are those with the strongest sign, drawn again at `size` px with the outline of the truth; of other data
+    The phantom's are those with the strongest sign, drawn again at 128 px with the outline of the truth; of other data
     it is the first. Findings that never occur alone are left out.
     """
     labels = data.test.labels
@@ -97,8 +97,8 @@ def draw_montage(data: Splits, seed: int = 0, size: int = 128) -> Figure:
     chosen = [(pretty(name), r[0]) for name, r in rows.items() if len(r)]
     chosen += [("no finding", row) for row in np.flatnonzero((labels == 0).all(1))[:2]]
     index = np.array([row for _, row in chosen], int)
-    pictures = data.test.images[index] if truth is None else truth.render(size, index)
-    masks = None if truth is None else truth.masks(size, index)
+    pictures = data.test.images[index] if truth is None else truth.render(128, index)
+    masks = None if truth is None else truth.masks(128, index)
     fig, axes = plt.subplots(-(-max(len(chosen), 1) // 4), 4, figsize=(7.6, 2.1 * -(-max(len(chosen), 1) // 4)))
     for ax in axes.flat:
         ax.axis("off")

@@ -106,7 +106,7 @@ def draw_winners(winners: pd.DataFrame) -> Figure:
     return fig
 
 
-def draw_intervals(table: pd.DataFrame, xlabel: str, margin: float = MARGIN, verdicts: bool = False) -> Figure:
+def draw_intervals(table: pd.DataFrame, xlabel: str, verdicts: bool = False) -> Figure:
     """Differences with intervals, a row each under its name, over the band of the margin; full where significant.
 
     Args:
@@ -114,7 +114,7 @@ def draw_intervals(table: pd.DataFrame, xlabel: str, margin: float = MARGIN, ver
         verdicts: Write each row's verdict beside it.
     """
     fig, ax = plt.subplots(figsize=(7.5, 0.8 + 0.29 * len(table)))
-    ax.axvspan(-margin, margin, color=BAND, linewidth=0, zorder=0, label=f"within ±{margin:g}")
+    ax.axvspan(-MARGIN, MARGIN, color=BAND, linewidth=0, zorder=0, label=f"within ±{MARGIN:g}")
     significant = table.verdict.str.contains("higher|lower")
     markers = ["D" if full else "o" for full in significant]
     forest_plot(ax, table, [*table.index], [*table.color], [*significant], markers)

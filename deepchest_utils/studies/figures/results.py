@@ -168,17 +168,14 @@ def rank_plot(ranks: pd.Series, critical: float, findings: int) -> Figure:
     return fig
 
 
-def forests(
-    tables: Mapping[str, pd.DataFrame], methods: Sequence[str], xlabel: str, margin: float | None = MARGIN
-) -> Figure:
+def forests(tables: Mapping[str, pd.DataFrame], methods: Sequence[str], xlabel: str) -> Figure:
     """`method_forest` of several judged tables side by side, the same methods in each; title -> table."""
     size = (9, 1.7 + 0.23 * len(methods))
     fig, axes = plt.subplots(1, len(tables), figsize=size, sharex=True, sharey=True, squeeze=False)
     for ax, (title, table) in zip(axes[0], tables.items(), strict=True):
-        method_forest(ax, table.set_index("method"), methods, "", title, margin=margin)
+        method_forest(ax, table.set_index("method"), methods, "", title)
         ax.locator_params(axis="x", nbins=4)
     fig.supxlabel(xlabel, fontsize=9)
-    family_legend(
-        fig, {method_family(m) for m in methods}, dots=True, margin=margin, loc="outside upper center", ncols=4
-    )
+    families = {method_family(method) for method in methods}
+    family_legend(fig, families, dots=True, margin=MARGIN, loc="outside upper center", ncols=4)
     return fig
