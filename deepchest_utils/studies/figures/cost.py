@@ -13,6 +13,7 @@ from deepchest_utils.paths import PROJECT
 from deepchest_utils.results.labels import BLACK, BLUE, GREEN, GREY, SKY, VERMILION, method_family, method_label
 from deepchest_utils.results.store import read_results
 from deepchest_utils.studies.bench import PLAIN_STEP
+from deepchest_utils.studies.bench.parts import TASKS
 
 COMMITTED = PROJECT / "data" / "results" / "bench.csv"
 KINDS = {  # what a method touches -> colour and marker
@@ -29,7 +30,6 @@ LINES = {  # methods of the figures over the number of tasks -> colour, line, ma
     "pcgrad": (GREEN, "--", "^"),
     "upgrad": (SKY, "--", "o"),
 }
-TASKS = (2, 4, 8, 14, 28, 56)
 
 
 def read_bench(table: str | Path = "committed") -> pd.DataFrame:

@@ -11,6 +11,7 @@ from deepchest_utils.notebook.figures import BAND, save_figure, use_style
 from deepchest_utils.paths import PROJECT
 from deepchest_utils.results.labels import GREY, VERMILION
 from deepchest_utils.results.statistics import MARGIN, judge_differences
+from deepchest_utils.studies.judgement import HEADLINE
 from deepchest_utils.studies.replication import compare
 
 STUDY = {"default": "all drawn anew, default phantom", "nih": "all drawn anew, NIH phantom"}  # phantom -> its row
@@ -21,14 +22,13 @@ TABLES = {  # committed table of one training set -> its row
     "judge_noise": "4,000, a fifth mislabelled",
     "judge_nih": "real radiographs (NIH sample)",
 }
-METRICS = {"auroc": "macro AUROC", "average_precision": "macro average precision"}
 
 
 def macro_differences() -> dict[str, pd.DataFrame]:
     """Each method minus Equal, macro AUROC and AP, judged by `judge_differences`: a table a row of the picture."""
     results = PROJECT / "data" / "results"
     study = compare(results / "study_main.csv").rename(columns={"pairs": "seeds"})
-    tables = {row: study[(study.phantom == phantom) & study.metric.isin(METRICS)] for phantom, row in STUDY.items()}
+    tables = {row: study[(study.phantom == phantom) & study.metric.isin(HEADLINE)] for phantom, row in STUDY.items()}
     for name, row in TABLES.items():
         summary = pd.read_csv(results / f"{name}_summary.csv").query("baseline == 'equal' and task == 'macro'")
         tables[row] = judge_differences(summary, ["metric"])
@@ -39,7 +39,7 @@ def draw() -> Figure:
     """DeepChest with its interval, and the other weightings as dots, against Equal: a row a data set."""
     tables = macro_differences()
     fig, axes = plt.subplots(1, 2, figsize=(8.2, 2.8), sharey=True)
-    for ax, (metric, label) in zip(axes, METRICS.items(), strict=True):
+    for ax, (metric, label) in zip(axes, HEADLINE.items(), strict=True):
         ax.axvspan(-MARGIN, MARGIN, color=BAND, linewidth=0, zorder=0)
         ax.axvline(0, color="black", linewidth=1, linestyle=":")
         for y, table in zip(reversed(range(len(tables))), tables.values(), strict=True):
