@@ -257,9 +257,7 @@ class Notebooks:
 class Data:
     """Load a data set, print its splits, keep the decoded images for later runs."""
 
-    dataset: Positional[str] = (
-        "phantom"  # phantom, nih, chestmnist, csv, chexpert, mimic, padchest, vindr or embeddings
-    )
+    dataset: Positional[str] = "phantom"  # or nih, chestmnist, csv, chexpert, mimic, padchest, vindr, embeddings
     data_root: str | None = None  # folder of its files, or the file of embeddings
     image_size: int = 64  # px, square
     split: str | None = None  # official, patient, a fold such as 2/5, or the data set's default
@@ -294,13 +292,13 @@ class Embed:
 
     def run(self) -> None:
         from deepchest_utils.datasets.embeddings import read_embeddings
-        from deepchest_utils.models.trunks import check_backbone, own_size
+        from deepchest_utils.models.trunks import check_backbone, native_size
         from deepchest_utils.training.embed import embed
 
         values = dict(vars(self))
         out, batch_size = values.pop("out"), values.pop("batch_size")
         check_backbone(self.backbone)
-        values["image_size"] = self.image_size or own_size(self.backbone) or TrainConfig.image_size
+        values["image_size"] = self.image_size or native_size(self.backbone) or TrainConfig.image_size
         table = read_embeddings(embed(TrainConfig(**values), out, batch_size=batch_size))
         print(f"{count_of(len(table.ids), 'image')} with {table.width:,} features each in {table.origin}")
 

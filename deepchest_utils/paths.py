@@ -30,7 +30,7 @@ def raw_dir() -> Path:
     return PROJECT / "data" / "raw" if base_dir() == PROJECT else default_cache_dir() / "raw"
 
 
-def watched() -> bool:
+def is_interactive() -> bool:
     """Whether a person runs this cell, in JupyterLab, VS Code, Colab or another front end.
 
     All of these can be asked for input. papermill, nbconvert and nbclient say with each cell that they cannot, whatever
@@ -59,7 +59,7 @@ def figure_folder(dataset: str, smoke: bool) -> Path:
     rerun = _has_injected_parameters()
     if given := os.environ.get("DEEPCHEST_FIGURES"):
         folder = Path(given)
-    elif dataset == "phantom" and not smoke and not rerun and not watched():
+    elif dataset == "phantom" and not smoke and not rerun and not is_interactive():
         folder = base_dir() / "figures"
     else:
         folder = runs_dir() / "figures" / (dataset + ("-smoke" if smoke else ""))

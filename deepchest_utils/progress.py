@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from deepchest_utils.paths import watched
+from deepchest_utils.paths import is_interactive
 
 T = TypeVar("T")
 command = ""  # the one that `python -m deepchest_utils` runs; else nothing is written to stderr that is no terminal
@@ -23,7 +23,7 @@ def progress(
         logged: In the log of a command, a line for each half minute that it takes.
         options: Of tqdm.
     """
-    if watched():
+    if is_interactive():
         options |= {"file": _Cell(), "ncols": 110, "leave": False, "position": 0}
     elif logged and _logs():
         form = "{desc}: {n_fmt} of {total_fmt}, {elapsed}"
@@ -35,7 +35,7 @@ def progress(
     return tqdm(iterable, title, total, **options)
 
 
-def say(text: str, *commands: str) -> None:
+def log_line(text: str, *commands: str) -> None:
     """Write a line into the log of one of these commands: where its stderr is no terminal, by the first process."""
     if command in commands and _logs() and _first_process():
         print(text, file=sys.stderr, flush=True)

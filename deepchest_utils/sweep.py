@@ -24,7 +24,7 @@ from scipy.stats import qmc
 from deepchest_utils.config import ARCHITECTURES, LOSSES, TrainConfig, check_choice, did_you_mean, split_spec
 from deepchest_utils.datasets import Splits, load_dataset
 from deepchest_utils.files import exclusive_lock
-from deepchest_utils.progress import progress, say
+from deepchest_utils.progress import log_line, progress
 from deepchest_utils.results import store
 from deepchest_utils.results.checkpoint import CHECKPOINT, DAMAGED, PREVIOUS
 from deepchest_utils.results.metrics import CALIBRATION
@@ -231,10 +231,8 @@ def check_data(tables: RunTable, trials: Sequence[Trial]) -> None:
     done = tables.cells[tables.cells.status == "done"].set_index("cell")
     for trial in sorted(trials, key=lambda trial: json.dumps(trial.config.data_options, sort_keys=True)):
         if trial.id in done.index and done.data[trial.id] != data_of(trial.config).fingerprint():
-            run, now = (
-                f"{trial.method} seed {trial.config.seed}",
-                f"{trial.config.dataset} in {trial.config.data_root} now",
-            )
+            run = f"{trial.method} seed {trial.config.seed}"
+            now = f"{trial.config.dataset} in {trial.config.data_root} now"
             raise ValueError(f"{tables.out} has {run} on other data than {now}. Choose another out.")
 
 
@@ -283,7 +281,7 @@ def run_sweep(
             tables.add(result.record, result.rows, result.replicates)
             state = f"{result.trial.method} seed {result.trial.config.seed}: {result.record['status']}"
             bar.set_postfix_str(state)
-            say(f"{done} of {len(trials)}, {state}", "sweep", "localize")
+            log_line(f"{done} of {len(trials)}, {state}", "sweep", "localize")
     return tables
 
 

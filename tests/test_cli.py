@@ -1,7 +1,10 @@
 """`python -m deepchest_utils`: quick to say what it can do, and one clear line when it cannot."""
 
+import dataclasses
+import inspect
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -80,41 +83,24 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"{version('deepchest-utils')}\n"
 
 
-def test_every_field_of_the_configuration_is_an_option_with_its_help(capsys):
-    import dataclasses
-
-    from deepchest_utils import TrainConfig
-
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_shown_with_its_help(name, capsys):
+    """The comment beside its field; a field whose comment is on another line would have none."""
     with pytest.raises(SystemExit):
-        parse(["train", "--help"])
-    shown = capsys.readouterr().out
-    for field in dataclasses.fields(TrainConfig):
-        assert f"--{field.name.replace('_', '-')}" in shown, field.name
-    assert "peak learning rate" in shown
-    assert "--no-augment" in shown
-
-
-def test_every_field_that_a_sweep_can_vary_is_an_option_with_its_help(capsys):
-    import dataclasses
-    import inspect
-    import re
-
-    from deepchest_utils import TrainConfig
-
-    with pytest.raises(SystemExit):
-        parse(["sweep", "--help"])
+        parse([name, "--help"])
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    source = inspect.getsource(TrainConfig)
-    for field in dataclasses.fields(TrainConfig):
-        option = f"--{field.name.replace('_', '-')} "
-        if field.name in ("run_dir", "method_options", "loss_options"):  # the sweep's own, and part of a text
-            assert option not in shown
-            continue
-        (comment,) = re.findall(rf"^    {field.name}: .*  # (.*)", source, re.MULTILINE)
-        assert option in shown, field.name
-        assert " ".join(comment.split()) in shown, field.name
-    for option in ("--out", "--jobs", "--backend", "--scheduler", "--baseline", "--tune", "--lr-from"):
-        assert option in shown
+    fields = {field.name: COMMANDS[name] for field in dataclasses.fields(COMMANDS[name])}
+    if fields.pop("config", None):
+        fields |= {field.name: TrainConfig for field in dataclasses.fields(TrainConfig)}
+        for field in ("run_dir", "method_options", "loss_options") if "lr_from" in fields else ():
+            del fields[field]  # the sweep's own, and part of a text
+            assert f"--{field.replace('_', '-')} " not in shown
+    for field, owner in fields.items():
+        source = "".join(inspect.getsource(base) for base in owner.__mro__[:-1])
+        (comment,) = re.findall(rf"^    {field}: .*  # (.*)", source, re.MULTILINE)
+        assert " ".join(comment.split()) in shown, field
+        assert owner is not TrainConfig or f"--{field.replace('_', '-')}" in shown, field
+    assert ("--no-augment" in shown) == (name == "train")
 
 
 # values

@@ -116,7 +116,7 @@ def test_headless_shows_the_chosen_against_the_first_baseline(summary):
 
 
 def test_every_choice_of_the_controls_can_be_drawn(summary, monkeypatch):
-    monkeypatch.setattr(controls, "watched", lambda: True)
+    monkeypatch.setattr(controls, "is_interactive", lambda: True)
     shown = []
     monkeypatch.setattr("IPython.display.display", lambda item, raw=False: shown.append(item))
     drawn = []

@@ -11,7 +11,7 @@ from torch import nn
 from deepchest_utils import Splits, TrainConfig, train
 from deepchest_utils.explain.predict import load_trained
 from deepchest_utils.models.augment import to_input
-from deepchest_utils.models.trunks import BACKBONES, accept_grey, build_trunk, own_size
+from deepchest_utils.models.trunks import BACKBONES, accept_grey, build_trunk, native_size
 
 PIXELS = torch.randint(0, 256, (2, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -62,9 +62,9 @@ def test_a_network_of_timm_gets_its_own_standardisation(name, features):
 
 
 def test_a_network_of_timm_has_a_size_of_its_own():
-    assert own_size("timm:vit_base_patch14_dinov2.lvd142m") == 518
-    assert own_size("lite0") == own_size("resnet18") == 224
-    assert own_size("resnet18_thin") is None
+    assert native_size("timm:vit_base_patch14_dinov2.lvd142m") == 518
+    assert native_size("lite0") == native_size("resnet18") == 224
+    assert native_size("resnet18_thin") is None
 
 
 class Mean(nn.Module):

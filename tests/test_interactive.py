@@ -28,7 +28,7 @@ def shown(monkeypatch) -> list:
 @pytest.fixture
 def person(monkeypatch) -> Callable[[bool], None]:
     """Whether somebody is there to move sliders."""
-    return lambda there: monkeypatch.setattr(controls, "watched", lambda: there)
+    return lambda there: monkeypatch.setattr(controls, "is_interactive", lambda: there)
 
 
 def draw_into(calls: list):

@@ -84,7 +84,7 @@ def test_what_a_person_draws_stays_out_of_the_committed_figures(ask):
 def test_a_log_has_lines_of_its_command_alone(capsys, monkeypatch):
     for command, expected in (("", ""), ("sweep", ""), ("train", "epoch 1\n")):
         monkeypatch.setattr(progress, "command", command)
-        progress.say("epoch 1", "train")
+        progress.log_line("epoch 1", "train")
         assert capsys.readouterr().err == expected
 
 

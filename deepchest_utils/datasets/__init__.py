@@ -56,10 +56,10 @@ def load_dataset(
         DataError: An argument, a file or a table is not as it should be; the message names it.
     """
     check_choice("dataset", name, DATASETS, DataError)
-    image_size, seed = (check_type(n, int, v, DataError) for n, v in (("image_size", image_size), ("seed", seed)))
-    split, cache_dir = (
-        check_type(n, str | None, v, DataError) for n, v in (("split", split), ("cache_dir", cache_dir))
-    )
+    image_size = check_type("image_size", int, image_size, DataError)
+    seed = check_type("seed", int, seed, DataError)
+    split = check_type("split", str | None, split, DataError)
+    cache_dir = check_type("cache_dir", str | None, cache_dir, DataError)
     if image_size < 16:
         raise DataError(f"image_size should be at least 16 px. Found {image_size}.")
     if seed < 0:

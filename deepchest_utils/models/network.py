@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from deepchest_utils.models.trunks import Backbone, Weights, build_trunk
 
-Shares: TypeAlias = Float[Tensor, " k"] | None  # of positives in training, where they are known
+Prevalence: TypeAlias = Float[Tensor, " k"] | None  # of positives in training, where they are known
 
 
-def prevalence_logit(prevalence: Shares, num_tasks: int) -> Float[Tensor, " k"]:
+def prevalence_logit(prevalence: Prevalence, num_tasks: int) -> Float[Tensor, " k"]:
     """Where the biases of the heads start, (K,): zeros if the prevalence is not known."""
     return torch.zeros(num_tasks) if prevalence is None else torch.logit(prevalence.nan_to_num(0.5), eps=1e-4)
 
@@ -61,7 +61,7 @@ class MultiTaskNet(nn.Module):
         num_tasks: int,
         image_size: int = 64,
         pretrained: Weights = False,
-        prevalence: Shares = None,
+        prevalence: Prevalence = None,
         hidden: int = 0,
         head: str = "linear",
     ):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, adaptive_max_pool2d
 
 from deepchest_utils.config import TrainConfig
-from deepchest_utils.models.network import MultiTaskNet, Shares, prevalence_logit
+from deepchest_utils.models.network import MultiTaskNet, Prevalence, prevalence_logit
 from deepchest_utils.models.trunks import Backbone, Weights, build_trunk
 
 
@@ -37,7 +37,7 @@ class RowNet(nn.Module):
         num_tasks: int,
         image_size: int = 64,
         pretrained: Weights = False,
-        prevalence: Shares = None,
+        prevalence: Prevalence = None,
     ):
         super().__init__()
         built = [build_trunk(backbone, image_size, pretrained) for _ in range(num_tasks if self.trunk_per_task else 1)]
@@ -151,7 +151,7 @@ ARCHITECTURES: dict[str, Callable[..., Network]] = {
 
 
 def build_network(
-    config: TrainConfig, num_tasks: int, image_size: int, pretrained: Weights, prevalence: Shares = None
+    config: TrainConfig, num_tasks: int, image_size: int, pretrained: Weights, prevalence: Prevalence = None
 ) -> Network:
     """The network of a run, with heads that start at `prevalence`, as in `MultiTaskNet`."""
     own: dict[str, Any] = {}

@@ -201,7 +201,7 @@ def check_backbone(name: str) -> None:
         check_choice("backbone", name, [*list_backbones(), "timm:NAME"])
 
 
-def own_size(backbone: str) -> int | None:
+def native_size(backbone: str) -> int | None:
     """The size of the images, px, that an encoder was trained with; None if it does not say."""
     if backbone == LITE:
         return 224
@@ -252,11 +252,9 @@ def _make(backbone: Backbone, image_size: int, pretrained: Weights) -> nn.Module
     check_backbone(backbone)
     if backbone in BACKBONES:
         return BACKBONES[backbone](image_size, pretrained)
-    make, name = (
-        (_timm_trunk, backbone.removeprefix(TIMM)) if backbone.startswith(TIMM) else (_torchvision_trunk, backbone)
-    )
+    make = _timm_trunk if backbone.startswith(TIMM) else _torchvision_trunk
     try:
-        return make(name, image_size, pretrained)
+        return make(backbone.removeprefix(TIMM), image_size, pretrained)
     except ModuleNotFoundError:
         raise
     except (ValueError, RuntimeError, AssertionError, OSError) as error:  # OSError: weights that cannot be downloaded

@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from deepchest_utils.notebook.figures import show_figure, small_png
-from deepchest_utils.paths import watched
+from deepchest_utils.paths import is_interactive
 
 Number = float | int
 Control = tuple[Number, Number, Number, Number] | list[str] | dict[str, bool]
@@ -23,7 +23,7 @@ def explore(draw: Callable[..., Figure], about: Mapping[str, str] | None = None,
     readers of the saved notebook without its kernel, as on GitHub.
     """
     first = draw(**{name: _default(control) for name, control in controls.items()})
-    if not watched():
+    if not is_interactive():
         return first
     import ipywidgets
     from IPython.display import display

@@ -171,10 +171,8 @@ def name_groups(runs: pd.DataFrame, differing: pd.DataFrame) -> list[str]:
     are in which split, not in who they are: a mean over them would look surer than it is.
     """
     # drawn anew: the only seed on its data, which have its number, and not the only run of that kind
-    phantom, same_data = (
-        runs.settings.map(lambda settings: settings["dataset"] == "phantom"),
-        runs.groupby(["key", "data"]),
-    )
+    phantom = runs.settings.map(lambda settings: settings["dataset"] == "phantom")
+    same_data = runs.groupby(["key", "data"])
     drawn_anew = phantom & (runs.seed == runs.data_seed) & (same_data.seed.transform("nunique") == 1)
     drawn_anew &= runs.seed.where(drawn_anew).groupby(runs.key).transform("nunique") > 1
     data_seed = same_data.data_seed.transform("min")  # of official splits it says nothing

@@ -78,13 +78,8 @@ def write_features(out: Path, features: Float[np.ndarray, "n f"], data: Splits, 
     }
     split = np.repeat(np.arange(3, dtype=np.int8), [*map(len, parts)])
     with atomic_write(out) as temporary, open(temporary, "wb") as file:
-        made = {
-            FEATURES: np.ascontiguousarray(features),
-            **of_images,
-            "split": split,
-            "findings": np.array(data.findings),
-        }
-        np.savez(file, allow_pickle=False, **made, **arrays)
+        made = {FEATURES: np.ascontiguousarray(features), **of_images}
+        np.savez(file, allow_pickle=False, **made, split=split, findings=np.array(data.findings), **arrays)
 
 
 def _key_of(out: Path) -> object:
@@ -104,10 +99,8 @@ def _embed_all(config: TrainConfig, data: Splits, part: Path, batch_size: int) -
         trunk, width = build_trunk(config.backbone, config.image_size, config.pretrained)
     shape = (sum(map(len, data.parts.values())), width)
     if not part.exists():
-        with (
-            atomic_write(part) as temporary,
-            open(temporary, "wb") as file,
-        ):  # its size is taken now: no full disk later
+        with atomic_write(part) as temporary, open(temporary, "wb") as file:
+            # its size is taken now: no full disk later
             np.save(file, np.broadcast_to(np.float16(np.nan), shape))
     features: np.memmap = np.load(part, mmap_mode="r+", allow_pickle=False)
     if features.shape != shape or features.dtype != np.float16:

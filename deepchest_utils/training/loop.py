@@ -28,7 +28,7 @@ from deepchest_utils.models.losses import count_known, make_loss
 from deepchest_utils.models.sharing import Network, build_network
 from deepchest_utils.models.trunks import MLP, is_registered
 from deepchest_utils.paths import PROJECT, runs_dir
-from deepchest_utils.progress import progress, say
+from deepchest_utils.progress import log_line, progress
 from deepchest_utils.results import checkpoint, store
 from deepchest_utils.results.metrics import choose_thresholds, fit_calibration, macro, score_tasks
 from deepchest_utils.threads import adapt_threads
@@ -47,9 +47,7 @@ class Run:
     config: TrainConfig
     history: pd.DataFrame  # training and validation of each epoch, with thresholds at the training prevalence
     test: pd.DataFrame  # the test split in the chosen epoch, with thresholds chosen on validation
-    best_epoch: (
-        int  # the chosen epoch, from 1: that with the highest macro AUROC on validation, or the last by `select`
-    )
+    best_epoch: int  # the chosen one, from 1: that with the highest macro AUROC on validation, or the last by `select`
     model: nn.Module  # the network of that epoch
     method: Method  # after the last epoch
     logits: dict[str, np.ndarray]  # "val" and "test" -> (N, K) of the chosen epoch, in the order of the data
@@ -170,7 +168,7 @@ class Loop:
         counts = (self.data.val.labels == 1).sum(0) >= self.config.min_positives
         score, count = macro(np.where(counts, scores["val"]["auroc"], np.nan))
         self.reached = f", loss {macro(scores['train']['loss'])[0]:.4f}, validation macro AUROC {score:.3f}"
-        say(f"epoch {epoch}/{self.config.epochs}{self.reached}", "train")
+        log_line(f"epoch {epoch}/{self.config.epochs}{self.reached}", "train")
         if count == 0:  # no finding has both classes, or positives enough: the loss decides
             score = -macro(scores["val"]["loss"])[0]
         if self.best["model"] is None or self.config.select == "last" or score > self.best["score"]:

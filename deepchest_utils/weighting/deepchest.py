@@ -17,7 +17,7 @@ SIGNALS = ("accuracy", "loss_trend", "relative_loss", "auroc", "balanced_accurac
 
 
 class DeepChest(LossWeighting):
-    """Dynamic, gradient-free task weights.
+    """Dynamic, gradient-free task weights (arXiv 2505.23595).
 
     With scores s_k (higher is better) and tau their mean over the scored tasks:
         s_k < tau:  w_k <- min(step_up * w_k, cap)        otherwise:  w_k <- max(w_k / step_down, floor)
@@ -37,7 +37,10 @@ class DeepChest(LossWeighting):
         normalize: Scale the weights in force to mean 1; the raw ones go on by the rule.
         initial: (K,) raw weights in [floor, cap], or the name of those published for the 14 findings ("resnet",
             "cnnmodel1"); by default ones, cut to the bounds.
-        scores_from: "train" or "val". An argument out of bounds raises ValueError.
+        scores_from: "train" or "val".
+
+    Raises:
+        ValueError: An argument is out of bounds.
     """
 
     _raw_weights: Tensor
