@@ -109,7 +109,7 @@ def test_panels_share_a_scale_that_few_seeds_do_not_set(summary):
 
 
 def test_headless_shows_the_chosen_against_the_first_baseline(summary):
-    fig = explore_differences(summary, TASKS[:4], ["Hernia", "macro"], ["deepchest", "no_such_method"])
+    fig = explore_differences({"phantom": summary}, TASKS[:4], ["Hernia", "macro"], ["deepchest", "no_such_method"])
     assert [ax.get_title() for ax in visible(fig)] == ["Mean of all findings", "Hernia"]
     assert [*dots(visible(fig)[0])] == ["DeepChest"]
     assert "minus that of Equal" in fig.get_supxlabel()
@@ -121,7 +121,7 @@ def test_every_choice_of_the_controls_can_be_drawn(summary, monkeypatch):
     monkeypatch.setattr("IPython.display.display", lambda item, raw=False: shown.append(item))
     drawn = []
     monkeypatch.setattr(plt, "close", drawn.append)
-    assert explore_differences(summary, TASKS[:4], ["Hernia"]) is None
+    assert explore_differences({"phantom": summary}, TASKS[:4], ["Hernia"]) is None
     model = shown[-1]["application/vnd.jupyter.widget-view+json"]["model_id"]
     choices, lists, _ = widget._instances[model].children
     (metric, baseline), (findings, methods) = choices.children, lists.children

@@ -10,6 +10,7 @@ import pytest
 from deepchest_utils.datasets.findings import FINDINGS
 from deepchest_utils.studies import better_rule
 from deepchest_utils.studies.better_rule import (
+    at_one_setting,
     better_rule_bar,
     expected_best,
     finding_statements,
@@ -206,17 +207,26 @@ def test_longer_training_is_compared_at_each_length(tmp_path):
     assert (differences.verdict == "higher").all()
 
 
-def test_luck_in_tuning_is_the_range_of_equal_s_settings(tmp_path):
-    def rows_of(trial):
-        value = 0.8 + trial.config.lr
-        return [{"split": "test", "epoch": 48, "task": ENDPOINT, "metric": "auroc", "value": value}]
+def test_luck_in_tuning_is_the_range_of_equal_s_settings_and_can_be_taken_out(tmp_path):
+    rng = np.random.default_rng(0)
 
-    for name, rates in (("study_main", [0.004]), ("study_settings", [0.002, 0.01])):
-        settings = [{"lr": lr, "weight_decay": 0.1} for lr in rates]
-        trials = [
-            replicate("equal", n, s, data_options=d) for n in MAIN[:FIRST] for d in PHANTOMS.values() for s in settings
-        ]
+    def rows_of(trial):
+        value = 0.8 + trial.config.lr + (0.02 if trial.method == "gls" else 0.0) + rng.normal(0, 1e-5)
+        return [{"split": "test", "epoch": 24, "task": ENDPOINT, "metric": "auroc", "value": value}]
+
+    rates = {"study_main": {"equal": [0.004], "dwa": [0.01], "gls": [0.002], "rlw": [0.03]}}
+    rates["study_settings"] = {"equal": [0.002, 0.01]}
+    for name, methods in rates.items():
+        settings = [(method, {"lr": lr, "weight_decay": 0.1}) for method, of in methods.items() for lr in of]
+        data = [(n, options) for n in MAIN[:FIRST] for options in PHANTOMS.values()]
+        trials = [replicate(m, n, s, data_options=options) for n, options in data for m, s in settings]
         write_sweep(tmp_path / f"{name}.csv", trials, rows_of)
-    found = luck_in_tuning(tmp_path / "study_main.csv", tmp_path / "study_settings.csv")
+    tables = tmp_path / "study_main.csv", tmp_path / "study_settings.csv"
+    found = luck_in_tuning(*tables)
     assert found.settings.tolist() == [3, 3]
-    assert found["range"].tolist() == pytest.approx([0.008, 0.008])
+    assert found["range"].tolist() == pytest.approx([0.008, 0.008], abs=1e-4)
+    judged = {name: table.set_index(["phantom", "method"])["mean"] for name, table in at_one_setting(*tables).items()}
+    assert set(judged["same"].index) == set(judged["own"].index) == {(p, m) for p in PHANTOMS for m in ("dwa", "gls")}
+    assert judged["own"]["nih", "dwa"] == pytest.approx(0.006, abs=1e-4)  # its rate's, and none of its own
+    assert judged["same"]["nih", "dwa"] == pytest.approx(0.0, abs=1e-4)
+    assert judged["same"]["default", "gls"] == pytest.approx(0.02, abs=1e-4)

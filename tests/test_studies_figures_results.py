@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from deepchest_utils.results.statistics import judge_differences
-from deepchest_utils.studies import judgement
+from deepchest_utils.studies import judgement, replication
 from deepchest_utils.studies.figures import results, rule, study
 
 METHODS = ["hedge", "gls", "deepchest", 'mgda(level="features")']
@@ -47,9 +47,10 @@ def test_methods_near_equal_have_a_scale_of_their_own_in_every_column():
 
 
 def test_a_study_of_two_phantoms_has_a_column_a_phantom_and_metric():
-    parts = [table([0.0] * 4, metric=m, phantom=p) for p in ("default", "nih") for m in judgement.HEADLINE]
-    columns = judgement.headline(pd.concat(parts))
+    parts = [table([0.0] * 4, metric=m, baseline="equal", task=replication.ENDPOINT) for m in judgement.HEADLINE]
+    columns = judgement.headline({f"{p} phantom": pd.concat(parts) for p in ("default", "NIH")})
     assert list(columns) == [f"{w}, {p} phantom" for p in ("default", "NIH") for w in judgement.HEADLINE.values()]
+    assert list(judgement.headline({"phantom": pd.concat(parts)})) == list(judgement.HEADLINE.values())
     assert {title: len(part) for title, part in columns.items()} == dict.fromkeys(columns, 4)
     assert results.main_forest(columns).axes[-1].get_xlabel() == "macro average precision\nNIH phantom\nminus Equal's"
 
@@ -149,3 +150,11 @@ def test_the_line_of_proportion_goes_through_points_in_proportion():
     assert fits["start"] == pytest.approx(1)
     line = next(line for line in fig.axes[0].lines if line.get_linestyle() == ":")
     np.testing.assert_allclose(line.get_ydata() / line.get_xdata(), 7)
+
+
+def test_only_methods_far_below_are_named_beside_their_weights():
+    spread = pd.Series({"hedge": 5.0, "gls": 1e6, "deepchest": 4.0})
+    fig = study.weight_spread(spread, pd.Series({"gls": -0.15, "deepchest": -0.014, "hedge": 0.0, "dwa": 0.1}))
+    (ax,) = fig.axes
+    assert {tuple(line.get_xydata()[0]) for line in ax.lines[1:]} == {(5.0, 0.0), (1e6, -0.15), (4.0, -0.014)}
+    assert [text.get_text() for text in ax.texts] == ["GLS"]

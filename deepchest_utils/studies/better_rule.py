@@ -111,15 +111,31 @@ def longer_training(main: Path, curves: Path) -> tuple[pd.DataFrame, pd.DataFram
     return by_epoch, differences, float(equal[2 * BASE["epochs"]] - equal[BASE["epochs"]])
 
 
+def _first_replicates(main: Path, settings: Path) -> pd.DataFrame:
+    """AUROC in the endpoint of all methods, and of Equal with its other settings, in the replicates that all of them have."""
+    rows = pd.concat([study_rows(main), study_rows(settings)], ignore_index=True)
+    rows = rows[(rows.task == ENDPOINT) & (rows.metric == "auroc") & (rows.split == "test")]
+    return rows[rows.seed.isin(list(MAIN[:FIRST])) & (rows.epochs == BASE["epochs"])]
+
+
 def luck_in_tuning(main: Path, settings: Path) -> pd.DataFrame:
     """Equal with all of its last settings, its chosen one among them: a row a phantom with the lowest and the highest mean
     of the endpoint, and their distance. A difference within it is not called a gain of weighting."""
-    rows = pd.concat([study_rows(main), study_rows(settings)], ignore_index=True)
-    rows = rows[(rows.method == "equal") & (rows.task == ENDPOINT) & (rows.metric == "auroc") & (rows.split == "test")]
-    rows = rows[rows.seed.isin(list(MAIN[:FIRST])) & (rows.epochs == BASE["epochs"])]
+    rows = _first_replicates(main, settings).query("method == 'equal'")
     means = rows.groupby(["phantom", "lr", "weight_decay"]).value.mean().groupby("phantom")
     low, high = means.min(), means.max()
     return pd.DataFrame({"settings": means.size(), "lowest": low, "highest": high, "range": high - low})
+
+
+def at_one_setting(main: Path, settings: Path) -> dict[str, pd.DataFrame]:
+    """Each method that has one of Equal's last settings, judged twice on the same replicates: minus Equal with the setting
+    that Equal chose ("own"), and minus Equal with the method's setting ("same")."""
+    rows, pair = _first_replicates(main, settings), ("seed", "lr", "weight_decay")
+    same = paired_differences(rows, "equal", ["phantom"], pair)
+    chosen = study_rows(main).query("method == 'equal'")[["lr", "weight_decay"]].iloc[0]
+    own = rows[(rows.method != "equal") | (rows[["lr", "weight_decay"]] == chosen).all(axis=1)]
+    own = paired_differences(own[own.method.isin(["equal", *same.method])], "equal", ["phantom"])
+    return {name: judge_differences(table, ["phantom"]) for name, table in {"own": own, "same": same}.items()}
 
 
 def regime_table(tables: Mapping[str, Path]) -> pd.DataFrame:

@@ -1,6 +1,7 @@
 """What notebook 04 and the appendix need: ranks, an explorer of differences, what weights follow."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,10 +14,16 @@ from deepchest_utils.notebook.controls import explore
 from deepchest_utils.notebook.figures import method_forest
 from deepchest_utils.results.labels import method_label, method_order, pretty
 from deepchest_utils.results.metrics import METRICS
-from deepchest_utils.results.statistics import BOOTSTRAP_METRICS, GROUPS, ITSELF, judge_differences
+from deepchest_utils.results.statistics import BOOTSTRAP_METRICS, ITSELF, MIN_PAIRS, judge_differences
+from deepchest_utils.studies.replication import ENDPOINT
 
 METRIC_NAMES = {METRICS[name][0]: name for name in BOOTSTRAP_METRICS}
-MEANS = {"mean of all findings": "macro", "mean of the common half": "common", "mean of the rare half": "rare"}
+MEANS = {
+    "mean of all findings": "macro",
+    "mean of all findings but Hernia": ENDPOINT,
+    "mean of the common half": "common",
+    "mean of the rare half": "rare",
+}
 
 
 def friedman(scores: Float[np.ndarray, "k m"], alpha: float = 0.05) -> tuple[Float[np.ndarray, " m"], float, float]:
@@ -48,10 +55,10 @@ def difference_panels(
     choice fills no more of them. A method without a difference keeps an empty row.
     """
     rows = summary[(summary.metric == metric) & (summary.baseline == against)]
-    rows = rows.assign(family=rows.task.where(rows.task.isin(GROUPS), "finding"))
+    rows = rows.assign(family=rows.task.where(rows.task.isin(MEANS.values()), "finding"))
     rows = judge_differences(rows, ["family"])
     seeds = rows.groupby("method").seeds.max().reindex(list(methods))
-    few_seeds = {method: f" ({n:.0f} seeds)" for method, n in seeds.items() if n < rows.seeds.max()}
+    few_seeds = {method: f" ({n:.0f} seeds)" for method, n in seeds.items() if n < MIN_PAIRS}
     labels = [method_label(method) + few_seeds.get(method, "") for method in methods]
     across = min(len(tasks), 3)
     down = -(-len(tasks) // across)
@@ -64,11 +71,11 @@ def difference_panels(
     plt.setp(axes.flat[len(tasks) :], visible=False)
     for ax in axes.flat[len(tasks) - across : len(tasks)]:
         ax.tick_params(labelbottom=True)  # the lowest panel of each column, even where the figure goes on below
-    # the scale is that of the methods with all seeds: an interval of two seeds is ten times as wide, and is cut off
+    # an interval of two seeds is ten times as wide as others, and is cut off
     drawn = rows[rows.task.isin(tasks) & rows.method.isin(methods)]
-    all_seeds = drawn.seeds == drawn.seeds.max()
-    low = min(drawn.low.where(all_seeds, drawn["mean"]).min(), 0.0)
-    high = max(drawn.high.where(all_seeds, drawn["mean"]).max(), 0.0)
+    enough = drawn.seeds >= MIN_PAIRS
+    low = min(drawn.low.where(enough, drawn["mean"]).min(), 0.0)
+    high = max(drawn.high.where(enough, drawn["mean"]).max(), 0.0)
     if np.isfinite(high - low) and low < high:
         axes[0, 0].set_xlim(low - 0.05 * (high - low), high + 0.05 * (high - low))
     name = METRICS[metric][0] if metric in METRICS else metric
@@ -77,26 +84,36 @@ def difference_panels(
 
 
 def explore_differences(
-    summary: pd.DataFrame, findings: Sequence[str], chosen: Sequence[str], methods: Sequence[str] = ()
+    summaries: Mapping[str, pd.DataFrame], findings: Sequence[str], chosen: Sequence[str], methods: Sequence[str] = ()
 ) -> Figure | None:
-    """`difference_panels` of the summary of `compare_methods`, with controls for metric, baseline, tasks and methods.
+    """`difference_panels` with controls for the data, the metric, the baseline, tasks and methods.
 
-    The tasks are the means and the `findings`; those in `chosen` are chosen by default (the means if the data have none of
-    these). So are AUROC, the first baseline and `methods` (all methods if the summary has none of these).
+    Args:
+        summaries: Name of the data -> summary as `compare_methods` makes it. The first is shown first; its baselines,
+            metrics and tasks are those that can be chosen.
+        findings: Those to choose from, beside the means.
+        chosen: Tasks that are shown first; the means if the data have none of these.
+        methods: Methods that are shown first; all if the data have none of these.
     """
+    summary = next(iter(summaries.values()))
     baselines = {method_label(name): name for name in summary.baseline.unique() if name != ITSELF}
     names = {method_label(name): name for name in method_order(summary.method.unique())}
+    metrics = [text for text, name in METRIC_NAMES.items() if name in set(summary.metric)]
     tasks = MEANS | {pretty(finding): finding for finding in findings}
+    tasks = {text: task for text, task in tasks.items() if task in set(summary.task)}
     default = set(methods) & set(names.values()) or set(names.values())
 
-    def draw(metric: str, baseline: str, findings: list[str], methods: list[str]) -> Figure:
+    def draw(metric: str, baseline: str, findings: list[str], methods: list[str], data: str = "") -> Figure:
         columns, lines = [tasks[text] for text in findings], [names[text] for text in methods]
-        return difference_panels(summary, METRIC_NAMES[metric], baselines[baseline], columns, lines)
+        return difference_panels(
+            summaries[data] if data else summary, METRIC_NAMES[metric], baselines[baseline], columns, lines
+        )
 
-    shown = set(chosen) & set(tasks.values()) or set(MEANS.values())
+    shown = set(chosen) & set(tasks.values()) or set(MEANS.values()) & set(tasks.values())
     is_chosen = {text: task in shown for text, task in tasks.items()}
     is_default = {text: name in default for text, name in names.items()}
-    return explore(draw, metric=[*METRIC_NAMES], baseline=[*baselines], findings=is_chosen, methods=is_default)
+    data: dict[str, Any] = {"data": [*summaries]} if len(summaries) > 1 else {}
+    return explore(draw, **data, metric=metrics, baseline=[*baselines], findings=is_chosen, methods=is_default)
 
 
 def rank_correlations(rows: pd.DataFrame, prevalence: pd.Series) -> pd.DataFrame:

@@ -22,6 +22,7 @@ TABLES = {  # committed table of one training set -> its row
     "judge_noise": "4,000, a fifth mislabelled",
     "judge_nih": "real radiographs (NIH sample)",
 }
+LOWEST = -0.07  # left end of the picture
 
 
 def macro_differences() -> dict[str, pd.DataFrame]:
@@ -45,12 +46,15 @@ def draw() -> Figure:
         for y, table in zip(reversed(range(len(tables))), tables.values(), strict=True):
             table = table[table.metric == metric].set_index("method")
             ours, others = table.loc["deepchest"], table.drop(index="deepchest")
-            ax.plot(others["mean"], [y] * len(others), "o", color=GREY, markersize=4, markerfacecolor="white", zorder=4)
+            near = others["mean"][others["mean"] > LOWEST]
+            ax.plot(near, [y] * len(near), "o", color=GREY, markersize=4, markerfacecolor="white", zorder=4)
+            if len(near) < len(others):
+                ax.text(LOWEST, y, f" ← {len(others) - len(near)} more", va="center", fontsize=8, color=GREY)
             ax.hlines(y, ours.low, ours.high, color=VERMILION, linewidth=2.5)
             ax.plot(ours["mean"], y, "D", color=VERMILION, markersize=6)
         ax.set_xlabel(f"{label}, minus Equal's")
         ax.grid(axis="y", visible=False)
-        ax.set_xlim(-0.07, 0.03)
+        ax.set_xlim(LOWEST, 0.03)
         ax.text(-0.012, len(tables) - 0.4, "← worse", ha="right", fontsize=9)
         ax.text(0.012, len(tables) - 0.4, "better →", ha="left", fontsize=9)
         ax.text(0, len(tables) - 0.4, "too small", ha="center", fontsize=9, color="#555555")

@@ -94,3 +94,27 @@ def lengths(curves: pd.DataFrame, differences: pd.DataFrame) -> Figure:
         handles.append(mpl.lines.Line2D([], [], label=method_label(method), color=color, marker=family_marker(method)))
     fig.legend(handles=handles, fontsize=8, ncols=5, loc="outside lower center")
     return fig
+
+
+def weight_spread(spread: pd.Series, differences: pd.Series, named: float = -0.05) -> Figure:
+    """Each method's difference to Equal over the ratio of its largest to its smallest weight; both indexed by method.
+
+    Methods below `named` have their name; those above it lie too close together.
+    """
+    fig, ax = plt.subplots(figsize=(9, 4.4))
+    ax.axhspan(-MARGIN, MARGIN, color=BAND, linewidth=0, zorder=0)
+    ax.axhline(0, color="black", linewidth=1, linestyle=":")
+    methods = [method for method in spread.sort_values().index if method in differences.index]
+    for method in methods:
+        place = spread[method], differences[method]
+        ax.plot(*place, family_marker(method), color=family_color(method), markersize=6)
+        if place[1] < named:
+            ax.annotate(
+                method_label(method), place, xytext=(6, 0), textcoords="offset points", fontsize=7.5, va="center"
+            )
+    ax.set(xscale="log", xlabel="largest / smallest weight in the last epoch", ylabel="macro AUROC minus Equal's")
+    ax.margins(x=0.12)
+    family_legend(
+        fig, {method_family(method) for method in methods}, margin=MARGIN, loc="outside lower center", ncols=4
+    )
+    return fig
