@@ -86,13 +86,21 @@ def test_the_other_methods_are_as_written(anew):
 def test_the_settings_are_as_written(study, drawn):
     settings = drawn.groupby("method")[["lr", "weight_decay"]].first()
     assert settings.loc["deepchest"].equals(settings.loc["equal"])
-    assert f"({settings.lr['prevalence_oracle']} against {settings.lr['equal']})" in SAID
+    means = list[float]()
     for summary in study.values():
         oracle = judgement.macro_differences(summary, "prevalence_oracle")
-        row = oracle[(oracle.method == "deepchest") & (oracle.metric == "auroc")].iloc[0]
-        assert format_interval(row) in SAID
+        means.append(oracle[(oracle.method == "deepchest") & (oracle.metric == "auroc")]["mean"].iloc[0])
+    assert f"on both phantoms, by {means[0]:.3f} and {means[1]:.3f}" in SAID
     curves = better_rule.tuning_curves(RESULTS / "study_tuning.csv").loc["equal"]
     assert f"is worth {curves[16] - curves[1]:.3f} AUROC to Equal" in SAID
+    tables = RESULTS / "study_main.csv", RESULTS / "study_settings.csv"
+    luck = better_rule.luck_in_tuning(*tables)["range"]
+    assert f"spread over {luck['default']:.3f} AUROC on the default phantom and {luck['nih']:.3f} on the NIH" in SAID
+    own, same = (t.set_index(["phantom", "method"])["mean"] for t in better_rule.at_one_setting(*tables).values())
+    shrink = [("nih", "deepchest_loss_trend"), ("nih", PCGRAD), ("default", "dwa"), ("default", "prevalence_oracle")]
+    for place in shrink:
+        assert f"from {own[place]:+.4f} to {same[place]:+.4f}" in SAID
+        assert abs(same[place]) < abs(own[place])
 
 
 def test_claims_of_one_half_hold_on_the_other(drawn, summary):

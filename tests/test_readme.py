@@ -25,6 +25,7 @@ from deepchest_utils.__main__ import main, parse
 from deepchest_utils.datasets import DataWarning
 from deepchest_utils.notebook.runner import find_notebooks, notebook_parameters, results
 from deepchest_utils.results.statistics import judge_differences
+from deepchest_utils.studies.better_rule import luck_in_tuning
 from deepchest_utils.studies.figures.readme import draw, macro_differences
 from deepchest_utils.studies.replication import FAR
 
@@ -141,6 +142,10 @@ def test_rules_far_below_are_as_many_as_written():
     far = (first.high < FAR) & (second.high.reindex(first.index) < FAR)
     assert f"{far.sum()} of {len(first)} rules lie far below Equal on both phantoms" in README
     assert not any(table.verdict.str.startswith("higher").any() for table in (first, second))
+    luck = luck_in_tuning(
+        ROOT / "data" / "results" / "study_main.csv", ROOT / "data" / "results" / "study_settings.csv"
+    )["range"]
+    assert f"settings alone spread over {luck['default']:.3f} and {luck['nih']:.3f} AUROC" in README
 
 
 def test_on_the_nih_sample_the_rule_trains_the_network_of_the_prevalence():

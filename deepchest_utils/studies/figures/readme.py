@@ -22,7 +22,7 @@ TABLES = {  # committed table of one training set -> its row
     "judge_noise": "4,000, a fifth mislabelled",
     "judge_nih": "real radiographs (NIH sample)",
 }
-LOWEST = -0.07  # left end of the picture
+LOWEST = -0.07  # methods further left are counted, not drawn
 
 
 def macro_differences() -> dict[str, pd.DataFrame]:
@@ -49,15 +49,16 @@ def draw() -> Figure:
             near = others["mean"][others["mean"] > LOWEST]
             ax.plot(near, [y] * len(near), "o", color=GREY, markersize=4, markerfacecolor="white", zorder=4)
             if len(near) < len(others):
-                ax.text(LOWEST, y, f" ← {len(others) - len(near)} more", va="center", fontsize=8, color=GREY)
+                ax.text(LOWEST, y, f"← {len(others) - len(near)} more", ha="right", va="center", fontsize=8, color=GREY)
             ax.hlines(y, ours.low, ours.high, color=VERMILION, linewidth=2.5)
             ax.plot(ours["mean"], y, "D", color=VERMILION, markersize=6)
         ax.set_xlabel(f"{label}, minus Equal's")
         ax.grid(axis="y", visible=False)
-        ax.set_xlim(LOWEST, 0.03)
-        ax.text(-0.012, len(tables) - 0.4, "← worse", ha="right", fontsize=9)
-        ax.text(0.012, len(tables) - 0.4, "better →", ha="left", fontsize=9)
-        ax.text(0, len(tables) - 0.4, "too small", ha="center", fontsize=9, color="#555555")
+        ax.set_xlim(LOWEST - 0.03, 0.035)
+        ax.locator_params(axis="x", nbins=5)
+        ax.text(-0.013, len(tables) - 0.4, "← worse", ha="right", fontsize=8)
+        ax.text(0.013, len(tables) - 0.4, "better →", ha="left", fontsize=8)
+        ax.text(0, len(tables) - 0.4, "too small", ha="center", fontsize=7.5, color="#555555")
     axes[0].set_yticks(range(len(tables)), [*reversed(tables)])
     axes[0].set_ylim(-0.5, len(tables) - 0.1)
     axes[1].plot([], [], "D-", color=VERMILION, markersize=6, label="DeepChest, 95% interval")

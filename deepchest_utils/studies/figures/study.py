@@ -105,13 +105,14 @@ def weight_spread(spread: pd.Series, differences: pd.Series, named: float = -0.0
     ax.axhspan(-MARGIN, MARGIN, color=BAND, linewidth=0, zorder=0)
     ax.axhline(0, color="black", linewidth=1, linestyle=":")
     methods = [method for method in spread.sort_values().index if method in differences.index]
-    for method in methods:
+    for method, after in zip(methods, [*methods[1:], None], strict=True):
         place = spread[method], differences[method]
         ax.plot(*place, family_marker(method), color=family_color(method), markersize=6)
         if place[1] < named:
-            ax.annotate(
-                method_label(method), place, xytext=(6, 0), textcoords="offset points", fontsize=7.5, va="center"
-            )
+            crowded = after and spread[after] < 3 * place[0] and abs(differences[after] - place[1]) < 0.02
+            style: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7.5, "va": "center"}
+            style |= {"xytext": (-6, 0), "ha": "right"} if crowded else {"xytext": (6, 0)}
+            ax.annotate(method_label(method), place, **style)
     ax.set(xscale="log", xlabel="largest / smallest weight in the last epoch", ylabel="macro AUROC minus Equal's")
     ax.margins(x=0.12)
     family_legend(
