@@ -215,7 +215,7 @@ def test_luck_in_tuning_is_the_range_of_equal_s_settings_and_can_be_taken_out(tm
         return [{"split": "test", "epoch": 24, "task": ENDPOINT, "metric": "auroc", "value": value}]
 
     rates = {"study_main": {"equal": [0.004], "dwa": [0.01], "gls": [0.002], "rlw": [0.03]}}
-    rates["study_settings"] = {"equal": [0.002, 0.01]}
+    rates["study_settings"] = {"equal": [0.002, 0.01], "dwa": [0.002]}
     for name, methods in rates.items():
         settings = [(method, {"lr": lr, "weight_decay": 0.1}) for method, of in methods.items() for lr in of]
         data = [(n, options) for n in MAIN[:FIRST] for options in PHANTOMS.values()]

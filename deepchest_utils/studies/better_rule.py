@@ -130,9 +130,10 @@ def luck_in_tuning(main: Path, settings: Path) -> pd.DataFrame:
 def at_one_setting(main: Path, settings: Path) -> dict[str, pd.DataFrame]:
     """Each method that has one of Equal's last settings, judged twice on the same replicates: minus Equal with the setting
     that Equal chose ("own"), and minus Equal with the method's setting ("same")."""
-    rows, pair = _first_replicates(main, settings), ("seed", "lr", "weight_decay")
+    rows, pair, tuned = _first_replicates(main, settings), ("seed", "lr", "weight_decay"), study_rows(main)
+    rows = rows[(rows.method == "equal") | rows.cell.isin(tuned.cell)]
     same = paired_differences(rows, "equal", ["phantom"], pair)
-    chosen = study_rows(main).query("method == 'equal'")[["lr", "weight_decay"]].iloc[0]
+    chosen = tuned.query("method == 'equal'")[["lr", "weight_decay"]].iloc[0]
     own = rows[(rows.method != "equal") | (rows[["lr", "weight_decay"]] == chosen).all(axis=1)]
     own = paired_differences(own[own.method.isin(["equal", *same.method])], "equal", ["phantom"])
     return {name: judge_differences(table, ["phantom"]) for name, table in {"own": own, "same": same}.items()}

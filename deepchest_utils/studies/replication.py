@@ -230,14 +230,15 @@ def regimes(out: Path, methods: Sequence[str]) -> Rounds:
 
 
 def curves(out: Path, methods: Sequence[str]) -> Rounds:
-    """Two and four times the epochs; and Equal with other settings that were close: what luck in the choice does."""
+    """Two and four times the epochs; and Equal and DeepChest with Equal's other settings that were close: what luck in the
+    choice does."""
     settings, lengths = tuned(out), (2 * BASE["epochs"], 4 * BASE["epochs"])
     order = [(number, m, epochs) for epochs in lengths for number in MAIN[:FEW] for m in LONGER]
     yield "study_curves", [replicate(m, number, settings[m], epochs=epochs) for number, m, epochs in order]
     close = ranked_settings(out / "study_tuning.csv", SHORT).get("equal", [])[:CLOSE]
-    others = [setting for setting in close if setting != settings["equal"]]
-    data = [(number, options, s) for number in MAIN[:FIRST] for options in PHANTOMS.values() for s in others]
-    yield "study_settings", [replicate("equal", number, s, data_options=options) for number, options, s in data]
+    others = [(m, setting) for m in ("equal", "deepchest") for setting in close if setting != settings[m]]
+    data = [(number, options, m, s) for m, s in others for number in MAIN[:FIRST] for options in PHANTOMS.values()]
+    yield "study_settings", [replicate(m, number, s, data_options=options) for number, options, m, s in data]
 
 
 def rule(out: Path, methods: Sequence[str]) -> Rounds:
