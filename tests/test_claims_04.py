@@ -96,6 +96,10 @@ def test_the_settings_are_as_written(study, drawn):
     tables = RESULTS / "study_main.csv", RESULTS / "study_settings.csv"
     luck = better_rule.luck_in_tuning(*tables)["range"]
     assert f"spread over {luck['default']:.3f} AUROC on the default phantom and {luck['nih']:.3f} on the NIH" in SAID
+    ours = better_rule.at_each_setting(*tables).groupby("phantom")["mean"].agg(["max", "min", "size"])
+    said = [f"by {-row['max']:.3f} to {-row['min']:.3f} on the" for _, row in ours.iterrows()]
+    assert f"each of the four settings: {said[0]} default phantom, {said[1]} NIH phantom" in SAID
+    assert (ours["size"] == 4).all()
     own, same = (t.set_index(["phantom", "method"])["mean"] for t in better_rule.at_one_setting(*tables).values())
     shrink = [("nih", "deepchest_loss_trend"), ("nih", PCGRAD), ("default", "dwa"), ("default", "prevalence_oracle")]
     for place in shrink:

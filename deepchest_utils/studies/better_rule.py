@@ -139,6 +139,15 @@ def at_one_setting(main: Path, settings: Path) -> dict[str, pd.DataFrame]:
     return {name: judge_differences(table, ["phantom"]) for name, table in {"own": own, "same": same}.items()}
 
 
+def at_each_setting(main: Path, settings: Path, method: str = "deepchest") -> pd.DataFrame:
+    """A method minus Equal with each setting that both have, judged: columns phantom, lr, weight_decay and the rest."""
+    rows = _first_replicates(main, settings)
+    differences = paired_differences(
+        rows[rows.method.isin(["equal", method])], "equal", ["phantom", "lr", "weight_decay"]
+    )
+    return judge_differences(differences, ["phantom"])
+
+
 def regime_table(tables: Mapping[str, Path]) -> pd.DataFrame:
     """`compare` of several tables (title -> table) in AUROC and F1 at 0.5, one below the other, by a column `regime`."""
     parts = [compare(table).assign(regime=title) for title, table in tables.items()]
