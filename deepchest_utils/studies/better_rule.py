@@ -112,8 +112,9 @@ def longer_training(main: Path, curves: Path) -> tuple[pd.DataFrame, pd.DataFram
 
 
 def _first_replicates(main: Path, settings: Path) -> pd.DataFrame:
-    """AUROC in the endpoint of all methods, and of Equal with its other settings, in the replicates that all of them have."""
-    rows = pd.concat([study_rows(main), study_rows(settings)], ignore_index=True)
+    """AUROC in the endpoint, in the replicates that all methods have; `chosen` tells the tuned settings from the others."""
+    parts = [study_rows(main).assign(chosen=True), study_rows(settings).assign(chosen=False)]
+    rows = pd.concat(parts, ignore_index=True)
     rows = rows[(rows.task == ENDPOINT) & (rows.metric == "auroc") & (rows.split == "test")]
     return rows[rows.seed.isin(list(MAIN[:FIRST])) & (rows.epochs == BASE["epochs"])]
 
@@ -130,12 +131,10 @@ def luck_in_tuning(main: Path, settings: Path) -> pd.DataFrame:
 def at_one_setting(main: Path, settings: Path) -> dict[str, pd.DataFrame]:
     """Each method that has one of Equal's last settings, judged twice on the same replicates: minus Equal with the setting
     that Equal chose ("own"), and minus Equal with the method's setting ("same")."""
-    rows, pair, tuned = _first_replicates(main, settings), ("seed", "lr", "weight_decay"), study_rows(main)
-    rows = rows[(rows.method == "equal") | rows.cell.isin(tuned.cell)]
-    same = paired_differences(rows, "equal", ["phantom"], pair)
-    chosen = tuned.query("method == 'equal'")[["lr", "weight_decay"]].iloc[0]
-    own = rows[(rows.method != "equal") | (rows[["lr", "weight_decay"]] == chosen).all(axis=1)]
-    own = paired_differences(own[own.method.isin(["equal", *same.method])], "equal", ["phantom"])
+    rows = _first_replicates(main, settings)
+    rows = rows[(rows.method == "equal") | rows.chosen]
+    same = paired_differences(rows, "equal", ["phantom"], ("seed", "lr", "weight_decay"))
+    own = paired_differences(rows[rows.chosen & rows.method.isin(["equal", *same.method])], "equal", ["phantom"])
     return {name: judge_differences(table, ["phantom"]) for name, table in {"own": own, "same": same}.items()}
 
 

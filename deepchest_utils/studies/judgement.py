@@ -9,7 +9,7 @@ from deepchest_utils.datasets.findings import FINDINGS
 from deepchest_utils.results.labels import method_family, method_label
 from deepchest_utils.results.metrics import METRICS
 from deepchest_utils.results.statistics import GROUPS, format_interval, judge_differences, paired_differences
-from deepchest_utils.studies.replication import ENDPOINT, compare
+from deepchest_utils.studies.replication import ENDPOINT, study_rows
 
 HEADLINE = {"auroc": "macro AUROC", "average_precision": "macro average precision"}
 
@@ -21,8 +21,9 @@ def is_one_net(method: str) -> bool:
 
 def study_summaries(table: Path, baselines: Sequence[str] = ("equal",)) -> dict[str, pd.DataFrame]:
     """The summary of `compare_methods` for each phantom of the study, by title: the unit, its `seeds`, is the replicate."""
-    by, tasks = ("phantom", "metric", "task"), [ENDPOINT, *FINDINGS]
-    parts = [compare(table, by, name, tasks).assign(baseline=name) for name in baselines]
+    rows, by = study_rows(table), ["phantom", "metric", "task"]
+    rows = rows[(rows.split == "test") & rows.task.isin([ENDPOINT, *FINDINGS])]
+    parts = [judge_differences(paired_differences(rows, name, by), by).assign(baseline=name) for name in baselines]
     both = pd.concat(parts, ignore_index=True).rename(columns={"pairs": "seeds"})
     titles = {"default": "default phantom", "nih": "NIH phantom"}
     return {title: both[both.phantom == phantom].drop(columns="phantom") for phantom, title in titles.items()}

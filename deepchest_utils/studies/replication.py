@@ -143,15 +143,10 @@ def study_rows(table: Path) -> pd.DataFrame:
 
 
 def compare(
-    table: Path,
-    by: Sequence[str] = ("phantom", "num_train", "metric"),
-    baseline: str = "equal",
-    tasks: Sequence[str] = (ENDPOINT,),
+    table: Path, by: Sequence[str] = ("phantom", "num_train", "metric"), baseline: str = "equal"
 ) -> pd.DataFrame:
-    """Each method minus a baseline in the endpoint or in other `tasks`, paired by replicate and judged; Holm over the methods
-    within the columns `by`."""
-    rows = study_rows(table)
-    rows = rows[(rows.split == "test") & rows.task.isin(tasks)]
+    """Each method minus a baseline in the endpoint, paired by replicate and judged; Holm over the methods."""
+    rows = study_rows(table).query(f"split == 'test' and task == '{ENDPOINT}'")
     return judge_differences(paired_differences(rows, baseline, by), by)
 
 
