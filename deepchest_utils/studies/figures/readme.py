@@ -10,11 +10,10 @@ from matplotlib.figure import Figure
 from deepchest_utils.notebook.figures import BAND, save_figure, use_style
 from deepchest_utils.paths import PROJECT
 from deepchest_utils.results.labels import GREY, VERMILION
-from deepchest_utils.results.statistics import MARGIN, judge_differences
-from deepchest_utils.studies.judgement import HEADLINE
-from deepchest_utils.studies.replication import compare
+from deepchest_utils.results.statistics import MARGIN
+from deepchest_utils.studies import judgement
 
-STUDY = {"default": "all drawn anew, default phantom", "nih": "all drawn anew, NIH phantom"}  # phantom -> its row
+STUDY = ("all drawn anew, default phantom", "all drawn anew, NIH phantom")
 TABLES = {  # committed table of one training set -> its row
     "judge_1000": "1,000 drawn images",
     "judge_4000": "4,000 drawn images",
@@ -26,21 +25,18 @@ LOWEST = -0.07  # methods further left are counted, not drawn
 
 
 def macro_differences() -> dict[str, pd.DataFrame]:
-    """Each method minus Equal, macro AUROC and AP, judged by `judge_differences`: a table a row of the picture."""
+    """Each method minus Equal, macro AUROC and AP, by `judgement.macro_differences`: a table a row of the picture."""
     results = PROJECT / "data" / "results"
-    study = compare(results / "study_main.csv").rename(columns={"pairs": "seeds"})
-    tables = {row: study[(study.phantom == phantom) & study.metric.isin(HEADLINE)] for phantom, row in STUDY.items()}
-    for name, row in TABLES.items():
-        summary = pd.read_csv(results / f"{name}_summary.csv").query("baseline == 'equal' and task == 'macro'")
-        tables[row] = judge_differences(summary, ["metric"])
-    return tables
+    summaries = dict(zip(STUDY, judgement.study_summaries(results / "study_main.csv").values(), strict=True))
+    summaries |= {row: pd.read_csv(results / f"{name}_summary.csv") for name, row in TABLES.items()}
+    return {row: judgement.macro_differences(summary) for row, summary in summaries.items()}
 
 
 def draw() -> Figure:
     """DeepChest with its interval, and the other weightings as dots, against Equal: a row a data set."""
     tables = macro_differences()
     fig, axes = plt.subplots(1, 2, figsize=(8.2, 2.8), sharey=True)
-    for ax, (metric, label) in zip(axes, HEADLINE.items(), strict=True):
+    for ax, (metric, label) in zip(axes, judgement.HEADLINE.items(), strict=True):
         ax.axvspan(-MARGIN, MARGIN, color=BAND, linewidth=0, zorder=0)
         ax.axvline(0, color="black", linewidth=1, linestyle=":")
         for y, table in zip(reversed(range(len(tables))), tables.values(), strict=True):
