@@ -158,3 +158,8 @@ def test_only_methods_far_below_are_named_beside_their_weights():
     (ax,) = fig.axes
     assert {tuple(line.get_xydata()[0]) for line in ax.lines[1:]} == {(5.0, 0.0), (1e6, -0.15), (4.0, -0.014)}
     assert [text.get_text() for text in ax.texts] == ["GLS"]
+
+
+def test_one_finding_has_no_ratio_of_weights_and_an_empty_picture():
+    fig = study.weight_spread(pd.Series(dtype=float), pd.Series({"hedge": 0.0}))
+    assert len(fig.axes[0].lines) == 1  # the line at zero

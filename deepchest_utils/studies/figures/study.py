@@ -1,6 +1,7 @@
 """Figures of the study's tables: what tuning is worth, regimes, and longer training."""
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 import matplotlib as mpl
@@ -105,7 +106,7 @@ def weight_spread(spread: pd.Series, differences: pd.Series, named: float = -0.0
     ax.axhspan(-MARGIN, MARGIN, color=BAND, linewidth=0, zorder=0)
     ax.axhline(0, color="black", linewidth=1, linestyle=":")
     methods = [method for method in spread.sort_values().index if method in differences.index]
-    for method, after in zip(methods, [*methods[1:], None], strict=True):
+    for method, after in zip_longest(methods, methods[1:]):
         place = spread[method], differences[method]
         ax.plot(*place, family_marker(method), color=family_color(method), markersize=6)
         if place[1] < named:
