@@ -38,6 +38,8 @@ from deepchest_utils.studies.bench.steps import (
     plain_epoch,
 )
 from deepchest_utils.studies.bench.timing import describe, measure, time_interleaved
+from deepchest_utils.studies.better_rule import SEES_SCORES
+from deepchest_utils.studies.replication import METHODS as STUDIED
 from deepchest_utils.threads import INTERVAL, adapt_threads
 from deepchest_utils.training.setup import epoch_shape, resolve_device
 from deepchest_utils.weighting import METHODS
@@ -202,7 +204,8 @@ def all_parts(device: str, rng: Generator) -> dict[str, Callable[[], pd.DataFram
         parts[f"loop {backbone}"] = partial(loop, of_backbone, num_train=num_train, rounds=rounds // 10)
         parts[f"setting {backbone}"] = partial(bench_settings, setup, rounds=100, rng=rng, budget=45.0)
         parts[f"close memory {backbone}"] = partial(bench_memory, setup, NEAREST, repeats=5)
-    parts["close candidates"] = partial(steps, default, (*NEAREST, "hedge"), rounds=800)
+    cheap = [method for method in STUDIED if method_family(method) in SEES_SCORES]
+    parts["close candidates"] = partial(steps, default, ("equal", *cheap), rounds=300)
     parts["flat"] = partial(bench_flat, default, tasks=(2, 56), method="deepchest", rounds=800, rng=rng)
     parts["start"] = partial(bench_starts, rounds=30, rng=rng)
     parts["input"] = partial(bench_inputs, rounds=25, rng=rng, num_pngs=256)
