@@ -79,7 +79,7 @@ def test_the_strongest_pair_is_shown_and_not_hatched(pairs):
     best = pairs.loc["Pneumonia, Edema"]
     assert pairs.loc[pairs.p_holm < 0.05, "lift"].idxmax() == best.name
     assert not drawn.is_vague(pairs)[best.name]
-    words = f"would be {best.expected:.1f} images by chance and is {best.images:.0f}, so its lift of {best.lift:.1f}"
+    words = f"would be {best.expected:.1f} images by chance and is {best.images:.0f}. Its lift of {best.lift:.1f}"
     assert words in SAID
     assert f"NIH has {best['lift in NIH']:.1f}" in SAID
     assert f"Holm's correction for {len(pairs)} pairs" in SAID

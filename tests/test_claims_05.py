@@ -44,7 +44,7 @@ def test_findings_above_each_guess_are_those_that_the_text_names():
         for name in ("usual place", "centre", "random")
     }
     assert set(above["usual place"]) == {"Consolidation", "Mass", "Nodule"}
-    assert "only for Consolidation, Mass and Nodule is looking better" in SAID
+    assert "Looking is better only for Consolidation, Mass and Nodule" in SAID
     assert len(above["centre"]) == 10
     assert len(above["random"]) == 12
     assert "beat the centre for ten of the fourteen findings, and random maps for twelve" in SAID
