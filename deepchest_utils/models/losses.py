@@ -124,7 +124,7 @@ class BCE(Loss):
 
 
 class Balanced(Loss):
-    """W-CEL, of the paper that NIH's images came with (Wang et al. 2017, arXiv 1705.02315):
+    """W-CEL, of the paper that NIH's images came with (Wang et al. 2017, arXiv 1705.02315, equation 1):
     beta_P = (P + N) / P times the cross-entropy of a positive, beta_N = (P + N) / N times that of a negative.
 
     Args:
@@ -183,8 +183,8 @@ class Focal(Loss):
 
 class Asymmetric(Loss):
     """ASL (Ridnik et al. 2021, arXiv 2009.14119): -(1 - p)^gamma_pos log p for a positive, -(p_m)^gamma_neg log(1 - p_m)
-    for a negative, with p_m = max(p - margin, 0). The focusing factors have a gradient, as in the paper's equations; an option
-    of the authors' code stops it. Defaults are those of their training.
+    for a negative, with p_m = max(p - margin, 0). Defaults are those of the authors' training. It stops the gradient of the
+    focusing factors, by an option of their code. Here they have one, as the paper's equations say.
 
     Args:
         gamma_neg, gamma_pos: At least 0.
@@ -247,12 +247,12 @@ class LDAM(Loss):
     It is the cross-entropy of z - s Delta_1 for a positive and of z + s Delta_0 for a negative, with the network's
     output z. Delta_j = C / n_j^(1/4) for a class of n_j training labels; C makes the largest of all max_margin.
     The paper also bounds z / s to [-1, 1] by normalising features and weights, which is not done here. In the last
-    epochs each class is weighed by (1 - beta) / (1 - beta^n_j) (Cui et al. 2019), scaled to mean 1 over the finding's
-    training labels, so that the loss keeps its size.
+    epochs each class is weighed by (1 - beta) / (1 - beta^n_j) (Cui et al. 2019), as in the authors' code; algorithm 1 has
+    1 / n_j. Scaled to mean 1 over the finding's training labels, the loss keeps its size. Defaults are those of the code.
 
     Args:
         max_margin, scale: Greater than 0; scale is s.
-        defer: In [0, 1], the share of the epochs before re-weighting begins; 160 of 200 in the paper. 1 is never.
+        defer: In [0, 1], the share of the epochs before re-weighting begins; 160 of 200 in the code. 1 is never.
         beta: In [0, 1).
     """
 

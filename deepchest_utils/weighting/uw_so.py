@@ -14,9 +14,9 @@ class UWSO(Scalarization):
         sum_k w_k L_k,    w = K softmax_k((1 / L_k) / T),    L_k in the weight without gradient, plus 1e-8.
     The paper's weights have sum 1; here equal ones are ones. K and the softmax are those of the tasks in the batch.
 
-    The paper tunes T > 0 for each data set. For a finding of one in 300, 1 / L_k is about 50 at the start, and 300 in a
-    batch without it. At T = 1 this finding then has all the weight; at T = 100, the default, it has 20 times as much
-    as a common one. That drives its loss towards 0, and 1 / L_k has no bound: watch the weights."""
+    T > 0 is to be tuned for the data; the default is ours. For a finding of one in 300, 1 / L_k is about 50 at the start,
+    and 300 in a batch without it. At T = 1, as in published code, this finding then has all the weight; at T = 100, it has
+    20 times as much as a common one. That drives its loss towards 0, and 1 / L_k has no bound: watch the weights."""
 
     def __init__(self, num_tasks: int, temperature: float = 100.0):
         super().__init__(num_tasks)
