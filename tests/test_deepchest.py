@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from deepchest_utils import FINDINGS, DeepChest, EpochReport
 from deepchest_utils.datasets.findings import NIH_PREVALENCE
@@ -363,6 +364,19 @@ def test_state_dict_continues_as_if_never_stopped(signal):
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(second.state_dict()[name], value, rtol=0, atol=0, equal_nan=True)
     assert not torch.equal(whole.raw_weights, first.raw_weights)
+
+
+@pytest.mark.parametrize("value", [NAN, math.inf, -1.0])
+def test_state_of_weights_that_are_none_is_refused_alone_and_within_a_model(value):
+    w = DeepChest(3)
+    model = nn.ModuleDict({"net": nn.Linear(2, 3), "weighting": w})
+    for module in (w, model):
+        state = module.state_dict()
+        state[next(name for name in state if name.endswith("_raw_weights"))] = torch.tensor([1.0, value, 1.2])
+        said = rf"raw_weights of DeepChest should be finite and not negative in a state to load\. Found \[{value}\]\."
+        with pytest.raises(ValueError, match=said):
+            module.load_state_dict(state)
+    assert w.weights.tolist() == [1, 1, 1]
 
 
 # errors

@@ -1,6 +1,7 @@
 """Every method by name: the laws that all of them obey, and one method over another."""
 
 import io
+import re
 from itertools import combinations
 
 import numpy as np
@@ -235,6 +236,86 @@ def test_resumed_method_equals_the_uninterrupted(name, cut):
     torch.manual_seed(0)
     for a, b in zip(resumed, one_step(whole), strict=True):
         assert torch.equal(a, b)
+
+
+# names of buffers that may hold NaN for "not yet known", and of those and of parameters that may be below 0
+UNKNOWN = {"first_loss", "previous", "previous_loss", "kappa", "nadir", "base", "running", "start"}
+SIGNED = {"_used", "xi", "mean", "logits", "log_variance", "log_scale", "v", "_phi_t", "prvs_alpha"}
+
+
+def spoilt(state: dict):
+    """(name, number, copy of the state with this number in it), for each tensor that can hold it."""
+    for key, kept in state.items():
+        for name in kept if isinstance(kept, dict) else [None]:
+            tensor = torch.as_tensor(kept if name is None else kept[name])
+            for value in (torch.nan, torch.inf, -torch.inf, -1.0) if tensor.is_floating_point() else (-1.0,):
+                if tensor.dtype != torch.bool and name != "step":  # a count of NashMTL's
+                    bad = tensor.clone()
+                    bad.view(-1)[-1] = value
+                    yield name or key.split(".")[-1], value, {**state, key: {**kept, name: bad} if name else bad}
+
+
+@pytest.mark.parametrize("name", [*CASES, "dwa+famo", "deepchest+dtp"])
+def test_state_that_no_training_leaves_is_refused_and_not_taken_over(name):
+    method, other = make(name), make(name)
+    train_on(method, random_reports(2))
+    state = {key: {**kept} if isinstance(kept, dict) else kept.clone() for key, kept in method.state_dict().items()}
+    tensors = {key: kept for key, kept in state.items() if not isinstance(kept, dict)}
+    for where, value, bad in spoilt(state):
+        if where in {"nan": UNKNOWN, "inf": {"lowest"}, "-inf": set(), "-1.0": SIGNED}[str(value)]:
+            other.load_state_dict(bad)
+            continue
+        with pytest.raises(ValueError, match=r"^\w+.* should be finite.* in a state to load\. Found \[[^\n]*\Z"):
+            method.load_state_dict(bad)
+        for key, kept in tensors.items():
+            torch.testing.assert_close(method.state_dict()[key], kept, rtol=0, atol=0, equal_nan=True)
+    method.load_state_dict(state)
+
+
+@pytest.mark.parametrize("name", ["gradvac", "nash_mtl", "excess_mtl"])
+def test_memory_for_another_number_of_tasks_is_refused(name):
+    here, there = make(name), make(name, range(K - 1))
+    train_on(there, random_reports(2, k=K - 1))
+    with pytest.raises(ValueError, match=rf"should begin with shape \({K},.*Found \({K - 1},"):
+        here.set_extra_state(there.get_extra_state())
+
+
+def test_state_of_a_class_from_elsewhere_is_its_own_affair():
+    class Scores(Equal):
+        def __init__(self, num_tasks: int):
+            super().__init__(num_tasks)
+            self.register_buffer("scores", torch.zeros(num_tasks))
+
+    method = Scores(K)
+    method.load_state_dict({**method.state_dict(), "scores": torch.tensor([-1.0, torch.nan, torch.inf, 1])})
+    assert method.scores.tolist()[0] == -1
+
+
+NEEDED = {  # what a report must have: the score, and of which split
+    **dict.fromkeys(("dwa", "stch", "igb", "hedge", "deepchest_loss_trend"), ("loss", "train")),
+    **dict.fromkeys(("deepchest", "dtp", "amtl"), ("accuracy", "train")),
+    **{f"deepchest_{score}": (score, "train") for score in ("auroc", "balanced_accuracy")},
+    "deepchest_relative_loss": ("loss", "train"),
+    "val_discount": ("loss", "val"),
+    "deepchest(scores_from='val')": ("accuracy", "val"),
+    "dtp(signal='auroc', scores_from='val')": ("auroc", "val"),
+}
+
+
+@pytest.mark.parametrize("name", [*METHODS, *(spec for spec in NEEDED if "(" in spec)])
+def test_report_without_the_score_that_a_method_learns_from_is_one_clear_line(name):
+    method, other = make(name), {"sensitivity": torch.ones(K)}
+    start = method.weights.clone()
+    reports = [EpochReport(epoch, PREVALENCE, other, other) for epoch in (1, 2)]
+    if name not in NEEDED:
+        for report in reports:
+            method.end_epoch(report)
+        return
+    score, split = NEEDED[name]
+    said = f"EpochReport should have {split}={{'{score}': scores}} for {type(method).__name__}. Found 'sensitivity'."
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+        any(method.end_epoch(report) for report in reports)
+    assert torch.equal(method.weights, start)
 
 
 def test_no_two_methods_are_the_same():

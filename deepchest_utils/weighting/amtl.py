@@ -18,8 +18,9 @@ class AMTL(Scalarization):
     authors' code (Achievement-based-MTL, `accuracy_based.py`). The weighted geometric mean of the losses,
         prod_k L_k^w_k,    w = softmax_k((1 - kappa_k / ((1 + margin) p_k))^gamma) over the tasks in the batch,
     with kappa_k the running mean of the task's score, as DTP has it, and p_k its potential: the score of a network that
-    learns this task alone. Their ratio, the achievement, counts as 1 above 1. A task without a score has the mean of
-    the others' (...)^gamma; before the first score all weights are equal.
+    learns this task alone. Defaults are those of that code. There the (...)^gamma goes on above the potential; here the
+    achievement, kappa_k over (1 + margin) p_k, counts as 1 above 1. A task without a score has the mean of the others'
+    (...)^gamma; before the first score all weights are equal.
 
     With the accuracy as score it cancels prevalence. If p_k is the accuracy of a constant answer, as it nearly is for
     rare findings, such an answer has achievement 1 / (1 + margin) in every task. Little is left to weigh: the softmax
@@ -87,4 +88,4 @@ class AMTL(Scalarization):
 
     def end_epoch(self, report: EpochReport) -> None:
         super().end_epoch(report)
-        self.score.update(report)
+        self.score.update(report, self)

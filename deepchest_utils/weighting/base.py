@@ -41,6 +41,7 @@ class EpochReport:
     constant_loss: Float[Tensor, " k"] | None = None
 
     def __post_init__(self) -> None:
+        check_options("be at least 1", epoch=self.epoch)
         shape = tuple(self.prevalence.shape)
         for split, scores in (("train", self.train), ("val", self.val)):
             for name, values in scores.items():
@@ -48,10 +49,18 @@ class EpochReport:
                     wanted = f"be a tensor of the shape of prevalence, {shape}"
                     raise ValueError(f"{split}[{name!r}] should {wanted}. Found {' '.join(repr(values).splitlines())}.")
 
-    def relative_loss(self, source: str = "train") -> Float[Tensor, " k"]:
+    def score(self, name: str, source: str = "train", learner: object = None) -> Float[Tensor, " k"]:
+        """(K,) scores by their name, on "train" or "val". ValueError without them, which names the `learner` that asks."""
+        scores = self.train if source == "train" else self.val
+        if name not in scores:
+            who, found = type(learner).__name__ if learner else "relative_loss", ", ".join(map(repr, scores)) or "none"
+            raise ValueError(f"EpochReport should have {source}={{{name!r}: scores}} for {who}. Found {found}.")
+        return scores[name]
+
+    def relative_loss(self, source: str = "train", learner: object = None) -> Float[Tensor, " k"]:
         """L_k / H_k, (K,) float64: the loss of "train" or "val" over a constant's best loss, `constant_loss`. About 1 if
         nothing is learned, 0 if all is; NaN without a loss, or with one class only."""
-        loss = (self.train if source == "train" else self.val)["loss"].double()
+        loss = self.score("loss", source, learner).double()
         constant = prevalence_entropy(self.prevalence.to(loss)) if self.constant_loss is None else self.constant_loss
         return torch.where(constant > 0, loss / constant, torch.nan)
 
@@ -75,7 +84,43 @@ def noting_arguments(init: Callable[..., None]) -> Callable[..., None]:
     return noting
 
 
-class Method(nn.Module):
+def check_state(
+    what: str, value: Tensor, shape: tuple[int, ...] = (), signed: bool = False, start: Tensor | None = None
+) -> Tensor:
+    """The value of a state to load; ValueError unless it begins with this shape and has numbers that training leaves: finite,
+    and not negative unless `signed`. NaN or infinity passes if the `start` is it: it means "not known yet"."""
+    if value.shape[: len(shape)] != shape:
+        raise ValueError(f"{what} should begin with shape {shape} in a state to load. Found {tuple(value.shape)}.")
+    good = value.isfinite() & (signed | (value >= 0))
+    if start is not None:
+        good |= value.isnan() & start.isnan() | (value == torch.inf) & (start == torch.inf)
+    if not good.all():
+        wanted, found = "finite" if signed else "finite and not negative", value[~good][:5].tolist()
+        raise ValueError(f"{what} should be {wanted} in a state to load. Found {found}. Load another, or start anew.")
+    return value
+
+
+class Stateful(nn.Module):
+    """A module that refuses a state with numbers that no training leaves, by `check_state`, before it takes it over.
+    Parameters and the buffers named in `signed` may be negative. A buffer that may be "not known yet" starts so for all
+    tasks. Classes from outside this package take any state."""
+
+    signed: tuple[str, ...] = ()
+
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        super().register_buffer(name, tensor, persistent)
+        vars(self).setdefault("_starts", {})[name] = None if tensor is None else tensor.flatten()[:1].sum()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        ours = type(self).__module__.startswith("deepchest_utils.")
+        for name in (*self._parameters, *self._buffers):
+            if ours and isinstance(value := state_dict.get(prefix + name), Tensor):
+                signed, what = name in self._parameters or name in self.signed, f"{name} of {type(self).__name__}"
+                check_state(what.lstrip("_"), value, (), signed, vars(self).get("_starts", {}).get(name))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+class Method(Stateful):
     """A way to train K tasks together. Buffers and parameters are its state.
 
     The optimiser trains its parameters beside the network's, without weight decay. `needs_losses_after_step` asks the
@@ -83,6 +128,8 @@ class Method(nn.Module):
     """
 
     needs_losses_after_step = False
+    gradient_scale: Tensor | float = 1.0  # of fp16: the loop sets it, and divides the step by it
+    signed: tuple[str, ...] = ("_used",)
 
     if TYPE_CHECKING:  # to mypy, what is registered is a tensor
 
@@ -162,10 +209,8 @@ class Method(nn.Module):
         """ValueError for a loss below 0, for a method whose formula has no sense there. Not on an accelerator, where a
         check would have each step wait for the device; there a logarithm becomes NaN, and other formulas go on."""
         if losses.device.type == "cpu" and not torch.compiler.is_compiling() and (losses < 0).any():
-            found = losses.detach().tolist()
-            raise ValueError(
-                f"{type(self).__name__} needs losses that are not negative, by its formula. Found {found}."
-            )
+            name, found = type(self).__name__, losses.detach().tolist()
+            raise ValueError(f"{name} needs losses that are not negative, by its formula. Found {found}.")
 
     def after_step(self, losses: Float[Tensor, " k"]) -> None:
         """Called with the losses of the same batch after the optimiser's step, without gradient."""

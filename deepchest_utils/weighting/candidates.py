@@ -20,7 +20,7 @@ class Hedge(LossWeighting):
     [floor, (1 - floor) K + floor]. A task without a loss in an epoch gains what the mean of the others does. eta > 0 is
     the rate, and the floor, in [0, 1], the share of equal weighting.
 
-    Regret (their theorem 2, for gains in [0, 1]) over T epochs, whatever the losses do; a floor adds floor * T at most:
+    Regret (gains in [0, 1], by Hoeffding's lemma) over T epochs, whatever the losses do; a floor adds floor * T at most:
         max_k sum_t r_k(t) - sum_t sum_k (w_k(t) / K) r_k(t) <= log(K) / eta + eta T / 8.
     It bounds the relative loss of the task furthest behind, and says nothing of the mean over tasks."""
 
@@ -40,7 +40,7 @@ class Hedge(LossWeighting):
     @torch.no_grad()
     def end_epoch(self, report: EpochReport) -> None:
         super().end_epoch(report)
-        r = report.relative_loss().to(self.gains).clamp(max=1)
+        r = report.relative_loss(learner=self).to(self.gains).clamp(max=1)
         self.check_positive(r)
         if not r.isnan().all():
             self.gains += torch.where(r.isnan(), r.nanmean(), r)
@@ -65,7 +65,7 @@ class ValDiscount(LossWeighting):
     @torch.no_grad()
     def end_epoch(self, report: EpochReport) -> None:
         super().end_epoch(report)
-        loss = report.val["loss"].to(self.lowest)
+        loss = report.score("loss", "val", self).to(self.lowest)
         self.check_positive(loss)
         has_loss = loss > 0  # not where it is NaN
         self.lowest.copy_(torch.where(has_loss, torch.minimum(self.lowest, loss), self.lowest))

@@ -144,14 +144,13 @@ class DeepChest(LossWeighting):
     @torch.no_grad()
     def scores(self, report: EpochReport) -> Float[Tensor, " k"]:
         """The signal of an epoch, (K,), higher is better; remembers the loss for the next epoch's trend."""
-        source = report.train if self.scores_from == "train" else report.val
         if self.signal == "prevalence":
             return 1 - report.prevalence
         if self.signal == "relative_loss":
-            return -report.relative_loss(self.scores_from)
+            return -report.relative_loss(self.scores_from, self)
         if self.signal != "loss_trend":
-            return source[self.signal]
-        loss = source["loss"].to(self.previous_loss)
+            return report.score(self.signal, self.scores_from, self)
+        loss = report.score("loss", self.scores_from, self).to(self.previous_loss)
         self.check_positive(loss)
         trend = torch.where(self.previous_loss > 0, -loss / self.previous_loss, torch.nan)
         # a task without a loss this time keeps its last one to compare with

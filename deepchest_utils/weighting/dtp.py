@@ -2,15 +2,15 @@
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from deepchest_utils.config import check_choice
-from deepchest_utils.weighting.base import EpochReport, LossWeighting, check_options
+from deepchest_utils.weighting.base import EpochReport, LossWeighting, Stateful, check_options
 
 KPIS = ("accuracy", "auroc", "balanced_accuracy")  # the scores in [0, 1] of an `EpochReport`
 
 
-class RunningScore(nn.Module):
+class RunningScore(Stateful):
     """kappa_k, a task's running mean of a score: (1 - alpha) kappa + alpha score, once an epoch; NaN before the first.
     ValueError for an unknown score or source, or an alpha outside (0, 1]."""
 
@@ -26,20 +26,20 @@ class RunningScore(nn.Module):
         self.register_buffer("kappa", torch.full((num_tasks,), torch.nan, dtype=torch.float64))
 
     @torch.no_grad()
-    def update(self, report: EpochReport) -> None:
+    def update(self, report: EpochReport, learner: object) -> None:
         """Take the epoch's scores in; a task without one keeps its mean."""
-        score = (report.train if self.scores_from == "train" else report.val)[self.signal].to(self.kappa)
+        score = report.score(self.signal, self.scores_from, learner).to(self.kappa)
         followed = torch.where(self.kappa.isnan(), score, torch.lerp(self.kappa, score, self.alpha))
         self.kappa.copy_(torch.where(score.isnan(), self.kappa, followed))
 
 
 class DTP(LossWeighting):
-    """Dynamic task prioritisation (Guo et al., ECCV 2018, 10.1007/978-3-030-01270-0_17, section 3): a focal loss over
-    tasks, in which the task with the lowest score gets most,
+    """Dynamic task prioritisation (Guo et al., ECCV 2018, 10.1007/978-3-030-01270-0_17), its weight of a task: a focal
+    loss over tasks, in which the task with the lowest score gets most,
         w_k = -(1 - kappa_k)^gamma log kappa_k,    kappa_k the running mean of the task's key performance indicator,
-    as given in Yun and Cho's code (Achievement-based-MTL, 2023), with their alpha. Scaled to mean 1, which the paper
-    leaves to the learning rate. Ones until there is a score; a task without one gets the others' mean. kappa counts as
-    in [1e-4, 1 - 1e-4]. The paper's focal loss within a task, over images, is no weight of tasks, and not here.
+    as given in Yun and Cho's code (Achievement-based-MTL, 2023). Defaults are those of that code, where a comment
+    recommends gamma = 0.5. Scaled to mean 1, which is ours. Ones until there is a score; a task without one gets the
+    others' mean. kappa counts as in [1e-4, 1 - 1e-4]. The paper's focal loss within a task, over images, is not here.
 
     With the accuracy as score it follows prevalence: a constant answer on a finding of prevalence p < 1/2 has
     kappa = 1 - p, and so w_k = p^(gamma + 1) to first order.
@@ -76,4 +76,4 @@ class DTP(LossWeighting):
 
     def end_epoch(self, report: EpochReport) -> None:
         super().end_epoch(report)
-        self.score.update(report)
+        self.score.update(report, self)

@@ -12,8 +12,8 @@ from deepchest_utils.weighting.static import clamped_prevalence
 
 
 class LBTW(Scalarization):
-    """Loss-balanced task weighting (Liu, Liang and Gitter, AAAI 2019, 10.1609/aaai.v33i01.33019977, algorithm 1), as
-    given in the authors' code. In sum_k w_k L_k the weight w_k is in proportion to (L_k / L_k(0))^alpha, without
+    """Loss-balanced task weighting (Liu, Liang and Gitter, AAAI 2019, 10.1609/aaai.v33i01.33019977), as given in the
+    authors' code, with its alpha. In sum_k w_k L_k the weight w_k is in proportion to (L_k / L_k(0))^alpha, without
     gradient, and of mean 1 over the tasks in the batch. L_k(0) is the task's loss in the first batch of the epoch that
     has it, so an epoch begins with equal weights. A task that has learned less gets more.
 
@@ -51,9 +51,9 @@ class IGB(Scalarization):
     """Improvable gap balancing, its first version (Dai, Fei and Lu, UAI 2023, arXiv 2307.15429), as given in the
     authors' code:
         sum_k w_k log(L_k + 1e-8),    w = K softmax_k(L_k / base_k),    L_k in the weight without gradient,
-    with base_k the mean training loss in epoch `base_epoch`, 1 or later. Until it ends all w_k are 1. A task without a
-    loss in that epoch counts as L_k / base_k = 1. Tasks without a label in the batch are left out, of K too. The
-    second version, which learns w by reinforcement, is not here."""
+    with base_k the mean training loss in epoch `base_epoch`, 1 or later, by default the code's; it has no 1e-8. Until
+    that epoch ends all w_k are 1. A task without a loss in it counts as L_k / base_k = 1. Tasks without a label in the
+    batch are left out, of K too. The second version, which learns w by reinforcement, is not here."""
 
     def __init__(self, num_tasks: int, base_epoch: int = 2):
         super().__init__(num_tasks)
@@ -71,4 +71,4 @@ class IGB(Scalarization):
     def end_epoch(self, report: EpochReport) -> None:
         super().end_epoch(report)
         if report.epoch == self.base_epoch:
-            self.base.copy_(report.train["loss"])
+            self.base.copy_(report.score("loss", learner=self))

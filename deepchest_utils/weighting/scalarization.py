@@ -16,6 +16,7 @@ from deepchest_utils.weighting.base import (
     Mask,
     Method,
     Scalarization,
+    Stateful,
     check_options,
     present_tasks,
     without_autocast,
@@ -53,7 +54,7 @@ class DWA(LossWeighting):
 
     def end_epoch(self, report: EpochReport) -> None:
         super().end_epoch(report)
-        loss = report.train["loss"].to(self.previous)
+        loss = report.score("loss", learner=self).to(self.previous)
         self.check_positive(loss)
         self.previous.copy_(torch.where(loss.isnan(), self.previous, torch.stack([loss, self.previous[0]])))
 
@@ -147,16 +148,17 @@ class STCH(Scalarization):
     def end_epoch(self, report: EpochReport) -> None:
         super().end_epoch(report)
         if report.epoch <= self.warmup:
-            self.nadir.copy_(report.train["loss"])
+            self.nadir.copy_(report.score("loss", learner=self))
             self.warm.fill_(report.epoch == self.warmup)
 
 
-class Adam(nn.Module):
+class Adam(Stateful):
     """Adam (Kingma and Ba 2015, arXiv 1412.6980) with its usual constants, for K numbers that no optimiser holds."""
 
     mean: Tensor
     square: Tensor
     count: Tensor
+    signed = ("mean",)
 
     def __init__(self, num_tasks: int):
         super().__init__()
@@ -183,6 +185,7 @@ class FAMO(Scalarization):
     the decay gamma of xi are not negative; the defaults are the paper's."""
 
     needs_losses_after_step = True
+    signed = (*Method.signed, "xi")
 
     def __init__(self, num_tasks: int, lr: float = 0.025, gamma: float = 1e-3):
         super().__init__(num_tasks)
@@ -264,7 +267,7 @@ class GradNorm(Method):
             pulls = (torch.autograd.grad(loss, layer, retain_graph=True)[0] for loss in losses)
             norms = [all_reduce_sum(pull).norm() for pull in pulls]
             (losses @ self.current.to(losses)).backward()
-        self.learn(losses.detach().double(), torch.stack(norms).double(), mask)
+        self.learn(losses.detach().double(), torch.stack(norms).double() / self.gradient_scale, mask)
 
     @torch.no_grad()
     def learn(self, losses: Float[Tensor, " k"], norms: Float[Tensor, " k"], mask: Mask = None) -> None:

@@ -18,6 +18,8 @@ class SLAW(Scalarization):
     a label in the batch keeps its means. One that was seen less than twice has the mean of the others' 1 / s_k, so all
     weights are ones at first. beta is in [0, 1)."""
 
+    signed = (*Scalarization.signed, "mean")
+
     def __init__(self, num_tasks: int, beta: float = 0.99):
         super().__init__(num_tasks)
         if not 0 <= beta < 1:

@@ -19,6 +19,7 @@ from deepchest_utils.weighting.base import (
     Mask,
     Method,
     check_options,
+    check_state,
     present_tasks,
     without_autocast,
 )
@@ -70,6 +71,8 @@ class GradientBalancing(Method):
     def aggregate(self, jacobian: Float[Tensor, "k p"], present: Bool[Tensor, " k"]) -> Float[Tensor, " p"]:
         """The aggregator's vector for a Jacobian (K, P); present: (K,), the tasks in the batch."""
         matrix, aggregator = jacobian.float(), self._aggregator[0]
+        if isinstance(self.gradient_scale, Tensor):  # NashMTL, FairGrad and ExcessMTL answer longer gradients otherwise
+            matrix /= self.gradient_scale
         # solvers would fail, or never end; a loss of NaN should show in the gradients
         if not matrix.isfinite().all():
             return jacobian.sum(0)
@@ -77,12 +80,12 @@ class GradientBalancing(Method):
             warnings.simplefilter("ignore")  # cvxpy warns of an inexact solution, and of how TorchJD calls it
             rows = matrix if present.all() else matrix[present]  # no copy if it can be: a Jacobian may fill the memory
             if not isinstance(aggregator, import_module("torchjd.aggregation").WeightedAggregator):
-                return cast(Tensor, aggregator(rows)).to(jacobian)
+                return cast(Tensor, aggregator(rows) * self.gradient_scale).to(jacobian)
             weights = self.aggregation_weights(rows, present)
         used = matrix.new_zeros(self.num_tasks)
         used[present] = weights.to(matrix)
         self.record(used)
-        return (used @ matrix).to(jacobian)
+        return (used @ matrix * self.gradient_scale).to(jacobian)
 
     def aggregation_weights(self, rows: Float[Tensor, "n p"], present: Bool[Tensor, " k"]) -> Float[Tensor, " n"]:
         """The aggregator's weights, (N,), of the gradients of the N tasks in the batch, rows (N, P)."""
@@ -179,7 +182,8 @@ class GradVac(GradientBalancing):
         return {} if self._weighting._phi_t is None else {"_phi_t": self._weighting._phi_t}
 
     def set_extra_state(self, state: dict[str, Tensor | float]) -> None:
-        self._weighting._phi_t = cast(Tensor, state["_phi_t"]).clone().cpu() if state else None
+        means, shape = cast(Tensor | None, state.get("_phi_t")), (self.num_tasks, self.num_tasks)
+        self._weighting._phi_t = None if means is None else check_state("GradVac", means, shape, True).clone().cpu()
 
 
 class NashMTL(GradientBalancing):
@@ -226,7 +230,9 @@ class NashMTL(GradientBalancing):
         memory = self._weighting
         memory.reset()
         if state.get("step"):  # it sets its problem up in its first step only
-            memory.step, memory.prvs_alpha = state["step"], cast(Tensor, state["prvs_alpha"]).cpu().numpy().copy()
+            # signed: a solver's 0 may be below it
+            weights = check_state("NashMTL", cast(Tensor, state["prvs_alpha"]), (self.num_tasks,), signed=True)
+            memory.step, memory.prvs_alpha = state["step"], weights.cpu().numpy().copy()
             memory._init_optim_problem()
 
 
@@ -244,7 +250,7 @@ class CAGrad(GradientBalancing):
 
 
 class FairGrad(GradientBalancing):
-    """Fair resource allocation (Ban and Ji 2024, arXiv 2402.15638), equation 8. Weights w with
+    """Fair resource allocation (Ban and Ji 2024, arXiv 2402.15638), as in TorchJD. Weights w with
     (G w)_k = w_k^(-1 / alpha), G the tasks' Gramian: alpha-fairness of the tasks' progress. Near alpha = 0 it is equal
     weighting; the larger alpha, the more the worst-off task counts."""
 
@@ -273,6 +279,7 @@ class ExcessMTL(GradientBalancing):
     """
 
     aggregator = "Sum"  # its weights are replaced by those here
+    signed = (*Method.signed, "logits")
 
     def __init__(self, num_tasks: int, eta: float = 0.01, warmup: int = 3, level: str = "parameters"):
         super().__init__(num_tasks, level)
@@ -312,7 +319,8 @@ class ExcessMTL(GradientBalancing):
         return {} if self._squares is None else {"squares": self._squares}
 
     def set_extra_state(self, state: dict[str, Tensor | float]) -> None:
-        self._squares = cast(Tensor, state["squares"]).clone() if state else None
+        squares = cast(Tensor | None, state.get("squares"))
+        self._squares = None if squares is None else check_state("ExcessMTL", squares, (self.num_tasks,)).clone()
 
 
 def _adapter(aggregator: str, paper: str, rule: str, name: str = "") -> type[GradientBalancing]:
