@@ -18,7 +18,7 @@ from deepchest_utils import FINDINGS, METHODS, Method, Run, Splits, TrainConfig,
 from deepchest_utils.datasets import DataWarning
 from deepchest_utils.models import augment
 from deepchest_utils.models.augment import apply_augmentation, sample_augmentation, to_input
-from deepchest_utils.models.losses import BCE
+from deepchest_utils.models.losses import BCE, masked_bce
 from deepchest_utils.results.metrics import choose_thresholds
 from deepchest_utils.results.store import COLUMNS
 from deepchest_utils.training import loop as loop_module
@@ -655,6 +655,28 @@ def test_half_precision_scales_gradients_behind_the_methods_back(few, monkeypatc
     start = Loop(given, few).net.head.weight
     moved = [(run.model.head.weight - start).norm().item() for run in runs]
     assert moved[0] == pytest.approx(moved[1], rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["nash_mtl", "fairgrad", "excess_mtl(warmup=0)", "dwa+fairgrad"])
+@pytest.mark.parametrize("level", ["parameters", "features"])
+def test_half_precision_scales_no_step_of_a_method_that_answers_the_length_of_gradients(few, name, level):
+    """Twice the gradient is not twice NashMTL's or FairGrad's answer, and ExcessMTL remembers it from step to step."""
+    options = {"inner_options": {"level": level}} if "+" in name else {"level": level}
+    given = config(method=name, method_options=options, augment=False, batch_size=16, optimizer="sgd", lr=1e-3)
+    y, steps = torch.from_numpy(few.train.labels[:16]), []
+    for scale in (1.0, 64.0):
+        with torch.random.fork_rng():
+            loop = Loop(given, few)
+            x = torch.rand(16, 1, 32, 32)
+        loop.scaler = torch.amp.GradScaler("cpu", init_scale=scale, enabled=scale > 1)
+        before = [parameter.detach().clone() for parameter in loop.net.trunk.parameters()]
+        for _ in range(2):
+            features = loop.net.features(x)
+            loop.optimizer_step(masked_bce(loop.net.head(features), y), features, torch.ones(y.shape[1]) > 0)
+        moved = zip(loop.net.trunk.parameters(), before, strict=True)
+        steps.append(torch.cat([(after - before).detach().flatten() for after, before in moved]))
+    assert steps[0].norm() > 0
+    assert (steps[1] - steps[0]).norm() < 1e-3 * steps[0].norm()
 
 
 def test_half_precision_looks_for_its_scale_in_silence(few):

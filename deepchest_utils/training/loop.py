@@ -109,9 +109,7 @@ class Loop:
         self.device = setup.resolve_device(config.device)
         vectors = data.train.are_vectors
         if vectors != (config.backbone == MLP):
-            raise ValueError(
-                f"embeddings go with backbone={MLP!r} and augment=False, and images with another backbone."
-            )
+            raise ValueError(f"embeddings go with backbone={MLP!r} and augment=False, images with another backbone.")
         self.memory_format = torch.channels_last if config.channels_last and not vectors else torch.contiguous_format
         torch.manual_seed(config.seed)
         order, augment = (torch.Generator().manual_seed(config.seed + offset) for offset in (0, 1_000_003))
@@ -152,17 +150,15 @@ class Loop:
         resources = {"train": {"seconds": trained - start, "threads": threads}}
         if len(bad := np.argwhere(~np.isfinite(losses))):
             step, task = bad[0]
-            raise self._diverged(
-                f"the loss of {self.data.findings[task]}", float(losses[step, task]), epoch, int(step) + 1
-            )
+            what = f"the loss of {self.data.findings[task]}"
+            raise self._diverged(what, float(losses[step, task]), epoch, int(step) + 1)
         scores = {"train": score_tasks(labels, logits, self.thresholds)}
         val_logits = self.predict("val", epoch)
         scores["val"] = score_tasks(self.data.val.labels, val_logits, self.thresholds)
         resources["val"] = {"seconds": time.perf_counter() - trained}
         self._log(epoch, scores, resources)
-        self.method.end_epoch(
-            self._report(epoch, scores, {"train": (labels, logits), "val": (self.data.val.labels, val_logits)})
-        )
+        outputs = {"train": (labels, logits), "val": (self.data.val.labels, val_logits)}
+        self.method.end_epoch(self._report(epoch, scores, outputs))
         self._check_weights(epoch)
         self.epoch = epoch
         counts = (self.data.val.labels == 1).sum(0) >= self.config.min_positives
@@ -281,6 +277,8 @@ class Loop:
             scale = self.scaler.scale(torch.ones((), device=self.device))
             losses.register_hook(lambda gradient: gradient * scale)
             losses = losses.view_as(losses)  # behind the hook: the method sees losses and their gradients as they are
+            for module in self.method.modules():  # a method in another too
+                module.gradient_scale = scale
         self.method.backward(losses, features, mask)
         dist.sum_gradients(self.net.parameters())
         if self.scaler.is_enabled():
