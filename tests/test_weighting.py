@@ -318,6 +318,12 @@ def test_report_without_the_score_that_a_method_learns_from_is_one_clear_line(na
     assert torch.equal(method.weights, start)
 
 
+def test_epochs_count_from_one():
+    """From 0, IGB's base and STCH's warm-up would be one epoch late."""
+    with pytest.raises(ValueError, match=r"^epoch should be at least 1\. Found 0\.$"):
+        EpochReport(0, PREVALENCE)
+
+
 def test_no_two_methods_are_the_same():
     found, reports = {}, random_reports(5, seed=2)
     assert (reports[0].train["accuracy"].argsort() != (1 - reports[0].prevalence).argsort()).any()
