@@ -2,6 +2,7 @@
 
 import json
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,8 @@ from deepchest_utils.studies.better_rule import (
     luck_in_tuning,
     nominate,
     regime_table,
+    rule_candidates,
+    saturated_halves,
     tuning_curves,
 )
 from deepchest_utils.studies.replication import ENDPOINT, FEW, FIRST, MAIN, PHANTOMS, SHORT, TRIALS, replicate
@@ -135,6 +138,10 @@ def test_the_rule_that_is_nominated_is_cheap_sees_losses_and_has_the_highest_end
     # one that was stopped after easy replicates is not helped by them
     rows = rows[(rows.method != "hedge") | (rows.seed < 3005)]
     assert nominate(rows, steps) == "uw_so"  # famo costs too much, pcgrad sees gradients, dwa was not timed
+    table = rule_candidates(rows, steps)
+    assert table.index.tolist() == ["dwa", "famo", "uw_so", "hedge"]
+    assert table.loc["uw_so"].tolist() == pytest.approx([0.03, 0.03, 0.03, 1.0], abs=0.005)
+    assert np.isnan(table.step["dwa"])
     with pytest.raises(ValueError, match="steps should have a method"):
         nominate(rows, steps[["equal", "famo"]])
 
@@ -168,6 +175,18 @@ def test_a_dear_rule_fails_at_the_price(steps):
     bar = better_rule_bar(study(good), "hedge", steps * pd.Series({"equal": 1.0, "hedge": 1.05}))
     assert bar.met.tolist() == [True] * 4 + [False]
     assert bar.measured.iloc[-1].startswith("1.06")
+
+
+def test_saturated_findings_and_the_others_are_compared_apart(monkeypatch):
+    easy = set(FINDINGS[::2])
+    rows = study(lambda m, metric, p, s, task: 0.0 if task in easy else 0.02, seeds=range(1, 31), sizes=(4000,))
+    monkeypatch.setattr(better_rule, "study_rows", lambda table: rows[rows.phantom == "default"])
+    found = saturated_halves(Path("study_saturated.csv")).set_index("half")
+    assert found["mean"][["saturated", "others", "all"]].tolist() == pytest.approx([0, 0.02, 0.01], abs=0.004)
+    equal = rows[
+        (rows.phantom == "default") & (rows.method == "equal") & (rows.metric == "auroc") & rows.task.isin(easy)
+    ]
+    assert found.level["saturated"] == pytest.approx(equal.value.mean())
 
 
 def test_regimes_stand_below_each_other(monkeypatch, tmp_path):

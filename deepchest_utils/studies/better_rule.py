@@ -154,21 +154,39 @@ def regime_table(tables: Mapping[str, Path]) -> pd.DataFrame:
     return table[table.metric.isin(["auroc", "f1_at_half"])].reset_index(drop=True)
 
 
-def nominate(rows: pd.DataFrame, steps: pd.Series) -> str:
-    """The one rule to be judged: of the methods that see losses and scores alone and cost at most MAX_STEP, the one with the
-    highest endpoint, as a difference to Equal in the same replicates, mean over the phantoms.
+def rule_candidates(rows: pd.DataFrame, steps: pd.Series) -> pd.DataFrame:
+    """The methods that see losses and scores alone, best first: each minus Equal in the endpoint, in the replicates that both
+    have, a column a phantom and one for their mean; and the column step, over Equal's.
 
     Args:
         rows: Of `study_rows`, of the main table.
-        steps: Method -> time of a step, with that of equal; a method that it lacks is not eligible.
+        steps: Method -> time of a step, with that of equal; a method that it lacks has no step.
     """
     chosen = rows[(rows.split == "test") & (rows.metric == "auroc") & (rows.task == ENDPOINT)]
-    mean = paired_differences(chosen, "equal", ["phantom"]).groupby("method")["mean"].mean()
-    cheap = steps.index[steps / steps["equal"] <= MAX_STEP]
-    eligible = [method for method in mean.index if method_family(method) in SEES_SCORES and method in cheap]
-    if not eligible:
+    found = paired_differences(chosen, "equal", ["phantom"]).pivot(index="method", columns="phantom", values="mean")
+    found = found[found.index.map(method_family).isin(SEES_SCORES)]
+    found = found.assign(mean=found.mean(axis=1), step=steps / steps["equal"])
+    return found.sort_values("mean", ascending=False).rename_axis(columns=None)
+
+
+def nominate(rows: pd.DataFrame, steps: pd.Series) -> str:
+    """The one rule to be judged: the first of `rule_candidates` (which has the arguments) that costs at most MAX_STEP."""
+    eligible = rule_candidates(rows, steps).query(f"step <= {MAX_STEP}")
+    if eligible.empty:
         raise ValueError(f"steps should have a method that sees losses alone, at {MAX_STEP} times equal's at most.")
-    return str(mean[eligible].idxmax())
+    return str(eligible.index[0])
+
+
+def saturated_halves(table: Path) -> pd.DataFrame:
+    """Where every second finding is easy (AUROC near 1): each method minus Equal in the mean AUROC of these findings, of the
+    others (`half`: saturated, others) and of all, judged; `level` has Equal's own mean there."""
+    rows = study_rows(table).query("split == 'test' and metric == 'auroc'")
+    rows = rows[rows.task.isin(FINDINGS)]
+    easy = rows.task.isin(FINDINGS[::2])
+    halves = [rows.assign(half="all"), rows.assign(half=easy.map({True: "saturated", False: "others"}))]
+    rows = pd.concat(halves, ignore_index=True)
+    found = judge_differences(paired_differences(rows, "equal", ["half"], average=["task"]), ["half"])
+    return found.assign(level=found.half.map(rows[rows.method == "equal"].groupby("half").value.mean()))
 
 
 def better_rule_bar(rows: pd.DataFrame, rule: str, steps: pd.Series, endpoint: str = ENDPOINT) -> pd.DataFrame:
