@@ -24,7 +24,7 @@ from deepchest_utils.studies.better_rule import (
     saturated_halves,
     tuning_curves,
 )
-from deepchest_utils.studies.replication import ENDPOINT, FEW, FIRST, MAIN, PHANTOMS, SHORT, TRIALS, replicate
+from deepchest_utils.studies.replication import ENDPOINT, FEW, FIRST, FULL, MAIN, PHANTOMS, SHORT, TRIALS, replicate
 
 TASKS = [finding for finding in FINDINGS if finding != "Hernia"]
 SIZES = (1000, 4000, 16000)
@@ -238,8 +238,9 @@ def test_luck_in_tuning_is_the_range_of_equal_s_settings_and_can_be_taken_out(tm
     rates["study_settings"] = {"equal": [0.002, 0.01], "dwa": [0.002]}
     for name, methods in rates.items():
         settings = [(method, {"lr": lr, "weight_decay": 0.1}) for method, of in methods.items() for lr in of]
-        data = [(n, options) for n in MAIN[:FIRST] for options in PHANTOMS.values()]
-        trials = [replicate(m, n, s, data_options=options) for n, options in data for m, s in settings]
+        counts = {0.002: FULL} if name == "study_settings" else {0.004: FULL, 0.002: FULL}  # as methods that are ahead
+        data = [(m, s, n) for m, s in settings for n in MAIN[: counts.get(s["lr"], FIRST)]]
+        trials = [replicate(m, n, s, data_options=options) for m, s, n in data for options in PHANTOMS.values()]
         write_sweep(tmp_path / f"{name}.csv", trials, rows_of)
     tables = tmp_path / "study_main.csv", tmp_path / "study_settings.csv"
     found = luck_in_tuning(*tables)
@@ -247,6 +248,8 @@ def test_luck_in_tuning_is_the_range_of_equal_s_settings_and_can_be_taken_out(tm
     assert found["range"].tolist() == pytest.approx([0.008, 0.008], abs=1e-4)
     judged = {name: table.set_index(["phantom", "method"])["mean"] for name, table in at_one_setting(*tables).items()}
     assert set(judged["same"].index) == set(judged["own"].index) == {(p, m) for p in PHANTOMS for m in ("dwa", "gls")}
+    pairs = at_one_setting(*tables)["own"].set_index(["phantom", "method"]).pairs
+    assert (pairs["nih", "dwa"], pairs["nih", "gls"]) == (FIRST, FULL)
     assert judged["own"]["nih", "dwa"] == pytest.approx(0.006, abs=1e-4)  # its rate's, and none of its own
     assert judged["same"]["nih", "dwa"] == pytest.approx(0.0, abs=1e-4)
     assert judged["same"]["default", "gls"] == pytest.approx(0.02, abs=1e-4)

@@ -225,5 +225,40 @@ def test_stages_run_resume_and_give_the_same_rows_again(small, tmp_path, capsys)
 def test_the_other_stages_can_be_planned(name, tmp_path, capsys):
     main([name, "--out", str(tmp_path), "--plan", "--methods", "hedge"])
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == {"regimes": 2 * len(REGIMES), "curves": 2, "rule": 1}[name]
+    assert len(lines) == {"regimes": 2 * len(REGIMES), "curves": 2, "rule": 2}[name]
     assert not any(tmp_path.iterdir())
+
+
+def test_equal_has_the_setting_of_a_method_above_it_in_all_replicates(tmp_path, monkeypatch):
+    settings = {"equal": {"lr": 0.004, "weight_decay": 0.1}, "deepchest": {"lr": 0.004, "weight_decay": 0.1}}
+    above, other = {"lr": 0.002, "weight_decay": 0.5}, {"lr": 0.008, "weight_decay": 0.2}
+    monkeypatch.setattr(
+        replication, "tuned", lambda out: settings | dict.fromkeys([*replication.LONGER[2:], "dwa"], above)
+    )
+    monkeypatch.setattr(replication, "ranked_settings", lambda *of: {"equal": [settings["equal"], other, above]})
+    values = {
+        (m, number, phantom): 0.8 + 0.03 * (m == "dwa") + 1e-4 * (number % 3)
+        for m in ("equal", "dwa")
+        for number in MAIN[:5]
+        for phantom in replication.PHANTOMS
+    }
+    write_table(tmp_path / "study_main.csv", values)
+    (_, _), (name, cells) = replication.curves(tmp_path, [])
+    assert name == "study_settings"
+    counts = pd.Series([(cell.method, cell.config.lr) for cell in cells]).value_counts()
+    assert counts.to_dict() == {
+        ("equal", 0.002): 2 * replication.FULL,
+        ("equal", 0.008): 2 * replication.FIRST,
+        ("deepchest", 0.002): 2 * replication.FIRST,
+        ("deepchest", 0.008): 2 * replication.FIRST,
+    }
+
+
+def test_equal_is_run_beside_the_rule_with_its_setting(tmp_path, monkeypatch):
+    settings = {"equal": {"lr": 0.004, "weight_decay": 0.1}, "hedge": {"lr": 0.002, "weight_decay": 0.5}}
+    monkeypatch.setattr(replication, "tuned", lambda out: settings)
+    (_, judged), (name, beside) = replication.rule(tmp_path, ["hedge"])
+    assert name == "study_rule_setting"
+    assert {(cell.method, cell.config.lr) for cell in judged} == {("equal", 0.004), ("hedge", 0.002)}
+    assert {(cell.method, cell.config.lr, cell.config.weight_decay) for cell in beside} == {("equal", 0.002, 0.5)}
+    assert [cell.config.epochs for cell in beside] == [cell.config.epochs for cell in judged if cell.method == "equal"]

@@ -24,6 +24,7 @@ from deepchest_utils.studies.replication import (
     ENDPOINT,
     FEW,
     FIRST,
+    FULL,
     LONGER,
     MAIN,
     SHORT,
@@ -111,36 +112,37 @@ def longer_training(main: Path, curves: Path) -> tuple[pd.DataFrame, pd.DataFram
     return by_epoch, differences, float(equal[2 * BASE["epochs"]] - equal[BASE["epochs"]])
 
 
-def _first_replicates(main: Path, settings: Path) -> pd.DataFrame:
-    """AUROC in the endpoint, in the replicates that all methods have; `chosen` tells the tuned settings from the others."""
+def _with_settings(main: Path, settings: Path, replicates: int) -> pd.DataFrame:
+    """AUROC in the endpoint, in the first replicates; `chosen` tells the tuned settings from the others."""
     parts = [study_rows(main).assign(chosen=True), study_rows(settings).assign(chosen=False)]
     rows = pd.concat(parts, ignore_index=True)
     rows = rows[(rows.task == ENDPOINT) & (rows.metric == "auroc") & (rows.split == "test")]
-    return rows[rows.seed.isin(list(MAIN[:FIRST])) & (rows.epochs == BASE["epochs"])]
+    return rows[rows.seed.isin(list(MAIN[:replicates])) & (rows.epochs == BASE["epochs"])]
 
 
 def luck_in_tuning(main: Path, settings: Path) -> pd.DataFrame:
     """Equal with all of its last settings, its chosen one among them: a row a phantom with the lowest and the highest mean
     of the endpoint, and their distance. A difference within it is not called a gain of weighting."""
-    rows = _first_replicates(main, settings).query("method == 'equal'")
+    rows = _with_settings(main, settings, FIRST).query("method == 'equal'")
     means = rows.groupby(["phantom", "lr", "weight_decay"]).value.mean().groupby("phantom")
     low, high = means.min(), means.max()
     return pd.DataFrame({"settings": means.size(), "lowest": low, "highest": high, "range": high - low})
 
 
 def at_one_setting(main: Path, settings: Path) -> dict[str, pd.DataFrame]:
-    """Each method that has one of Equal's last settings, judged twice on the same replicates: minus Equal with the setting
-    that Equal chose ("own"), and minus Equal with the method's setting ("same")."""
-    rows = _first_replicates(main, settings)
-    rows = rows[(rows.method == "equal") | rows.chosen]
-    same = paired_differences(rows, "equal", ["phantom"], ("seed", "lr", "weight_decay"))
-    own = paired_differences(rows[rows.chosen & rows.method.isin(["equal", *same.method])], "equal", ["phantom"])
+    """Each method that has one of Equal's last settings, judged twice on the same replicates, as many as Equal has with that
+    setting: minus Equal with the setting that Equal chose ("own"), and minus Equal with the method's setting ("same")."""
+    rows, pair = _with_settings(main, settings, FULL), ["seed", "lr", "weight_decay"]
+    equal = rows.method == "equal"
+    beside = rows[rows.chosen & ~equal].merge(rows.loc[equal, ["phantom", *pair]])
+    same = paired_differences(pd.concat([rows[equal], beside]), "equal", ["phantom"], pair)
+    own = paired_differences(pd.concat([rows[equal & rows.chosen], beside]), "equal", ["phantom"])
     return {name: judge_differences(table, ["phantom"]) for name, table in {"own": own, "same": same}.items()}
 
 
 def at_each_setting(main: Path, settings: Path, method: str = "deepchest") -> pd.DataFrame:
     """A method minus Equal with each setting that both have, judged: columns phantom, lr, weight_decay and the rest."""
-    rows = _first_replicates(main, settings)
+    rows = _with_settings(main, settings, FIRST)
     differences = paired_differences(
         rows[rows.method.isin(["equal", method])], "equal", ["phantom", "lr", "weight_decay"]
     )

@@ -226,27 +226,36 @@ def regimes(out: Path, methods: Sequence[str]) -> Rounds:
 
 def curves(out: Path, methods: Sequence[str]) -> Rounds:
     """Two and four times the epochs; and Equal and DeepChest with Equal's other settings that were close: what luck in the
-    choice does."""
+    choice does. Equal has as many replicates as they where a method that is significantly above it has that setting."""
     settings, lengths = tuned(out), (2 * BASE["epochs"], 4 * BASE["epochs"])
     order = [(number, m, epochs) for epochs in lengths for number in MAIN[:FEW] for m in LONGER]
     yield "study_curves", [replicate(m, number, settings[m], epochs=epochs) for number, m, epochs in order]
     close = ranked_settings(out / "study_tuning.csv", SHORT).get("equal", [])[:CLOSE]
     others = [(m, setting) for m in ("equal", "deepchest") for setting in close if setting != settings[m]]
-    data = [(number, options, m, s) for m, s in others for number in MAIN[:FIRST] for options in PHANTOMS.values()]
+    table, long = out / "study_main.csv", list[tuple[str, Setting]]()
+    if RunTable(table).finished():
+        judged = compare(table).query("metric == 'auroc'")
+        long = [("equal", settings[m]) for m in judged.method[judged.verdict.str.startswith("higher")]]
+    counts = [(m, s, FULL if (m, s) in long else FIRST) for m, s in others]
+    data = [(number, options, m, s) for m, s, n in counts for number in MAIN[:n] for options in PHANTOMS.values()]
     yield "study_settings", [replicate(m, number, s, data_options=options) for number, options, m, s in data]
 
 
 def rule(out: Path, methods: Sequence[str]) -> Rounds:
-    """Equal and the one nominated rule, the first of `methods`, at three sizes of both phantoms."""
+    """Equal and the one nominated rule, the first of `methods`, at three sizes of both phantoms; and, in a table of its own,
+    Equal with the setting of that rule."""
     settings, data = tuned(out), [(size, options) for size in SIZES for options in PHANTOMS.values()]
-    order = [(number, size, options, m) for number in RULE for size, options in data for m in ("equal", methods[0])]
-    yield (
-        "study_rule",
-        [
-            replicate(m, number, settings[m], epochs=SIZES[size], data_options={**options, "num_train": size})
-            for number, size, options, m in order
-        ],
-    )
+
+    def cells(*arms: tuple[str, Setting]) -> list[Replicate]:
+        order = [(number, size, options, *arm) for number in RULE for size, options in data for arm in arms]
+        return [
+            replicate(m, number, setting, epochs=SIZES[size], data_options={**options, "num_train": size})
+            for number, size, options, m, setting in order
+        ]
+
+    nominee, equal = settings[methods[0]], settings["equal"]
+    yield "study_rule", cells(("equal", equal), (methods[0], nominee))
+    yield "study_rule_setting", cells(("equal", nominee)) if nominee != equal else []
 
 
 STAGES: dict[str, Callable[[Path, Sequence[str]], Rounds]] = {
