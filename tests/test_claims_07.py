@@ -13,7 +13,7 @@ from deepchest_utils.results.store import RunTable
 from deepchest_utils.studies import judgement
 from deepchest_utils.studies.better_rule import better_rule_bar
 from deepchest_utils.studies.controlled import controlled_runs, weight_ratios
-from deepchest_utils.studies.replication import compare
+from deepchest_utils.studies.replication import compare, study_rows
 
 RESULTS = PROJECT / "data" / "results"
 SETS = ("1000", "4000", "16000", "noise")
@@ -32,7 +32,7 @@ def of(table: pd.DataFrame, metric: str, start: str) -> set[str]:
 
 
 def test_hedge_where_everything_is_drawn_anew_is_as_written():
-    hedge = compare(RESULTS / "study_main.csv").query("method == 'hedge'").set_index(["phantom", "metric"])
+    hedge = compare(study_rows(RESULTS / "study_main.csv")).query("method == 'hedge'").set_index(["phantom", "metric"])
     assert hedge.verdict["default", "auroc"] == hedge.verdict["nih", "auroc"] == "equivalent"
     assert hedge.verdict["default", "average_precision"] == "lower"
     assert f"significantly lower in AP, by {-hedge['mean']['default', 'average_precision']:.3f}" in NOTEBOOK.text

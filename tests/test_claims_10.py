@@ -13,7 +13,7 @@ from deepchest_utils.results.labels import method_family
 from deepchest_utils.results.statistics import judge_differences, paired_differences
 from deepchest_utils.studies.figures import noise
 from deepchest_utils.studies.figures.noise import resampled_scores, run_scores, seed_scores
-from deepchest_utils.studies.replication import compare
+from deepchest_utils.studies.replication import compare, study_rows
 
 JUDGED = ("judge_1000", "judge_4000", "judge_16000", "judge_noise", "judge_nih")
 RESULTS = PROJECT / "data" / "results"
@@ -152,7 +152,7 @@ def test_equivalent_and_open():
 
 
 def test_over_training_sets_deepchest_is_lower():
-    rows = compare(RESULTS / "study_main.csv").set_index(["method", "phantom", "metric"])
+    rows = compare(study_rows(RESULTS / "study_main.csv")).set_index(["method", "phantom", "metric"])
     row = rows.loc["deepchest", "default", "auroc"]
     assert (row.pairs, row.verdict) == (20, "lower")
     assert f"Over twenty training sets DeepChest is significantly *lower* than Equal, by {-row['mean']:.3f}" in SAID
@@ -172,7 +172,7 @@ def test_what_noise_publishes(equal):
     assert f"Noise publishes {mean:.3f}" in SAID
     assert f"a gain of {mean:.3f} macro AUROC" in SAID
     study = (
-        compare(RESULTS / "study_main.csv")
+        compare(study_rows(RESULTS / "study_main.csv"))
         .query("metric == 'auroc'")
         .pivot(index="method", columns="phantom", values="mean")
     )

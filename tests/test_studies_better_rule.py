@@ -192,6 +192,7 @@ def test_saturated_findings_and_the_others_are_compared_apart(monkeypatch):
 def test_regimes_stand_below_each_other(monkeypatch, tmp_path):
     tables = {"batch 64": tmp_path / "a.csv", "batch 256": tmp_path / "b.csv"}
     made = pd.DataFrame({"method": ["gls"] * 3, "metric": ["auroc", "f1_at_half", "loss"], "mean": [0.1, 0.2, 0.3]})
+    monkeypatch.setattr(better_rule, "study_rows", lambda table: table)
     monkeypatch.setattr(better_rule, "compare", lambda table: made.assign(mean=made["mean"] + (table.stem == "b")))
     found = regime_table(tables)
     assert found.regime.tolist() == ["batch 64"] * 2 + ["batch 256"] * 2

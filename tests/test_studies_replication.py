@@ -29,6 +29,7 @@ from deepchest_utils.studies.replication import (
     main_table,
     ranked_settings,
     replicate,
+    study_rows,
 )
 from deepchest_utils.sweep import draw_settings
 from deepchest_utils.weighting import make_method
@@ -159,7 +160,7 @@ def test_methods_far_behind_stop_and_the_others_go_on_until_they_are_known_well_
     asked = {c.method for c in cells if "difficulty" not in c.config.data_options}
     assert asked == {"equal", "famo"}
     assert {c.config.seed for c in cells} == set(MAIN[:25])
-    found = compare(table).query("phantom == 'default' and metric == 'auroc'").set_index("method")
+    found = compare(study_rows(table)).query("phantom == 'default' and metric == 'auroc'").set_index("method")
     assert found.loc["gls", "verdict"] == "lower"
     assert found.loc["dwa", "verdict"] == "equivalent"
     assert found.loc["famo", "verdict"] == "open"

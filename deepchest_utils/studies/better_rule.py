@@ -151,7 +151,7 @@ def at_each_setting(main: Path, settings: Path, method: str = "deepchest") -> pd
 
 def regime_table(tables: Mapping[str, Path]) -> pd.DataFrame:
     """`compare` of several tables (title -> table) in AUROC and F1 at 0.5, one below the other, by a column `regime`."""
-    parts = [compare(table).assign(regime=title) for title, table in tables.items()]
+    parts = [compare(study_rows(table)).assign(regime=title) for title, table in tables.items()]
     table = pd.concat(parts, ignore_index=True)
     return table[table.metric.isin(["auroc", "f1_at_half"])].reset_index(drop=True)
 

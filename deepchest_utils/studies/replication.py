@@ -142,12 +142,14 @@ def study_rows(table: Path) -> pd.DataFrame:
     )
 
 
-def compare(
-    table: Path, by: Sequence[str] = ("phantom", "num_train", "metric"), baseline: str = "equal"
-) -> pd.DataFrame:
-    """Each method minus a baseline in the endpoint, paired by replicate and judged; Holm over the methods."""
-    rows = study_rows(table).query(f"split == 'test' and task == '{ENDPOINT}'")
-    return judge_differences(paired_differences(rows, baseline, by), by)
+def compare(rows: pd.DataFrame, by: Sequence[str] = ("phantom", "num_train", "metric")) -> pd.DataFrame:
+    """Each method minus Equal in the endpoint, paired by replicate and judged; Holm over the methods.
+
+    Args:
+        rows: Of `study_rows`.
+    """
+    rows = rows.query(f"split == 'test' and task == '{ENDPOINT}'")
+    return judge_differences(paired_differences(rows, "equal", by), by)
 
 
 def ranked_settings(table: Path, epochs: int) -> dict[str, list[Setting]]:
@@ -203,7 +205,7 @@ def main_table(out: Path, methods: Sequence[str]) -> Rounds:
     for count in (FIRST, FULL, *range(FULL + 5, len(MAIN) + 1, 5)):
         stopped = set[tuple[str, str]]()
         if RunTable(table).finished():
-            done = compare(table).query("metric == 'auroc'")
+            done = compare(study_rows(table)).query("metric == 'auroc'")
             far, known = done.high < FAR, (done.pairs >= FULL) & (done.high - done.low <= 2 * WIDE)
             enough = done[(done.pairs >= FIRST) & (far | known)]
             stopped = set(zip(enough.method, enough.phantom, strict=True))
@@ -234,7 +236,7 @@ def curves(out: Path, methods: Sequence[str]) -> Rounds:
     others = [(m, setting) for m in ("equal", "deepchest") for setting in close if setting != settings[m]]
     table, long = out / "study_main.csv", list[tuple[str, Setting]]()
     if RunTable(table).finished():
-        judged = compare(table).query("metric == 'auroc'")
+        judged = compare(study_rows(table)).query("metric == 'auroc'")
         long = [("equal", settings[m]) for m in judged.method[judged.verdict.str.startswith("higher")]]
     counts = [(m, s, FULL if (m, s) in long else FIRST) for m, s in others]
     data = [(number, options, m, s) for m, s, n in counts for number in MAIN[:n] for options in PHANTOMS.values()]
