@@ -63,7 +63,15 @@ def test_deepchest_is_lower_where_everything_is_drawn_anew(anew, drawn):
         assert len(table) == 34
         assert (row.verdict, row.seeds >= 20) == ("lower", True)
         assert format_interval(row) in SAID
-        assert not table.verdict.str.startswith("higher").any()  # "No method is significantly higher"
+    higher = {key: set(table.index[table.verdict.str.startswith("higher")]) for key, table in anew.items()}
+    leaders = {"deepchest_loss_trend", PCGRAD, "ldc_mtl"}
+    wanted = {
+        ("NIH", "auroc"): leaders,
+        ("default", "average_precision"): {PCGRAD},
+        ("NIH", "average_precision"): {"ldc_mtl"},
+    }
+    assert {key: methods for key, methods in higher.items() if methods} == wanted
+    assert all(format_interval(anew["NIH", "auroc"].loc[method]) in SAID for method in leaders)
     default, nih = (anew[phantom, "auroc"].loc["deepchest"] for phantom in ("default", "NIH"))
     assert f"find true differences of {default.smallest:.3f} and {nih.smallest:.3f}" in SAID
     title = SAID[: SAID.index("You will be able")]
@@ -100,11 +108,26 @@ def test_the_settings_are_as_written(study, drawn):
     said = [f"by {-row['max']:.3f} to {-row['min']:.3f} on the" for _, row in ours.iterrows()]
     assert f"each of the four settings: {said[0]} default phantom, {said[1]} NIH phantom" in SAID
     assert (ours["size"] == 4).all()
-    own, same = (t.set_index(["phantom", "method"])["mean"] for t in better_rule.at_one_setting(*tables).values())
-    shrink = [("nih", "deepchest_loss_trend"), ("nih", PCGRAD), ("default", "dwa"), ("default", "prevalence_oracle")]
-    for place in shrink:
-        assert f"from {own[place]:+.4f} to {same[place]:+.4f}" in SAID
-        assert abs(same[place]) < abs(own[place])
+    own, same = (t.set_index(["phantom", "method"]) for t in better_rule.at_one_setting(*tables).values())
+    assert not same.verdict.str.startswith("higher").any()  # "no method is significantly higher"
+    for phantom in ("default", "nih"):
+        rows = same.loc[[(phantom, PCGRAD), (phantom, "ldc_mtl")]]
+        assert rows.verdict.str.contains("equivalent").all()
+        assert (rows.pairs == 20).all()
+    leaders = [("nih", "deepchest_loss_trend"), ("nih", PCGRAD), ("nih", "ldc_mtl")]
+    for place in [*leaders, ("default", "dwa"), ("default", "prevalence_oracle")]:
+        assert f"from {own['mean'][place]:+.4f} to {same['mean'][place]:+.4f}" in SAID
+        assert abs(same["mean"][place]) < abs(own["mean"][place])
+
+
+def test_longer_training_is_as_written():
+    _, differences, gain = better_rule.longer_training(RESULTS / "study_main.csv", RESULTS / "study_curves.csv")
+    ours = differences[differences.method == "deepchest"].set_index("epochs")
+    low = [f"{-value:.3f}" for value in ours["mean"]]
+    assert f"below Equal by {low[0]}, {low[1]} and {low[2]} after 24, 48 and 96 epochs" in SAID
+    assert ours.verdict.tolist() == ["open", "lower", "open"]
+    assert f"Equal gains {gain:.3f} from twice the epochs" in SAID
+    assert gain > 0.005  # "not yet the end of training"
 
 
 def test_claims_of_one_half_hold_on_the_other(drawn, summary):

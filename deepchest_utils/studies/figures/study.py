@@ -70,7 +70,8 @@ def lengths(curves: pd.DataFrame, differences: pd.DataFrame) -> Figure:
     fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8))
     for (method, _), part in curves.groupby(["method", "epochs"], sort=False):
         color = BLACK if method == "equal" else family_color(method)
-        left.plot(part.epoch, part.value, color=color, linewidth=1.2, alpha=0.8)
+        width = 1.8 if method in ("equal", "deepchest") else 0.7
+        left.plot(part.epoch, part.value, color=color, linewidth=width, alpha=0.8)
         left.plot(part.epoch.iloc[-1], part.value.iloc[-1], family_marker(method), color=color, markersize=5)
     left.set(xlabel="epoch", ylabel="macro AUROC on validation", title="a line a length", xscale="log")
     left.xaxis.set_major_formatter("{x:g}")
