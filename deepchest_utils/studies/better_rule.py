@@ -164,8 +164,8 @@ def rule_candidates(rows: pd.DataFrame, steps: pd.Series) -> pd.DataFrame:
         rows: Of `study_rows`, of the main table.
         steps: Method -> time of a step, with that of equal; a method that it lacks has no step.
     """
-    chosen = rows[(rows.split == "test") & (rows.metric == "auroc") & (rows.task == ENDPOINT)]
-    found = paired_differences(chosen, "equal", ["phantom"]).pivot(index="method", columns="phantom", values="mean")
+    judged = compare(rows, ["phantom", "metric"]).query("metric == 'auroc'")
+    found = judged.pivot(index="method", columns="phantom", values="mean")
     found = found[found.index.map(method_family).isin(SEES_SCORES)]
     found = found.assign(mean=found.mean(axis=1), step=steps / steps["equal"])
     return found.sort_values("mean", ascending=False).rename_axis(columns=None)
