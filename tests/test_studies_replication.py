@@ -124,7 +124,7 @@ def test_settings_are_ranked_by_the_mean_over_phantoms(tmp_path):
     assert [s["lr"] for s in ranked_settings(table, BASE["epochs"])["equal"]] == [0.002, 0.001, 0.004]
     for lr, nih in {0.008: 0.6, 0.016: 0.7}.items():
         write_table(table, {("equal", 2001, "nih"): nih}, "val", epochs=12, lr=lr)
-    assert [s["lr"] for s in ranked_settings(table, 12)["equal"]] == [0.016, 0.008]  # the NIH phantom alone
+    assert [s["lr"] for s in ranked_settings(table, 12, ["nih"])["equal"]] == [0.016, 0.008]
 
 
 def test_methods_far_behind_stop_and_the_others_go_on_until_they_are_known_well_enough(tmp_path):
@@ -226,7 +226,7 @@ def test_stages_run_resume_and_give_the_same_rows_again(small, tmp_path, capsys)
 def test_the_other_stages_can_be_planned(name, tmp_path, capsys):
     main([name, "--out", str(tmp_path), "--plan", "--methods", "hedge"])
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == {"regimes": 2 * len(REGIMES), "curves": 2, "rule": 2}[name]
+    assert len(lines) == {"regimes": 1 + len(REGIMES), "curves": 2, "rule": 2}[name]
     assert not any(tmp_path.iterdir())
 
 
@@ -263,3 +263,16 @@ def test_equal_is_run_beside_the_rule_with_its_setting(tmp_path, monkeypatch):
     assert {(cell.method, cell.config.lr) for cell in judged} == {("equal", 0.004), ("hedge", 0.002)}
     assert {(cell.method, cell.config.lr, cell.config.weight_decay) for cell in beside} == {("equal", 0.002, 0.5)}
     assert [cell.config.epochs for cell in beside] == [cell.config.epochs for cell in judged if cell.method == "equal"]
+
+
+def test_batches_of_256_alone_have_the_best_of_three_rates(tmp_path, monkeypatch):
+    monkeypatch.setattr(replication, "tuned", lambda out: dict.fromkeys(METHODS, SETTING))
+    for factor, value in {0.5: 0.7, 1.0: 0.71, 2.0: 0.72}.items():
+        table = tmp_path / "study_b256_tuning.csv"
+        write_table(table, {("equal", 2001, "default"): value}, "val", epochs=12, lr=factor * SETTING["lr"])
+    rates = {
+        (name, trial.config.lr) for name, trials in replication.regimes(tmp_path, []) for trial in trials
+        if trial.method == "equal" and not trial.tune
+    }  # fmt: skip
+    larger = {("study_b256_e12", 0.008), ("study_b256_e48", 0.008)}
+    assert rates == larger | {(f"study_{name}", 0.004) for name in REGIMES if not name.startswith("b256")}

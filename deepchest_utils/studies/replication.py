@@ -61,7 +61,7 @@ FAR, WIDE = -0.02, 0.005  # upper bound of a method far behind; half-width of an
 TRIALS, SURVIVORS, SHORT = 16, 2, 12  # settings a method, those of them that are trained to the end, epochs before
 CLOSE = 4  # settings of Equal, the best after SHORT epochs, that are all tested
 RATES, DECAYS = (1e-3, 3e-2), (0.01, 3.0)  # range of learning rate and weight decay
-FACTORS = (0.5, 1.0, 2.0)  # of the tuned rate, tried in each regime
+FACTORS = (0.5, 1.0, 2.0)  # of the tuned rate, tried in batches of 256
 # processor time of a step over that of Equal's, where it is more than a tenth more
 DEARER = {"gradnorm": 1.5, "nash_mtl": 1.5, "fairgrad": 1.4, "cagrad": 1.35, "famo": 1.3}
 # fmt: on
@@ -152,11 +152,11 @@ def compare(rows: pd.DataFrame, by: Sequence[str] = ("phantom", "num_train", "me
     return judge_differences(paired_differences(rows, "equal", by), by)
 
 
-def ranked_settings(table: Path, epochs: int) -> dict[str, list[Setting]]:
-    """The settings of each method, best first: by the endpoint on validation, a mean over phantoms (the NIH phantom alone
-    after SHORT epochs); without those that diverged on one of them."""
+def ranked_settings(table: Path, epochs: int, phantoms: Sequence[str] = (*PHANTOMS,)) -> dict[str, list[Setting]]:
+    """The settings of each method, best first: by the endpoint on validation, a mean over phantoms; without those that
+    diverged on one of them."""
     rows = study_rows(table).query(f"split == 'val' and epochs == {epochs}")
-    rows = rows[rows.phantom == "nih"] if epochs == SHORT else rows
+    rows = rows[rows.phantom.isin(list(phantoms))]
     best = rows.groupby(["method", "lr", "weight_decay", "cell"]).value.max()
     means = best.groupby(["method", "lr", "weight_decay"]).agg(["mean", "size"]).sort_values("mean", ascending=False)
     ranked: dict[str, list[Setting]] = {}
@@ -191,7 +191,7 @@ def tune(out: Path, methods: Sequence[str]) -> Rounds:
         return [replicate(m, number, s, True, data_options=options, epochs=epochs) for m, options, s in order]
 
     yield table, cells(dict.fromkeys(methods, first), TUNING[0], SHORT)
-    ranked = ranked_settings(out / f"{table}.csv", SHORT)
+    ranked = ranked_settings(out / f"{table}.csv", SHORT, ["nih"])
     yield table, cells({m: ranked.get(m, first)[:SURVIVORS] for m in methods}, TUNING[1], BASE["epochs"])
     ranked = ranked_settings(out / f"{table}.csv", BASE["epochs"])
     best = {m: next(setting for setting in settings if setting in first) for m, settings in ranked.items()}
@@ -215,15 +215,19 @@ def main_table(out: Path, methods: Sequence[str]) -> Rounds:
 
 
 def regimes(out: Path, methods: Sequence[str]) -> Rounds:
-    """The methods in question in other batches, lengths and populations, each at the best of three rates there."""
-    settings = tuned(out)
+    """The methods in question in other batches, lengths and populations, at their settings of the main table; in batches of
+    256, at the best of three rates there."""
+    settings, table = tuned(out), "study_b256_tuning"
+    rates = {m: [{**settings[m], "lr": factor * settings[m]["lr"]} for factor in FACTORS] for m in IN_QUESTION}
+    larger = {"batch_size": 256, "epochs": SHORT}
+    yield table, [replicate(m, TUNING[0], s, True, **larger) for m in IN_QUESTION for s in rates[m]]
+    ranked = ranked_settings(out / f"{table}.csv", SHORT, ["default"])
+    best = settings | {m: found[0] for m, found in ranked.items()}
     for name, changes in REGIMES.items():
         asked = ("equal", "deepchest", "hedge", "uw_so", "amtl") if name == "saturated" else IN_QUESTION
-        rates = {m: [{**settings[m], "lr": factor * settings[m]["lr"]} for factor in FACTORS] for m in asked}
-        yield f"study_{name}_tuning", [replicate(m, TUNING[0], s, True, **changes) for m in asked for s in rates[m]]
-        ranked = ranked_settings(out / f"study_{name}_tuning.csv", changes.get("epochs", BASE["epochs"]))
-        order = [(number, m, ranked.get(m, rates[m])[0]) for number in MAIN[:FEW] for m in asked]
-        yield f"study_{name}", [replicate(m, number, setting, **changes) for number, m, setting in order]
+        chosen = best if "batch_size" in changes else settings
+        order = [(number, m) for number in MAIN[:FEW] for m in asked]
+        yield f"study_{name}", [replicate(m, number, chosen[m], **changes) for number, m in order]
 
 
 def curves(out: Path, methods: Sequence[str]) -> Rounds:
@@ -232,7 +236,7 @@ def curves(out: Path, methods: Sequence[str]) -> Rounds:
     settings, lengths = tuned(out), (2 * BASE["epochs"], 4 * BASE["epochs"])
     order = [(number, m, epochs) for epochs in lengths for number in MAIN[:FEW] for m in LONGER]
     yield "study_curves", [replicate(m, number, settings[m], epochs=epochs) for number, m, epochs in order]
-    close = ranked_settings(out / "study_tuning.csv", SHORT).get("equal", [])[:CLOSE]
+    close = ranked_settings(out / "study_tuning.csv", SHORT, ["nih"]).get("equal", [])[:CLOSE]
     others = [(m, setting) for m in ("equal", "deepchest") for setting in close if setting != settings[m]]
     table, long = out / "study_main.csv", list[tuple[str, Setting]]()
     if RunTable(table).finished():

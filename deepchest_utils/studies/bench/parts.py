@@ -116,7 +116,10 @@ def bench_beside(
     busy_process = psutil.Popen([sys.executable, "-c", _BUSY])
 
     def prepare(condition: str) -> None:
-        (busy_process.resume if condition.endswith("beside") else busy_process.suspend)()
+        beside = condition.endswith("beside")
+        (busy_process.resume if beside else busy_process.suspend)()
+        while beside == (busy_process.status() == psutil.STATUS_STOPPED):
+            time.sleep(0.001)  # a signal arrives when the child is scheduled next
         torch.set_num_threads(threads)
         os.environ["OMP_NUM_THREADS"] = str(threads)  # with a number of the user's own, nothing is adapted
         if condition.startswith("adapted"):
