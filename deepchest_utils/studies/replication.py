@@ -45,13 +45,14 @@ METHODS = (
 IN_QUESTION = ("equal", "deepchest", "gls", "dbmtl_l", "famo", MGDA, IMTL_G, FAIRGRAD)
 LONGER = ("equal", "deepchest", "hedge", "uncertainty", PCGRAD)
 CONTROLLED = {  # value that every second finding has of a factor, where all are else alike
-    "rare": ("prevalence", 0.003), "common": ("prevalence", 0.02), "saturated": ("visibility", 3.0),
+    "saturated": ("visibility", 3.0), "rare": ("prevalence", 0.003), "common": ("prevalence", 0.02),
 }
 REGIMES: dict[str, dict[str, Any]] = {  # beside the main one, batches of 64 and 24 epochs
-    "b64_e12": {"epochs": 12}, "b64_e48": {"epochs": 48},
+    **{name: {"data_options": {"controlled": {factor: dict.fromkeys(FINDINGS[::2], value)}}}
+       for name, (factor, value) in CONTROLLED.items()},
+    "stratified": {"stratified": True},
     "b256_e12": {"batch_size": 256, "epochs": 12}, "b256_e48": {"batch_size": 256, "epochs": 48},
-    "stratified": {"stratified": True}, **{name: {"data_options": {"controlled": {factor: dict.fromkeys(FINDINGS[::2], value)}}}
-                                           for name, (factor, value) in CONTROLLED.items()},
+    "b64_e12": {"epochs": 12}, "b64_e48": {"epochs": 48},
 }
 SIZES = {1000: 96, 4000: 24, 16000: 6}  # training images -> epochs: as many steps
 # replicates: seeds of data, network and order; what was chosen on some is not tested on them
