@@ -16,6 +16,7 @@ from deepchest_utils.notebook.runner import FOLDER
 
 PATH = FOLDER / "00_two_tasks_in_a_plane.ipynb"
 CELLS = nbformat.read(PATH, as_version=4).cells
+TEXT = " ".join(" ".join(cell.source.split()) for cell in CELLS if cell.cell_type == "markdown")
 GRADIENT_METHODS = ("mgda", "pcgrad", "upgrad", "cagrad", "nash_mtl")
 
 
@@ -287,6 +288,7 @@ def test_text_of_the_noise(printed):
     }
     assert errors["Uncertainty"][0] < 0.75 * errors["Equal"][0]
     assert errors["Uncertainty"][1] < errors["Equal"][1]
+    assert f"is {errors['Equal'][0]}, against {errors['Uncertainty'][0]} with learned weights" in TEXT
 
 
 def test_text_of_the_units(printed):
@@ -297,3 +299,4 @@ def test_text_of_the_units(printed):
     assert spans["from v = log L"][0] < 0.25 * spans["Equal"][0]
     assert spans["from v = log L"][1] < 0.25 * spans["Equal"][1]
     assert spans["from v = log L"][0] < spans["from v = 0"][0]
+    assert "it moves the mean $R^2$ by {}, the mean accuracy by {}".format(*spans["Equal"]) in TEXT
