@@ -58,12 +58,17 @@ def test_where_signals_lead():
     assert auroc["loss trend"] + 0.05 < min(auroc["AUROC"], auroc["balanced accuracy"], auroc["L/H"])
     assert max(v for k, v in auroc.items() if k != "known best") < auroc["known best"]
     assert reached["L/H, floor 0.25"][0] < reached["L/H"][0] - 5
+    assert f"{reached['L/H, floor 0.25'][0]:.0f} degrees in place of {reached['L/H'][0]:.0f}" in SAID
+    assert f"a mean AUROC of {auroc['accuracy']} against {auroc['equal weights']}" in SAID
+    three = sorted(auroc[name] for name in ("L/H", "AUROC", "balanced accuracy"))
+    assert f"reach {three[0]} to {three[2]}; the best is {auroc['known best']}" in SAID
 
 
 def test_a_batch_s_gradient_is_noise():
     left, noise = (float(number) for number in re.findall(r": (0\.\d+)", NOTEBOOK.shown("c06")))
     assert noise == 0.25
     assert (left**2 - noise**2) / (1 - noise**2) < 0.01  # the signal's share of the squared length
+    assert f"has {left} of one batch's length, where pure noise would leave {noise:.3f}" in SAID
 
 
 def test_consequences_of_the_rule():
@@ -115,7 +120,9 @@ def test_signals_follow_prevalence_or_difficulty():
     for name, (prevalence, difficulty, _) in rows.items():
         assert (prevalence > 0.5 > abs(difficulty)) if name == "accuracy" else (difficulty > 0.5 > abs(prevalence))
     flips = {name: values[2] for name, values in rows.items()}
-    assert flips["loss trend"] > 2 * max(v for name, v in flips.items() if name != "loss trend")
+    trend, others = flips.pop("loss trend"), flips.values()
+    assert trend > 2 * max(others)
+    assert f"flips in {trend:.0%} of its decisions, the others in {min(others):.0%} to {max(others):.0%}" in SAID
 
 
 def test_dtp_follows_prevalence_and_amtl_cancels_it():
@@ -132,6 +139,7 @@ def test_dtp_follows_prevalence_and_amtl_cancels_it():
     assert shares.max() / shares.min() < 1 + 1e-9
     for kind in ("always absent", "network"):
         assert row(NOTEBOOK.shown("beside-figure"), f"DeepChest, {kind}")[0] > 0.7
+        assert row(NOTEBOOK.shown("beside-figure"), f"DeepChest, {kind}")[1] == pytest.approx(2.7, abs=0.05)
         assert row(NOTEBOOK.shown("beside-figure"), f"DTP, {kind}")[0] > 0.9
         assert row(NOTEBOOK.shown("beside-figure"), f"DTP, {kind}")[1] > 2000
         assert row(NOTEBOOK.shown("beside-figure"), f"AMTL, {kind}")[0] < -0.5
