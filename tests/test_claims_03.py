@@ -52,7 +52,7 @@ def test_average_precision(pairs):
     (method, _, method_high), (twin, *_) = (numbers(row[1]) for row in pairs)
     assert method_high < 0
     assert f"DeepChest's is lower by {-method:.3f}" in SAID
-    assert "almost three times the difference between the seeds" in SAID
+    assert f"almost three times the difference between the seeds ({-twin:.3f})" in SAID
     assert 2.6 < method / twin < 3
 
 
@@ -61,6 +61,7 @@ def test_about_every_second_table_has_one_by_chance(pairs):
     assert counts == [13, 13]  # all but Hernia
     assert [row[2] for row in pairs] == ["8 of 13", "6 of 13"]
     assert "8 of 13 against 6" in SAID
+    assert "eight of the fourteen paired intervals exclude zero" in SAID  # these, and not that of Hernia
     assert f"{1 - 0.95**13:.0%}".rstrip("%") in re.findall(r"1 - 0\.95\^\{13\} = (\d+)", SAID)
 
 
