@@ -32,7 +32,7 @@ POSITIVE = {
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "deepchest_utils" / "README.md").read_text()
 IN_OTHER_LOOPS = README.split("## In other loops")[1].split("\n## ")[0]
-LIGHTNING, LIBMTL, ACCUMULATE = re.findall(r"```python\n(.*?)```", IN_OTHER_LOOPS, re.DOTALL)
+ANY, LIGHTNING, LIBMTL, ACCUMULATE = re.findall(r"```python\n(.*?)```", IN_OTHER_LOOPS, re.DOTALL)
 
 
 def made(num_tasks: int = K) -> DeepChest:
@@ -441,6 +441,21 @@ def test_libmtl_s_weighting_learns_once_an_epoch(monkeypatch):
     assert isinstance(used[0], np.ndarray)
     assert used[0].tolist() == used[2].tolist() == [1] * K
     assert used[-1].tolist() != [1] * K
+
+
+@pytest.mark.parametrize("name", ["hedge", "uncertainty", "pcgrad", "deepchest_relative_loss"])
+def test_any_method_trains_in_the_loop_of_the_readme(name):
+    names: dict = {}
+    exec(ANY, names)
+    torch.manual_seed(0)
+    trunk, head = nn.Sequential(nn.Linear(5, 4), nn.ReLU()), nn.Linear(4, K)
+    before = head.weight.detach().clone()
+    criterion = nn.BCEWithLogitsLoss(reduction="none")
+    rule = names["train_with"](name, trunk, head, criterion, batches(4), 3, torch.tensor([0.1, 0.3, 0.5]))
+    assert (head.weight != before).any()
+    if name in ("hedge", "deepchest_relative_loss"):
+        assert rule.weights.unique().numel() > 1  # it was told of the epochs
+    assert all(parameter.any() for parameter in rule.parameters())  # and these were trained
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch():
