@@ -143,14 +143,18 @@ def study_rows(table: Path) -> pd.DataFrame:
     )
 
 
-def compare(rows: pd.DataFrame, by: Sequence[str] = ("phantom", "num_train", "metric")) -> pd.DataFrame:
+def compare(
+    rows: pd.DataFrame, by: Sequence[str] = ("phantom", "num_train", "metric"), average: Sequence[str] = ()
+) -> pd.DataFrame:
     """Each method minus Equal in the endpoint, paired by replicate and judged; Holm over the methods.
 
     Args:
         rows: Of `study_rows`.
+        by: A comparison for each combination of these columns.
+        average: A replicate is the mean over these columns.
     """
     rows = rows.query(f"split == 'test' and task == '{ENDPOINT}'")
-    return judge_differences(paired_differences(rows, "equal", by), by)
+    return judge_differences(paired_differences(rows, "equal", by, average=average), by)
 
 
 def ranked_settings(table: Path, epochs: int, phantoms: Sequence[str] = (*PHANTOMS,)) -> dict[str, list[Setting]]:
