@@ -1,4 +1,4 @@
-"""The figures of notebooks 04 and 07 and of the study: what is drawn is what synthetic tables say."""
+"""The figures of notebooks 04, 07 and 08 and of the study: what is drawn is what synthetic tables say."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -7,7 +7,7 @@ import pytest
 
 from deepchest_utils.results.statistics import judge_differences
 from deepchest_utils.studies import judgement, replication
-from deepchest_utils.studies.figures import results, rule, study
+from deepchest_utils.studies.figures import real, results, rule, study
 
 METHODS = ["hedge", "gls", "deepchest", 'mgda(level="features")']
 
@@ -163,3 +163,44 @@ def test_only_methods_far_below_are_named_beside_their_weights():
 def test_one_finding_has_no_ratio_of_weights_and_an_empty_picture():
     fig = study.weight_spread(pd.Series(dtype=float), pd.Series({"hedge": 0.0}))
     assert len(fig.axes[0].lines) == 1  # the line at zero
+
+
+def test_what_sees_no_anatomy_stands_above_the_methods_in_black_squares():
+    levels = pd.DataFrame(
+        {"method": ["frozen", "border", "of mine"], "mean": [0.73, 0.61, 0.7], "low": 0.6, "high": 0.8}
+    )
+    columns = {"A": table([0.01, -0.2, -0.005, -0.3]), "B": table([0.0, -0.1, 0.02, -0.4])}
+    above, near, *_, far, _ = real.frozen(levels, columns).axes
+    assert points(above)[:3] == [0.73, 0.61, 0.7]
+    assert [line.get_marker() for line in above.lines[:3]] == ["o", "s", "o"]
+    assert rows_of(above)[::-1] == ["of mine", "border of 3 px alone", "encoder frozen, 224 px"]
+    assert (rows_of(near)[0], rows_of(far)[0]) == ("Hedge (L/H)", "GLS")
+    (alone,) = real.networks(levels).axes
+    assert points(alone) == points(above)
+
+
+def test_only_the_border_of_an_image_is_shown_beside_it():
+    image = np.random.default_rng(0).integers(0, 250, (64, 64), np.uint8)
+    whole, border, grey = real.what_is_seen(image).axes
+    np.testing.assert_array_equal(whole.images[0].get_array(), image)
+    shown = border.images[0].get_array()
+    assert (shown[3:-3, 3:-3] == 255).all()
+    assert (shown != 255).sum() == 64 * 64 - 58 * 58
+    assert sum(bar.get_height() for bar in grey.patches) == 64 * 64
+
+
+def test_a_ladder_has_a_row_a_rung_and_equals_own_steps():
+    rungs = {"rung": ["a", "b"], "words": ["as published", "64 px"], "pairs": [5, 8], "equal": [0.6, 0.65]}
+    steps = {"step": [np.nan, 0.05], "step_low": [np.nan, 0.0], "step_high": [np.nan, 0.1], "low": -0.1, "high": 0.1}
+    parts = [
+        pd.DataFrame({**rungs, **steps, "metric": metric, "mean": means, "p_holm": [0.9, 0.01]})
+        for metric, means in (("auroc", [-0.01, 0.02]), ("accuracy", [0.03, 0.04]))
+    ]
+    accuracy, auroc, own = real.ladder(pd.concat(parts)).axes
+    assert points(accuracy) == [0.03, 0.04]
+    assert points(auroc) == [-0.01, 0.02]
+    assert [line.get_markerfacecolor() == "white" for line in auroc.lines[:2]] == [True, False]
+    assert (len(accuracy.patches), len(auroc.patches)) == (0, 1)  # a margin is named for AUROC alone
+    assert rows_of(accuracy) == ["as published", "64 px"]
+    assert points(own)[1] == 0.05
+    assert [text.get_text() for text in own.texts] == ["0.600", "0.650"]

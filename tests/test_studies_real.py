@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from deepchest_utils.studies.real import (
     SETTINGS,
     best_two,
     border,
+    budget_curves,
     choose,
     compare_folds,
     finetune,
@@ -35,6 +37,7 @@ from deepchest_utils.studies.real import (
     ladder_table,
     main,
     make_features,
+    network_rows,
     statistics,
     tuned_rate,
 )
@@ -97,6 +100,53 @@ def test_folds_are_compared_with_the_correction_for_their_overlap():
     error = differences.std(ddof=1) * np.sqrt(1 / 5 + 1 / 3)
     assert row.high - row.mean == pytest.approx(stats.t.ppf(0.975, 4) * error)
     assert row.p == pytest.approx(2 * stats.t.sf(abs(differences.mean()) / error, 4))
+
+
+def test_without_a_baseline_the_scores_themselves_have_intervals():
+    scores = np.array([0.7, 0.72, 0.69, 0.71, 0.73])
+    rows = choose(rows_of({("equal", k + 1, 0): (0.7, value, 5) for k, value in enumerate(scores)}))
+    (row,) = compare_folds(rows, None).itertuples()
+    assert (row.method, row.pairs, row.mean) == ("equal", 5, pytest.approx(0.71))
+    assert row.high - row.mean == pytest.approx(stats.t.ppf(0.975, 4) * scores.std(ddof=1) * np.sqrt(1 / 5 + 1 / 3))
+
+
+def test_a_budget_is_the_first_settings_in_the_rounds_that_all_methods_have():
+    values = {("equal", 1, 0): (0.70, 0.9, 5), ("equal", 1, 1): (0.75, 0.6, 6), ("equal", 1, 2): (0.80, 0.5, 7)}
+    values |= {("equal", 2, 0): (0.8, 0.4, 8), ("famo", 1, 0): (0.6, 0.3, 5), ("famo", 1, 7): (0.7, 0.2, 5)}
+    rows = rows_of(values)
+    later = rows.assign(seed=3, value=0.1, cell="later " + rows.cell)
+    curves = budget_curves(pd.concat([rows, later], ignore_index=True))
+    assert curves.loc["equal"].to_dict() == pytest.approx({1: 0.65, 2: 0.5, 4: 0.45, 8: 0.45})
+    assert curves.loc["famo"].to_dict() == pytest.approx({1: 0.3, 2: 0.3, 4: 0.3, 8: 0.2})
+
+
+def test_equal_stands_beside_itself_without_anatomy(tmp_path):
+    """In the first two rounds, and as far as there are tables."""
+
+    def table(name: str, value: float, methods: tuple[str, ...], rounds: int) -> None:
+        made = []
+        for method in methods:
+            for number in range(1, rounds + 1):
+                own = {"hidden": 8} if method == SCRATCH else {}  # another cell
+                trial = fold(Path("f.npz"), method.partition("@")[0], number, 1, SETTINGS[0], **own)
+                trial = replace(trial, method=method)
+                here = value + 0.1 * (method == SCRATCH) + 0.2 * (method == "famo") + 0.01 * number
+                made.append((trial, 1.0, [("val", "auroc", 0.5), ("test", "auroc", here)]))
+        write_table(tmp_path / f"real_{name}.csv", made)
+
+    table("main", 0.7, ("famo", "equal"), 3)
+    table("border", 0.6, ("equal",), 2)
+    found = network_rows(tmp_path)
+    assert found.groupby("method", sort=False).value.mean().round(9).to_dict() == {"frozen": 0.715, "border": 0.615}
+    assert found.groupby("method").seed.max().to_dict() == {"frozen": 2, "border": 2}
+    table("finetune", 0.8, ("equal", "famo", SCRATCH), 2)
+    found = network_rows(tmp_path)
+    assert list(found.method.unique()) == ["frozen", "finetuned", "scratch", "border"]
+    assert compare_folds(found, "frozen").set_index("method")["mean"].round(9).to_dict() == {
+        "finetuned": 0.1,
+        "scratch": 0.2,
+        "border": -0.1,
+    }
 
 
 # images: the encoder fine-tuned, and the ladder

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, UInt8
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from PIL import Image
 from scipy.ndimage import gaussian_filter, maximum_filter
 
@@ -266,7 +266,7 @@ def difference_heatmap(ax: Axes, values: pd.DataFrame, dots: pd.DataFrame, limit
 
 
 def family_legend(
-    ax: Axes | Figure, families: Iterable[str], dots: bool = False, margin: float | None = None, **options: Any
+    ax: Axes | FigureBase, families: Iterable[str], dots: bool = False, margin: float | None = None, **options: Any
 ) -> None:
     """A legend of the colours and markers of these families of methods.
 

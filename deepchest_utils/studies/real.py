@@ -68,6 +68,10 @@ HELD_OUT = 2 / 7  # test images over training images of these splits
 SECONDS = {128: 0.023, 64: 0.0045}  # of a training image and its share of validation, one thread
 ENCODER = TrainConfig(dataset="nih", backbone="lite0", pretrained=True, image_size=224, split="patient", device="cpu")
 BORDER = 3  # px of 64
+NETWORKS = {  # what Equal is trained on, and how; the last two see no anatomy
+    "frozen": "encoder frozen, 224 px", "finetuned": "encoder fine-tuned, 128 px", "scratch": "from scratch, 128 px",
+    "border": f"border of {BORDER} px alone", "statistics": "11 statistics of grey alone",
+}  # fmt: skip
 Rounds = Iterator[tuple[str, list["Fold"]]]
 
 
@@ -93,7 +97,11 @@ def make_features(root: Path, folder: Path) -> None:
     options: dict[str, Any] = {"min_size": MIN_SIZE}
     folder.mkdir(parents=True, exist_ok=True)
     embed(replace(ENCODER, data_root=str(root), data_options=options), folder / "lite0.npz")
-    data = load_dataset("nih", root, 64, split="patient", **options)
+    write_blind(load_dataset("nih", root, 64, split="patient", **options), folder)
+
+
+def write_blind(data: Splits, folder: Path) -> None:
+    """Write `BLIND` of a data set's images as files of features."""
     for name, of in BLIND.items():
         values = np.concatenate([of(part) for part in data.parts.values()])
         values = (values - values.mean(0)) / values.std(0).clip(1e-6)  # each feature on one scale, over all images
@@ -167,7 +175,7 @@ def choose(rows: pd.DataFrame, budget: int = len(SETTINGS)) -> pd.DataFrame:
     Columns method, seed (the round), fold, metric, value, epoch (that was chosen), lr and weight_decay.
     """
     tried = {(setting["lr"], setting["weight_decay"]) for setting in SETTINGS[:budget]}
-    rows = rows[[pair in tried for pair in zip(rows.lr, rows.weight_decay, strict=True)]]
+    rows = rows[np.array([pair in tried for pair in zip(rows.lr, rows.weight_decay, strict=True)], bool)]
     return best_on_validation(rows)[CHOSEN]
 
 
@@ -176,14 +184,38 @@ def finetune_rows(table: Path) -> pd.DataFrame:
     return fold_rows(table).query("split == 'test'")[CHOSEN].reset_index(drop=True)
 
 
-def compare_folds(rows: pd.DataFrame, baseline: str = "equal") -> pd.DataFrame:
+def compare_folds(rows: pd.DataFrame, baseline: str | None = "equal") -> pd.DataFrame:
     """Each method minus a baseline, paired by fold, judged with the correction for shared training images.
 
     Args:
-        rows: Of `choose`, or of `finetune_rows`.
+        rows: Of `choose`, `finetune_rows` or `network_rows`.
+        baseline: None gives means and intervals of the scores themselves, for which p and verdict mean nothing.
     """
     pairs = paired_differences(rows, baseline, ["metric"], ["seed", "fold"])
     return judge_differences(pairs, ["metric"], overlap=OVERLAP)
+
+
+def network_rows(out: Path) -> pd.DataFrame:
+    """Equal in the first `FEW` rounds on each of `NETWORKS` that the tables have: their names in place of the method."""
+    places = {"frozen": "main", **{name: name for name in BLIND}}
+    parts = {name: choose(fold_rows(out / f"real_{table}.csv")) for name, table in places.items()}
+    tuned = finetune_rows(out / "real_finetune.csv").replace({"method": {SCRATCH: "scratch"}})
+    parts |= {"finetuned": tuned, "scratch": tuned}
+    kept = {name: part[part.method == ("scratch" if name == "scratch" else "equal")] for name, part in parts.items()}
+    rows = pd.concat([kept[name].assign(method=name) for name in NETWORKS if len(kept[name])], ignore_index=True)
+    return rows[rows.seed <= FEW].reset_index(drop=True)
+
+
+def budget_curves(rows: pd.DataFrame) -> pd.DataFrame:
+    """What tuning is worth: of each method (rows) the tested AUROC of the best on validation of the first 1, 2, 4 and 8
+    settings (columns), mean over the rounds that all methods have.
+
+    Args:
+        rows: Of `fold_rows`.
+    """
+    rows, counts = rows[rows.seed <= FEW], [2**k for k in range(len(SETTINGS).bit_length())]
+    chosen = {count: choose(rows, count).query("metric == 'auroc'") for count in counts}
+    return pd.DataFrame({count: found.groupby("method").value.mean() for count, found in chosen.items()})
 
 
 def best_two(table: Path) -> list[str]:

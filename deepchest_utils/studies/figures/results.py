@@ -6,7 +6,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from scipy.stats import binom
 
 from deepchest_utils.notebook.figures import BAND, difference_heatmap, family_legend, interval_plot, method_forest
@@ -30,18 +30,23 @@ def main_forest(columns: Mapping[str, pd.DataFrame]) -> Figure:
     Args:
         columns: Title -> table of `judge_differences`, a row a method. The first decides on order and blocks.
     """
+    fig: Figure = plt.figure(figsize=(9, forest_height(columns)))
+    draw_forest(fig, columns)
+    return fig
+
+
+def forest_height(columns: Mapping[str, pd.DataFrame]) -> float:
+    """Of `main_forest`, in inches."""
+    return 2.6 + 0.21 * len(next(iter(columns.values())))
+
+
+def draw_forest(fig: FigureBase, columns: Mapping[str, pd.DataFrame]) -> None:
+    """Draw `main_forest` into a figure, or into a part of one."""
     tables = {title: table.set_index("method") for title, table in columns.items()}
     first = next(iter(tables.values())).sort_values("mean", ascending=False)["mean"]
     blocks = [list(first.index[near]) for near in (first > -NEAR, first <= -NEAR) if near.any()]
-    height = 1.7 + 0.21 * len(first) + 0.45 * len(blocks)
-    fig: Figure
-    options: dict[str, Any] = {
-        "sharex": "row",
-        "sharey": "row",
-        "squeeze": False,
-        "height_ratios": [len(b) + 1 for b in blocks],
-    }
-    fig, axes = plt.subplots(len(blocks), len(tables), figsize=(9, height), **options)
+    options: dict[str, Any] = {"sharex": "row", "sharey": "row", "height_ratios": [len(b) + 1 for b in blocks]}
+    axes = fig.subplots(len(blocks), len(tables), squeeze=False, **options)
     for row, methods in zip(axes, blocks, strict=True):
         for ax, (title, table) in zip(row, tables.items(), strict=True):
             label = f"{title} minus Equal's" if len(tables) < 3 else title.replace(", ", "\n") + "\nminus Equal's"
@@ -53,7 +58,6 @@ def main_forest(columns: Mapping[str, pd.DataFrame]) -> Figure:
         row[0].set_title(where)
     shown = {method_family(method) for method in first.index}
     family_legend(fig, shown, dots=True, margin=MARGIN, loc="outside lower center", ncols=4)
-    return fig
 
 
 def two_halves(

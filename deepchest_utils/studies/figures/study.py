@@ -15,7 +15,9 @@ from deepchest_utils.results.metrics import METRICS
 from deepchest_utils.results.statistics import MARGIN
 
 
-def expected_best(curves: pd.DataFrame, named: Sequence[str]) -> Figure:
+def expected_best(
+    curves: pd.DataFrame, named: Sequence[str], ylabel: str = "expected best macro AUROC on validation"
+) -> Figure:
     """`tuning_curves`: a line a method over the number of settings; those of `named` in colour, with names at their ends."""
     fig, ax = plt.subplots(figsize=(8, 4.2))
     for method in curves.index.difference(list(named), sort=False):
@@ -34,7 +36,7 @@ def expected_best(curves: pd.DataFrame, named: Sequence[str]) -> Figure:
     ax.set_xscale("log", base=2)
     ax.set_xticks(list(curves.columns), [str(count) for count in curves.columns])
     ax.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
-    ax.set(xlabel="settings tried", ylabel="expected best macro AUROC on validation")
+    ax.set(xlabel="settings tried", ylabel=ylabel)
     return fig
 
 
