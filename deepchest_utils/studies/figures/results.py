@@ -38,7 +38,7 @@ def main_forest(columns: Mapping[str, pd.DataFrame]) -> Figure:
 def forest_height(columns: Mapping[str, pd.DataFrame]) -> float:
     """Of `main_forest`, in inches."""
     first = next(iter(columns.values()))["mean"]
-    return 1.7 + 0.21 * len(first) + 0.45 * (first > -NEAR).nunique()
+    return 1.7 + 0.21 * len(first) + 0.45 * len(set(first > -NEAR))
 
 
 def draw_forest(fig: FigureBase, columns: Mapping[str, pd.DataFrame]) -> None:
