@@ -4,20 +4,21 @@ import re
 
 import pandas as pd
 import pytest
-from claims import Committed
+from claims import Committed, row
 
 from deepchest_utils.datasets.findings import FINDINGS
 from deepchest_utils.paths import PROJECT
-from deepchest_utils.results.statistics import judge_differences, paired_differences
+from deepchest_utils.results.statistics import format_interval, judge_differences, paired_differences
 from deepchest_utils.results.store import RunTable
 from deepchest_utils.studies import judgement
-from deepchest_utils.studies.better_rule import better_rule_bar, nominate, rule_candidates
+from deepchest_utils.studies.better_rule import better_rule_bar, nominate, rule_candidates, saturated_halves
 from deepchest_utils.studies.controlled import controlled_runs, weight_ratios
 from deepchest_utils.studies.replication import RULE, compare, study_rows
 
 RESULTS = PROJECT / "data" / "results"
 SETS = ("1000", "4000", "16000", "noise")
 NOTEBOOK, APPENDIX = Committed("07_a_better_rule"), Committed("appendix/A2_rule_in_detail")
+SOLUTION = Committed("solutions/07_a_better_rule")
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,10 @@ def test_hedge_where_everything_is_drawn_anew_is_as_written():
     hedge = compare(study_rows(RESULTS / "study_main.csv")).query("method == 'hedge'").set_index(["phantom", "metric"])
     assert hedge.verdict["default", "auroc"] == hedge.verdict["nih", "auroc"] == "equivalent"
     assert hedge.verdict["default", "average_precision"] == "lower"
-    assert f"significantly lower in AP, by {-hedge['mean']['default', 'average_precision']:.3f}" in NOTEBOOK.text
+    assert (
+        f"significantly lower in AP on the default one, by {-hedge['mean']['default', 'average_precision']:.3f}"
+        in NOTEBOOK.text
+    )
 
 
 def test_nothing_is_higher_and_what_is_lower_is_as_written(judged):
@@ -128,7 +132,62 @@ def test_the_bar_ends_at_its_third_question_as_written():
     assert f"below Equal, by {-mean:.4f}" in text
     assert small.verdict["default", "average_precision"] == "lower"
     assert f"by {-small['mean']['default', 'average_precision']:.3f}" in text
-SETTINGdef test_gradients_are_as_the_run_printed_them():
+
+
+def test_the_setting_explains_most_of_the_gain_as_written():
+    judged, setting = (study_rows(RESULTS / f"study_rule{name}.csv") for name in ("", "_setting"))
+    rule, equal = judged[judged.method != "equal"], judged[judged.method == "equal"]
+    (own,) = {*zip(rule.lr, rule.weight_decay, strict=True)}
+    assert (
+        {*zip(setting.lr, setting.weight_decay, strict=True)}
+        == {own}
+        != {*zip(equal.lr, equal.weight_decay, strict=True)}
+    )
+    text, shown = NOTEBOOK.text, NOTEBOOK.printed
+    rows = [judged, pd.concat([rule, setting]), pd.concat([equal, setting.assign(method="moved")])]
+    gain, same, moved = (
+        compare(part, ["metric"], average=["phantom", "num_train"]).set_index("metric").loc["auroc"] for part in rows
+    )
+    assert gain.verdict == "higher"
+    assert same.verdict == "equivalent"
+    assert moved["mean"] > 0.75 * gain["mean"]
+    for difference in (same, moved):
+        assert format_interval(difference) in text
+        assert judgement.in_words(difference) in shown
+    assert f"{moved['mean']:.4f} of the {gain['mean']:.4f}" in text
+    left = compare(rows[1]).query("metric == 'auroc' and p < 0.05").sort_values("mean")
+    assert set(left.num_train) == {16000}
+    assert "a lead of {:.3f} and {:.3f} is left".format(*left["mean"]) in text.lower()
+
+
+def test_saturated_findings_give_no_weight_away_for_free_as_written():
+    free = saturated_halves(RESULTS / "study_saturated.csv").set_index(["method", "half"])
+    text, verdict, mean = NOTEBOOK.text, free.verdict, free["mean"]
+    assert verdict["hedge", "saturated"] == "lower"
+    assert verdict["hedge", "others"] == "open"
+    assert verdict["hedge", "all"].startswith("lower")
+    assert f"loses {-mean['hedge', 'saturated']:.3f} AUROC" in text
+    assert f"gain {mean['hedge', 'others']:.3f}, which is open: {free.smallest['hedge', 'others']:.3f} could" in text
+    assert f"significantly lower, by {-mean['hedge', 'all']:.3f}" in text
+    assert all(verdict[method, half] == "lower" for method in ("uw_so", "amtl") for half in ("saturated", "others"))
+    assert all("equivalent" in verdict["deepchest", half] for half in ("saturated", "others"))
+    rows = RunTable(RESULTS / "study_saturated.csv").rows.query("metric == 'weight'")
+    easy = rows.task.isin(FINDINGS[::2])
+    weights = rows[~easy].groupby("method").value.mean() / rows[easy].groupby("method").value.mean()
+    assert f"with {weights['deepchest']:.1f} times the weight" in text
+    assert f"(with Hedge, {weights['hedge']:.1f} times)" in text
+
+
+def test_the_exercise_counts_replicates_as_its_solution_says():
+    text, table = SOLUTION.text, SOLUTION.shown("gains.mean(axis=1)")
+    assert row(table, "default, 1,000 images")[0] == 3
+    counts = [row(table, f"{p}, {n:,} images")[0] for p in ("default", "nih") for n in (1000, 4000, 16000)][1:]
+    assert f"{min(counts):.0f}, {max(counts):.0f}" == "5, 8"
+    assert "three, elsewhere in five to eight" in text
+    assert row(table, "mean of the six")[0] == 8
+
+
+def test_gradients_are_as_the_run_printed_them():
     lines, text = NOTEBOOK.printed, NOTEBOOK.text
     (share,) = re.findall(r"at the start (\d+)% of the pairs", lines)
     assert f"({share}%, printed above)" in text
