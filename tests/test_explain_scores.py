@@ -168,4 +168,5 @@ def test_memory_does_not_grow_with_the_data(known_network, squares):
         localize(known_network, data, many, "gradcam", ["1"], batch_size=20)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert peaks[2] - peaks[1] < 200 * 16 * 16 * 4  # half of the 400 maps that are more; the rest is the table
+    # the table alone grows, by half a kilobyte a row; the 400 maps that are more would take one kilobyte each beside it
+    assert peaks[2] - peaks[1] < 400 * 16 * 16 * 4

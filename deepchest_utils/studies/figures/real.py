@@ -81,7 +81,7 @@ def ladder(found: pd.DataFrame) -> Figure:
     axes[2].set(title="Equal minus the rung above", xlabel="macro AUROC (right: its level)")
     for ax in axes:
         ax.axvline(0, color="black", linewidth=1, linestyle=":")
-        ax.locator_params(axis="x", nbins=4)
+        ax.locator_params(axis="x", nbins=5)
         ax.title.set_size(9)
     family_legend(fig, ["deepchest"], dots=True, margin=MARGIN, loc="outside lower center", ncols=4)
     return fig
