@@ -19,6 +19,7 @@ from deepchest_utils.studies.better_rule import (
     longer_training,
     luck_in_tuning,
     nominate,
+    over_findings,
     regime_table,
     rule_candidates,
     saturated_halves,
@@ -189,14 +190,25 @@ def test_saturated_findings_and_the_others_are_compared_apart(monkeypatch):
     assert found.level["saturated"] == pytest.approx(equal.value.mean())
 
 
-def test_regimes_stand_below_each_other(monkeypatch, tmp_path):
-    tables = {"batch 64": tmp_path / "a.csv", "batch 256": tmp_path / "b.csv"}
-    made = pd.DataFrame({"method": ["gls"] * 3, "metric": ["auroc", "f1_at_half", "loss"], "mean": [0.1, 0.2, 0.3]})
-    monkeypatch.setattr(better_rule, "study_rows", lambda table: table)
-    monkeypatch.setattr(better_rule, "compare", lambda table: made.assign(mean=made["mean"] + (table.stem == "b")))
-    found = regime_table(tables)
-    assert found.regime.tolist() == ["batch 64"] * 2 + ["batch 256"] * 2
-    assert found["mean"].tolist() == pytest.approx([0.1, 0.2, 1.1, 1.2])
+def test_regimes_stand_below_each_other_with_the_level_of_equal():
+    rows = study(lambda m, metric, p, size, task: 0.02 if size == 4000 else -0.1, seeds=range(1, 31))
+    rows = rows[rows.phantom == "default"].replace({"metric": {"average_precision": "loss"}})
+    regimes = {f"{size} images": rows[rows.num_train == size] for size in (1000, 4000)}
+    found = regime_table(regimes)
+    assert found.regime.tolist() == ["1000 images", "4000 images"]
+    assert (found.metric == "auroc").all()
+    assert found["mean"].tolist() == pytest.approx([-0.1, 0.02], abs=0.01)
+    equal = regimes["4000 images"].query(f"method == 'equal' and metric == 'auroc' and task == '{ENDPOINT}'")
+    assert found.level[1] == pytest.approx(equal.value.mean())
+
+
+def test_the_endpoint_over_some_findings_is_their_mean():
+    rows = study(lambda *_: 0.0, seeds=[1, 2], sizes=(4000,))
+    found = over_findings(rows, ["Mass", "Nodule"])
+    assert (found.task == ENDPOINT).all()
+    where = "method == 'hedge' and seed == 2 and phantom == 'nih' and metric == 'auroc'"
+    two = rows.query(f"{where} and task in ['Mass', 'Nodule']").value
+    assert found.query(where).value.tolist() == pytest.approx([two.mean()])
 
 
 def lengths_of_training(tmp_path):

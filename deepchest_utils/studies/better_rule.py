@@ -25,6 +25,7 @@ from deepchest_utils.studies.replication import (
     FEW,
     FIRST,
     FULL,
+    IN_QUESTION,
     LONGER,
     MAIN,
     SHORT,
@@ -36,6 +37,11 @@ from deepchest_utils.studies.replication import (
 MAX_STEP = 1.02  # of Equal's step on the same machine: what the better rule may cost
 SEES_SCORES = ("deepchest", "loss", "candidate")  # families that see losses and scores alone
 COUNTS = (1, 2, 4, 8, 16)
+REGIME_TITLES = {  # table -> title
+    "b64_e12": "batch 64, 12 epochs", "b64_e48": "batch 64, 48 epochs",
+    "b256_e12": "batch 256, 12 epochs", "b256_e48": "batch 256, 48 epochs",
+    "stratified": "each finding in each batch", "common": "half at 2%, the others at 10%",
+}  # fmt: skip
 
 
 def expected_best(values: Float[np.ndarray, " n"], count: int) -> float:
@@ -149,11 +155,34 @@ def at_each_setting(main: Path, settings: Path, method: str = "deepchest") -> pd
     return judge_differences(differences, ["phantom"])
 
 
-def regime_table(tables: Mapping[str, Path]) -> pd.DataFrame:
-    """`compare` of several tables (title -> table) in AUROC and F1 at 0.5, one below the other, by a column `regime`."""
-    parts = [compare(study_rows(table)).assign(regime=title) for title, table in tables.items()]
+def over_findings(rows: pd.DataFrame, findings: Sequence[str]) -> pd.DataFrame:
+    """The test rows of `study_rows`, with the mean over these findings as the endpoint."""
+    rows = rows[(rows.split == "test") & rows.task.isin(list(findings))]
+    keys = [column for column in rows.columns if column not in ("task", "value")]
+    return rows.groupby(keys, dropna=False, sort=False, as_index=False).value.mean().assign(task=ENDPOINT)
+
+
+def regime_table(regimes: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """`compare` of several regimes (title -> rows of `study_rows`) in AUROC and F1 at 0.5, one below the other, by a column
+    `regime`; `level` has Equal's own mean there."""
+    parts = []
+    for title, rows in regimes.items():
+        test = rows.query(f"split == 'test' and task == '{ENDPOINT}' and method == 'equal'")
+        level = test.groupby("metric").value.mean()
+        found = compare(rows)
+        parts.append(found.assign(regime=title, level=found.metric.map(level)))
     table = pd.concat(parts, ignore_index=True)
     return table[table.metric.isin(["auroc", "f1_at_half"])].reset_index(drop=True)
+
+
+def read_regimes(folder: Path) -> pd.DataFrame:
+    """`regime_table` of the methods in question in each regime of the default phantom, the main table's first. Where half of
+    the findings are rare, the endpoint holds the others alone; so the rare half has a row of its own, in AUROC."""
+    main, rare = study_rows(folder / "study_main.csv"), study_rows(folder / "study_rare.csv")
+    regimes = {"batch 64, 24 epochs": main[(main.phantom == "default") & main.method.isin(IN_QUESTION)]}
+    regimes |= {title: study_rows(folder / f"study_{name}.csv") for name, title in REGIME_TITLES.items()}
+    regimes |= {"half at 0.3%, this half": over_findings(rare, FINDINGS[::2]), "half at 0.3%, the others": rare}
+    return regime_table(regimes)
 
 
 def rule_candidates(rows: pd.DataFrame, steps: pd.Series) -> pd.DataFrame:
@@ -182,13 +211,10 @@ def nominate(rows: pd.DataFrame, steps: pd.Series) -> str:
 def saturated_halves(table: Path) -> pd.DataFrame:
     """Where every second finding is easy (AUROC near 1): each method minus Equal in the mean AUROC of these findings, of the
     others (`half`: saturated, others) and of all, judged; `level` has Equal's own mean there."""
-    rows = study_rows(table).query("split == 'test' and metric == 'auroc'")
-    rows = rows[rows.task.isin(FINDINGS)]
-    easy = rows.task.isin(FINDINGS[::2])
-    halves = [rows.assign(half="all"), rows.assign(half=easy.map({True: "saturated", False: "others"}))]
-    rows = pd.concat(halves, ignore_index=True)
-    found = judge_differences(paired_differences(rows, "equal", ["half"], average=["task"]), ["half"])
-    return found.assign(level=found.half.map(rows[rows.method == "equal"].groupby("half").value.mean()))
+    rows = study_rows(table)
+    halves = {"saturated": FINDINGS[::2], "others": FINDINGS[1::2], "all": FINDINGS}
+    found = regime_table({half: over_findings(rows, findings) for half, findings in halves.items()})
+    return found[found.metric == "auroc"].rename(columns={"regime": "half"}).reset_index(drop=True)
 
 
 def better_rule_bar(rows: pd.DataFrame, rule: str, steps: pd.Series, endpoint: str = ENDPOINT) -> pd.DataFrame:

@@ -41,7 +41,8 @@ def expected_best(
 
 
 def regimes(table: pd.DataFrame, methods: Sequence[str]) -> Figure:
-    """`regime_table`: a column a regime, a row a metric, each method minus Equal; one scale a metric."""
+    """`regime_table`: a column a regime, a row a metric, each method minus Equal; one scale a metric. A metric that a regime
+    lacks leaves a gap."""
     titles, metrics = list(table.regime.unique()), list(table.metric.unique())
     size = (9, 1.6 + len(metrics) * (0.6 + 0.22 * len(methods)))
     fig, axes = plt.subplots(len(metrics), len(titles), figsize=size, sharex="row", sharey=True, squeeze=False)
@@ -49,6 +50,9 @@ def regimes(table: pd.DataFrame, methods: Sequence[str]) -> Figure:
         name = "F1 at 0.5" if metric == "f1_at_half" else METRICS[metric][0]
         for ax, title in zip(row, titles, strict=True):
             part = table[(table.metric == metric) & (table.regime == title)].set_index("method")
+            if part.empty:
+                ax.set_visible(False)
+                continue
             margin = None if metric == "f1_at_half" else MARGIN  # named for AUROC and AP alone
             words = name if title == titles[len(titles) // 2] else ""
             label = f"{words} minus Equal's" if words else ""
