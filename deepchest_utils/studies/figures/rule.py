@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from deepchest_utils.notebook.figures import BAND
 from deepchest_utils.results.labels import BLUE, GREY, VERMILION, WINE, method_color, method_label, pretty
@@ -23,7 +24,7 @@ def noise(points: Mapping[str, Points], names: Sequence[str]) -> tuple[Figure, d
         The figure, and the correlation of the logarithms in each panel.
     """
     fig, axes = plt.subplots(1, len(points), figsize=(9, 4), squeeze=False)
-    fits = {}
+    fits, halo = {}, [withStroke(linewidth=2, foreground="white")]  # names stay readable over line and grid
     for ax, (title, (x, y)) in zip(axes[0], points.items(), strict=True):
         ax.loglog(x, y, "o", color=WINE, markersize=5)
         fits[title] = float(np.corrcoef(np.log(x), np.log(y))[0, 1])
@@ -31,7 +32,7 @@ def noise(points: Mapping[str, Points], names: Sequence[str]) -> tuple[Figure, d
         ax.plot(ends, ends * np.exp(np.log(y / x).mean()), ":", color="black", linewidth=1)
         for i, k in enumerate(np.argsort(y)):
             left = i % 2 == 0
-            where = {"ha": "right" if left else "left", "va": "center", "fontsize": 7.5}
+            where = {"ha": "right" if left else "left", "va": "center", "fontsize": 7.5, "path_effects": halo}
             ax.annotate(pretty(names[k]), (x[k], y[k]), (-6 if left else 6, 0), textcoords="offset points", **where)
         for axis in (ax.xaxis, ax.yaxis):
             axis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
