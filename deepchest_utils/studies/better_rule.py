@@ -40,7 +40,7 @@ COUNTS = (1, 2, 4, 8, 16)
 REGIME_TITLES = {  # table -> title
     "b64_e12": "batch 64, 12 epochs", "b64_e48": "batch 64, 48 epochs",
     "b256_e12": "batch 256, 12 epochs", "b256_e48": "batch 256, 48 epochs",
-    "stratified": "each finding in each batch", "common": "half at 2%, the others at 10%",
+    "stratified": "batch 64, stratified", "common": "half at 2%, others at 10%",
 }  # fmt: skip
 
 
