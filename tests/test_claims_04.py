@@ -182,6 +182,12 @@ def test_the_regimes_are_as_written():
     assert f"they lose {common.min():.2f} to {common.max():.2f}" in SAID
     assert f"in each, GLS loses {lost['batch 64, stratified']['gls']:.3f}" in SAID
     assert (large[six] < short[six]).all()  # "all six come nearer to Equal"
+    long, imtl_g, fairgrad = lost["batch 64, 48 epochs"], *(f'{m}(level="features")' for m in ("imtl_g", "fairgrad"))
+    assert f"FAMO is at {-long['famo']:.3f} with batches of 64 and at {-large['famo']:.3f} with 256" in APPENDIX
+    assert f"IMTL-G at {-long[imtl_g]:.3f} and {-large[imtl_g]:.3f}. " in APPENDIX
+    lengths = [f"{-t[imtl_g]:.3f} and {-t[fairgrad]:.3f} after {n}" for t, n in ((short, 12), (long, 48))]
+    assert f"({lengths[0]} epochs, {lengths[1]})" in APPENDIX
+    assert long[six.drop([imtl_g, fairgrad])].min() > 0.15
     ours = regimes[(regimes.method == "deepchest") & (regimes.metric == "auroc")].set_index("regime")
     near = ["batch 256, 12 epochs", "half at 0.3%, the others"]
     assert ours.verdict[near].eq("equivalent").all()
