@@ -81,9 +81,8 @@ def draw_gradient_sizes(
     label = f"what pure noise leaves of it: 1/{np.sqrt(batches):.2g}"
     ax.hlines(left, x - 0.4, x + 0.4, color=BLACK, linewidth=1.5, label=label)
     ax.set_xticks(x, [pretty(findings[i]) for i in order], rotation=40, ha="right", fontsize=8.5)
-    ax.set(
-        ylabel="length (nats per unit)", title="Gradients on the trunk before training, findings by falling prevalence"
-    )
+    ax.set_ylabel("length of the gradient\n(nats per unit of a parameter)")
+    ax.set_title("Gradients on the trunk before training, findings by falling prevalence")
     ax.legend(fontsize=8.5)
     ax.grid(axis="x", visible=False)
     return fig
@@ -158,9 +157,8 @@ def draw_behind(share: pd.DataFrame) -> Figure:
     """How often each signal (a row) calls a finding (a column) behind, as a share of the epochs."""
     fig, ax = plt.subplots(figsize=(8.4, 2.7))
     image = ax.imshow(share.to_numpy(float), cmap="cividis", vmin=0, vmax=1, aspect="auto")
-    ax.set_xticks(
-        range(share.shape[1]), [pretty(name) for name in share.columns], rotation=40, ha="right", fontsize=8.5
-    )
+    names = [pretty(name) for name in share.columns]
+    ax.set_xticks(range(len(names)), names, rotation=40, ha="right", fontsize=8.5)
     ax.set_yticks(range(len(share)), share.index, fontsize=9)
     ax.tick_params(length=0)
     ax.grid(visible=False)
