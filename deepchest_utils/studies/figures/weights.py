@@ -27,6 +27,7 @@ from deepchest_utils.results.labels import (
     pretty,
 )
 
+LINE_COLORS = (BLUE, ORANGE, BLACK, SKY, VERMILION, WINE, GREY)
 TOY_STYLE = (("A, common", BLACK, "-"), ("B, rare", SKY, "--"), ("C, rarest", WINE, "-."))  # label, colour, line
 Paths = Float[np.ndarray, "t *k"]
 PerFinding = Float[np.ndarray, " k"]
@@ -215,20 +216,42 @@ def draw_toy_signals(
     return fig
 
 
+def _weight_lines(ax: Axes, weights: pd.DataFrame) -> dict[str, str]:
+    """Draw weights over the epochs, the columns by falling prevalence: wide lines are common findings, thin ones rare.
+
+    Lines that lie on one another share a colour and a label. Returns the colour of each finding.
+    """
+    groups: dict[tuple[float, ...], list[str]] = {}
+    for task in weights.columns:
+        groups.setdefault(tuple(weights[task].round(6)), []).append(task)
+    colors = {path: LINE_COLORS[i % len(LINE_COLORS)] for i, path in enumerate(groups)}
+    for path, width in zip(groups, np.linspace(6.5, 1.5, len(groups)), strict=True):
+        ax.plot(weights.index, path, color=colors[path], linewidth=width)
+    ax.axhline(1, color=BLACK, linewidth=1, linestyle=":")
+    ax.set(xlabel="epoch", xlim=(weights.index[0], max(weights.index[-1], weights.index[0] + 1)))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ends, (low, high) = sorted(groups, key=lambda path: path[-1]), ax.get_ylim()
+    rows = np.array([-(-len(groups[path]) // 2) for path in ends])  # of two names, in each label
+    for path, height in zip(ends, low + (high - low) * (rows.cumsum() - rows / 2) / rows.sum(), strict=True):
+        names = [pretty(task) for task in groups[path]]
+        label = ",\n".join(", ".join(names[i : i + 2]) for i in range(0, len(names), 2))
+        leader = {"arrowstyle": "-", "color": colors[path], "relpos": (0, 0.5), "shrinkA": 0, "shrinkB": 0}
+        ax.annotate(label, (weights.index[-1], path[-1]), (1.08, height), fontsize=8, va="center", arrowprops=leader,
+                    textcoords=ax.get_yaxis_transform(), annotation_clip=False)  # fmt: skip
+    return {task: colors[path] for path, tasks in groups.items() for task in tasks}
+
+
 def draw_replay(
     path: Paths, findings: Sequence[str], against: Mapping[str, PerFinding], r: Sequence[float], title: str
 ) -> Figure:
     """Weights over the epochs, and the last ones over each of `against`, the first of which is the prevalence in %."""
-    prevalence = next(iter(against.values()))
-    shades = plt.get_cmap("viridis_r")(np.linspace(0.2, 1, len(findings)))
-    rank = np.argsort(np.argsort(-prevalence))
-    fig, axes = plt.subplots(1, 1 + len(against), figsize=(9, 3.1), sharey=True, width_ratios=(1.2, 1, 1))
-    for k in range(len(findings)):
-        axes[0].plot(path[:, k], color=shades[rank[k]])
-    axes[0].set(xlabel="epoch (light: common, dark: rare)", ylabel="weight", title=title)
-    axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
+    order = np.argsort(-next(iter(against.values())))
+    fig, axes = plt.subplots(1, 1 + len(against), figsize=(10, 3.6), sharey=True)
+    colors = _weight_lines(axes[0], pd.DataFrame(path[:, order], columns=[findings[k] for k in order]))
+    axes[0].set(ylabel="weight", title=title)
     for ax, (words, values), value in zip(axes[1:], against.items(), r, strict=True):
-        ax.scatter(values, path[-1], color=shades[rank], edgecolor=BLACK, linewidth=0.5)
+        ax.scatter(values, path[-1], color=[colors[task] for task in findings], edgecolor=BLACK, linewidth=0.5)
+        ax.axhline(1, color=BLACK, linewidth=1, linestyle=":")
         ax.set(xlabel=words, title=f"rank correlation {value:.2f}".replace("-", "−"))
     axes[1].set_xscale("log")
     axes[1].xaxis.set_major_formatter("{x:g}")
@@ -272,27 +295,8 @@ def draw_finding_curves(histories: Mapping[str, pd.DataFrame], prevalence: pd.Se
 def draw_weight_paths(weights: pd.DataFrame, title: str) -> Figure:
     """Weights over the epochs, the columns by falling prevalence; lines that lie on one another share a label."""
     fig, ax = plt.subplots(figsize=(8.4, 3.6))
-    groups: dict[tuple[float, ...], list[str]] = {}
-    for task in weights.columns:
-        groups.setdefault(tuple(weights[task].round(6)), []).append(task)
-    colors = plt.get_cmap("viridis_r")(np.linspace(0.12, 1, len(groups)))
-    ends = sorted(groups, key=lambda path: path[-1])
-    low, high = weights.to_numpy().min(), weights.to_numpy().max()
-    gap, height = 0.062 * max(high - low, 0.1), -np.inf
-    for path in ends:
-        color = colors[list(groups).index(path)]
-        ax.plot(weights.index, path, color=color, linewidth=2)
-        height = max(path[-1], height + gap)
-        names = [pretty(task) for task in groups[path]]
-        lines = [", ".join(names[i : i + 3]) for i in range(0, len(names), 3)]
-        ax.annotate("\n".join(lines), (weights.index[-1], path[-1]), (1.01, height), color=BLACK, fontsize=8,
-                    textcoords=ax.get_yaxis_transform(), va="bottom" if len(lines) > 1 else "center",
-                    annotation_clip=False)  # fmt: skip
-        height += gap * (len(lines) - 1)
-    ax.axhline(1, color=BLACK, linewidth=1, linestyle=":")
-    ax.set(xlabel="epoch", ylabel="weight in force", title=title)
-    ax.set_xlim(weights.index[0], max(weights.index[-1], weights.index[0] + 1))
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _weight_lines(ax, weights)
+    ax.set(ylabel="weight in force", title=title)
     return fig
 
 
