@@ -129,5 +129,6 @@ def test_full_dots_are_intervals_without_zero():
         assert [len(line.get_xdata()) for line in full] == [1]
     assert [text.get_text() for text in fig.legends[0].texts] == ["interval excludes zero", "interval contains zero"]
     pair = draw.draw_pair(first, "deepchest", "patients")
+    assert [text.get_text() for text in pair.legends[0].texts] == ["interval excludes zero", "interval contains zero"]
     assert title(pair.axes[1]) == "Paired difference, 95% over patients"
     assert [text.get_text() for text in pair.axes[0].get_legend().texts] == ["Equal", "DeepChest"]

@@ -9,7 +9,6 @@ import pandas as pd
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from deepchest_utils.notebook.figures import interval_plot
@@ -300,34 +299,36 @@ def draw_weight_paths(weights: pd.DataFrame, title: str) -> Figure:
     return fig
 
 
+def _differences(ax: Axes, table: pd.DataFrame, xlabel: str, title: str) -> None:
+    """Paired differences; full dots exclude zero, as a legend below the figure says."""
+    interval_plot(ax, table, [("difference", "difference", BLACK)])
+    ax.lines[0].set(markerfacecolor="white", label="interval contains zero")
+    excludes = (table.difference_low > 0) | (table.difference_high < 0)
+    y = np.arange(len(table))[::-1][excludes]
+    ax.plot(table.difference[excludes], y, "o", color=BLACK, markersize=5, label="interval excludes zero")
+    ax.axvline(0, color=BLACK, linewidth=1, linestyle=":")
+    ax.set(xlabel=xlabel, title=title)
+    if not ax.figure.legends:
+        handles, labels = ax.get_legend_handles_labels()
+        ax.figure.legend(handles[::-1], labels[::-1], fontsize=8, loc="outside lower center", ncols=2)
+
+
 def draw_pair(table: pd.DataFrame, method: str, unit: str) -> Figure:
     """The test AUROC of two networks with intervals, and their paired difference."""
-    fig, axes = plt.subplots(1, 2, figsize=(9, 4.6), sharey=True)
+    fig, axes = plt.subplots(1, 2, figsize=(9, 4.8), sharey=True)
     both = [("baseline", "Equal", method_color("equal")), ("other", method_label(method), method_color(method))]
     interval_plot(axes[0], table, both)
     axes[0].set(xlabel="test AUROC", title="Each network")
     axes[0].legend(loc="upper left", fontsize=8.5)
-    interval_plot(axes[1], table, [("difference", "difference", BLACK)])
-    axes[1].axvline(0, color=BLACK, linewidth=1, linestyle=":")
+    xlabel = f"difference in AUROC ({method_label(method)} − Equal)"
+    _differences(axes[1], table, xlabel, f"Paired difference, 95% over {unit}")
     axes[1].locator_params(axis="x", nbins=6)
-    axes[1].set_xlabel(f"difference in AUROC ({method_label(method)} − Equal)")
-    axes[1].set_title(f"Paired difference, 95% over {unit}")
     return fig
 
 
 def draw_two_differences(first: pd.DataFrame, second: pd.DataFrame, titles: Sequence[str]) -> Figure:
-    """Two tables of paired differences side by side, on one scale; full dots exclude zero."""
+    """Two tables of paired differences side by side, on one scale."""
     fig, axes = plt.subplots(1, 2, figsize=(9, 4.4), sharey=True, sharex=True)
     for ax, table, title in zip(axes, (first, second), titles, strict=True):
-        interval_plot(ax, table, [("difference", "difference", BLACK)])
-        excludes = (table.difference_low > 0) | (table.difference_high < 0)
-        for line in ax.lines:
-            line.set_markerfacecolor("white")
-        y = np.arange(len(table))[::-1]
-        ax.plot(table.difference[excludes], y[excludes.to_numpy()], "o", color=BLACK, markersize=5)
-        ax.axvline(0, color=BLACK, linewidth=1, linestyle=":")
-        ax.set(xlabel="difference in test AUROC", title=title)
-    words = {"interval excludes zero": BLACK, "interval contains zero": "white"}
-    dots = [Line2D([], [], marker="o", linestyle="none", color=BLACK, markerfacecolor=face) for face in words.values()]
-    fig.legend(dots, words, fontsize=8, loc="outside lower center", ncols=2)
+        _differences(ax, table, "difference in test AUROC", title)
     return fig
