@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -143,10 +144,8 @@ class Localize(_Many):
 
         trials = self.trials()
         scores = localize_runs(trials, self.out, self.cam, self.per_finding)
-        table = scores.groupby(["method", "seed", "finding"])[[*SCORES]].mean().groupby("method").mean()
-        print(
-            f"{count_of(len(trials), 'run')} in {self.out}, mean over findings and seeds\n{table.round(3).to_string()}"
-        )
+        table = scores.groupby(["method", "seed", "finding"])[[*SCORES]].mean().groupby("method").mean().round(3)
+        print(f"{count_of(len(trials), 'run')} in {self.out}, mean over findings and seeds\n{table.to_string()}")
         boxes, path = write_box_tables(scores, self.out)
         print(f"share of images with an IoU of boxes above T, and mean IoU\n{boxes.round(3).to_string()}\nin {path}")
 
@@ -236,9 +235,7 @@ class Notebooks:
 
     def run(self) -> int:
         if self.solutions and self.appendix:
-            raise runner.NotebookError(
-                "--solutions and --appendix are two folders of notebooks: run one, then the other."
-            )
+            raise runner.NotebookError("--solutions and --appendix are two folders: run one, then the other.")
         part = "solutions" if self.solutions or self.student else "appendix" if self.appendix else ""
         paths = runner.find_notebooks(self.names, part)
         if self.student:
@@ -383,4 +380,5 @@ def _run(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    warnings.formatwarning = lambda message, *_: f"note: {message}\n"  # without a line of source code
     sys.exit(main())

@@ -254,6 +254,14 @@ def test_closed_pipe_is_a_quiet_end(arguments, tmp_path):
     assert "Error" not in done.stderr
 
 
+def test_a_warning_is_one_line_without_a_line_of_source(tmp_path):
+    environment = {**os.environ, "DEEPCHEST_CACHE": str(tmp_path)}
+    command = [sys.executable, "-m", "deepchest_utils", "data", "--image-size", "32", *SMALL]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"note: phantom: findings without a positive image, .*\n", done.stderr)
+
+
 @pytest.mark.slow
 def test_options_of_no_plain_type_are_checked_too():
     """In a process of its own: here the types of arguments are checked before the reader looks at them."""

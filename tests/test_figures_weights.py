@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_rgba
 
 from deepchest_utils.results.labels import BLACK
 from deepchest_utils.studies.figures import weights as draw
@@ -85,14 +86,27 @@ def test_a_replay_has_a_panel_for_each_thing_that_weights_may_follow():
     against = {"prevalence (%)": 100 * SHARES, "difficulty (1 − AUROC)": np.array([0.1, 0.2, 0.3])}
     fig = draw.draw_replay(np.ones((4, 3)), NAMES, against, [0.5, -0.25], "Signal: accuracy")
     assert [title(ax) for ax in fig.axes[1:]] == ["rank correlation 0.50", "rank correlation −0.25"]
+    assert texts(fig.axes[0]) == ["Effusion, Pleural Thickening,\nHernia"]
+
+
+def test_the_lines_of_a_replay_have_names_and_the_colours_of_its_dots():
+    path = np.array([[1.0, 1, 1], [1.1, 0.95, 0.95]])
+    against = {"prevalence (%)": 100 * SHARES[::-1], "difficulty (1 − AUROC)": np.array([0.1, 0.2, 0.3])}
+    left, right, _ = draw.draw_replay(path, NAMES, against, [0.5, -0.25], "Signal: accuracy").axes
+    assert texts(left) == ["Hernia, Pleural Thickening", "Effusion"]  # the lowest first, the common first in a label
+    rare, common = (to_rgba(line.get_color()) for line in left.lines[1::-1])
+    assert rare != common
+    assert [tuple(color) for color in right.collections[0].get_facecolor()] == [rare, common, common]
 
 
 def test_weights_that_lie_on_one_another_share_a_label():
     paths = pd.DataFrame({"Effusion": [1.0, 1.1], "Pleural_Thickening": [1.0, 0.95], "Hernia": [1.0, 0.95]}, [1, 2])
     (ax,) = draw.draw_weight_paths(paths, "weights").axes
     assert sorted(texts(ax)) == ["Effusion", "Pleural Thickening, Hernia"]
+    assert [line.get_linewidth() for line in ax.lines[:2]] == [6.5, 1.5]  # common under rare: both are seen
+    assert ax.lines[0].get_color() != ax.lines[1].get_color()
     one_epoch = draw.draw_weight_paths(paths[:1], "weights").axes[0]
-    assert texts(one_epoch) == ["Effusion, Pleural Thickening, Hernia"]
+    assert texts(one_epoch) == ["Effusion, Pleural Thickening,\nHernia"]
 
 
 def test_curves_of_each_method_and_finding():
@@ -115,5 +129,6 @@ def test_full_dots_are_intervals_without_zero():
         assert [len(line.get_xdata()) for line in full] == [1]
     assert [text.get_text() for text in fig.legends[0].texts] == ["interval excludes zero", "interval contains zero"]
     pair = draw.draw_pair(first, "deepchest", "patients")
+    assert [text.get_text() for text in pair.legends[0].texts] == ["interval excludes zero", "interval contains zero"]
     assert title(pair.axes[1]) == "Paired difference, 95% over patients"
     assert [text.get_text() for text in pair.axes[0].get_legend().texts] == ["Equal", "DeepChest"]

@@ -51,6 +51,14 @@ def test_headless_draws_once_at_the_defaults_of_the_sliders(person, shown):
     assert shown == []  # no widget, and so no widget state in a saved notebook
 
 
+def test_a_figure_is_saved_but_not_where_controls_are_shown(person, shown, tmp_path):
+    for there, names in ((True, []), (False, ["a.svg", "a.png"])):
+        person(there)
+        written = figures.save_figure(explore(draw_into([]), **SLIDERS), "a", tmp_path)
+        assert [path.name for path in written] == names
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+
+
 def controls_of(shown: list) -> list:
     """The controls of the box that was displayed last, in rows above the figure."""
     return [control for row in box_of(shown).children[:-1] for control in row.children]

@@ -114,6 +114,10 @@ def test_deepchest_s_variants_have_colours_of_their_own():
     assert len({method_color(name) for name in [*names, "equal", "static"]}) == len(names) + 2
 
 
+def test_fixed_weights_that_are_drawn_as_lines_have_two_colours():
+    assert method_color("inverse_entropy") != method_color("inverse_sqrt_entropy")
+
+
 def test_every_signal_has_the_colour_of_its_method():
     assert set(SIGNAL_STYLE) == set(SIGNALS)
     for signal, (_, colour) in SIGNAL_STYLE.items():
@@ -122,8 +126,11 @@ def test_every_signal_has_the_colour_of_its_method():
 
 def test_label_of_a_method_with_options():
     spec = 'deepchest(floor=0.25, normalize=True)+pcgrad(level="features")'
-    assert method_label(spec) == "DeepChest (floor 0.25, normalize True) + PCGrad (features)"
+    assert method_label(spec) == "DeepChest (floor 0.25, normalised) + PCGrad (features)"
     assert method_label("static(values=[1, 2])") == "Static (values given)"
+    assert method_label("hedge(eta=2.0, floor=0.0)") == "Hedge (L/H) (rate 2, floor 0)"
+    assert method_label("anneal(relative=True, window=1)") == "Anneal (L/H, last loss)"
+    assert method_label("anneal(relative=False, window=10)") == "Anneal (relative False, window 10)"
     assert method_label("mine") == "mine"
     assert method_label("equal@single_task") == "Equal, single-task"
     assert method_family("equal@single_task") == "architecture"

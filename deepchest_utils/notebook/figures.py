@@ -76,8 +76,10 @@ def small_png(fig: Figure) -> bytes:
     return small.getvalue()
 
 
-def save_figure(fig: Figure, name: str, folder: str | Path | None = None) -> list[Path]:
+def save_figure(fig: Figure | None, name: str, folder: str | Path | None = None) -> list[Path]:
     """Write `<folder>/<name>.svg` and `.png`, by default into `figures/`; the same figure gives the same bytes."""
+    if fig is None:  # of `explore`, where it shows controls
+        return []
     folder = base_dir() / "figures" if folder is None else Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.svg", folder / f"{name}.png"]

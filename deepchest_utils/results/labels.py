@@ -45,9 +45,9 @@ _LABELS = {  # family -> method -> label
 }  # fmt: skip
 METHOD_LABELS = {name: label for labels in _LABELS.values() for name, label in labels.items()}
 _FAMILIES = {name: family for family, labels in _LABELS.items() for name in labels}
-_METHOD_COLORS = {f"deepchest_{signal}": color for signal, (_, color) in SIGNAL_STYLE.items()} | {"static": SKY}
-
-
+_METHOD_COLORS = {"static": SKY, "inverse_sqrt_entropy": SKY}  # Equal and 1/H are grey
+_METHOD_COLORS |= {f"deepchest_{signal}": color for signal, (_, color) in SIGNAL_STYLE.items()}
+_OPTIONS = {"level": "", "eta": "rate", "window 1": "last loss", "normalize True": "normalised", "relative True": "L/H"}
 MAX_NAME = 200  # characters of a method in a table or a figure
 
 
@@ -86,9 +86,11 @@ def method_label(spec: str) -> str:
 
 
 def _details(options: dict[str, Any]) -> str:
-    texts = {k: "given" if isinstance(v, list | tuple) else str(v) for k, v in options.items()}
-    details = ", ".join(v if k == "level" else f"{k.replace('_', ' ')} {v}" for k, v in texts.items())
-    return f" ({details})" if details else ""
+    words = []
+    for key, value in options.items():
+        text = "given" if isinstance(value, list | tuple) else str(value).removesuffix(".0")
+        words.append(_OPTIONS.get(f"{key} {text}") or f"{_OPTIONS.get(key, key.replace('_', ' '))} {text}".strip())
+    return f" ({', '.join(words)})" if words else ""
 
 
 def method_family(spec: str) -> str:

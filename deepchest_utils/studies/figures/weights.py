@@ -9,7 +9,6 @@ import pandas as pd
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from deepchest_utils.notebook.figures import interval_plot
@@ -27,6 +26,7 @@ from deepchest_utils.results.labels import (
     pretty,
 )
 
+LINE_COLORS = (BLUE, ORANGE, BLACK, SKY, VERMILION, WINE, GREY)
 TOY_STYLE = (("A, common", BLACK, "-"), ("B, rare", SKY, "--"), ("C, rarest", WINE, "-."))  # label, colour, line
 Paths = Float[np.ndarray, "t *k"]
 PerFinding = Float[np.ndarray, " k"]
@@ -81,9 +81,8 @@ def draw_gradient_sizes(
     label = f"what pure noise leaves of it: 1/{np.sqrt(batches):.2g}"
     ax.hlines(left, x - 0.4, x + 0.4, color=BLACK, linewidth=1.5, label=label)
     ax.set_xticks(x, [pretty(findings[i]) for i in order], rotation=40, ha="right", fontsize=8.5)
-    ax.set(
-        ylabel="length (nats per unit)", title="Gradients on the trunk before training, findings by falling prevalence"
-    )
+    ax.set_ylabel("length of the gradient\n(nats per unit of a parameter)")
+    ax.set_title("Gradients on the trunk before training, findings by falling prevalence")
     ax.legend(fontsize=8.5)
     ax.grid(axis="x", visible=False)
     return fig
@@ -158,9 +157,8 @@ def draw_behind(share: pd.DataFrame) -> Figure:
     """How often each signal (a row) calls a finding (a column) behind, as a share of the epochs."""
     fig, ax = plt.subplots(figsize=(8.4, 2.7))
     image = ax.imshow(share.to_numpy(float), cmap="cividis", vmin=0, vmax=1, aspect="auto")
-    ax.set_xticks(
-        range(share.shape[1]), [pretty(name) for name in share.columns], rotation=40, ha="right", fontsize=8.5
-    )
+    names = [pretty(name) for name in share.columns]
+    ax.set_xticks(range(len(names)), names, rotation=40, ha="right", fontsize=8.5)
     ax.set_yticks(range(len(share)), share.index, fontsize=9)
     ax.tick_params(length=0)
     ax.grid(visible=False)
@@ -217,20 +215,42 @@ def draw_toy_signals(
     return fig
 
 
+def _weight_lines(ax: Axes, weights: pd.DataFrame) -> dict[str, str]:
+    """Draw weights over the epochs, the columns by falling prevalence: wide lines are common findings, thin ones rare.
+
+    Lines that lie on one another share a colour and a label. Returns the colour of each finding.
+    """
+    groups: dict[tuple[float, ...], list[str]] = {}
+    for task in weights.columns:
+        groups.setdefault(tuple(weights[task].round(6)), []).append(task)
+    colors = {path: LINE_COLORS[i % len(LINE_COLORS)] for i, path in enumerate(groups)}
+    for path, width in zip(groups, np.linspace(6.5, 1.5, len(groups)), strict=True):
+        ax.plot(weights.index, path, color=colors[path], linewidth=width)
+    ax.axhline(1, color=BLACK, linewidth=1, linestyle=":")
+    ax.set(xlabel="epoch", xlim=(weights.index[0], max(weights.index[-1], weights.index[0] + 1)))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ends, (low, high) = sorted(groups, key=lambda path: path[-1]), ax.get_ylim()
+    rows = np.array([-(-len(groups[path]) // 2) for path in ends])  # of two names, in each label
+    for path, height in zip(ends, low + (high - low) * (rows.cumsum() - rows / 2) / rows.sum(), strict=True):
+        names = [pretty(task) for task in groups[path]]
+        label = ",\n".join(", ".join(names[i : i + 2]) for i in range(0, len(names), 2))
+        leader = {"arrowstyle": "-", "color": colors[path], "relpos": (0, 0.5), "shrinkA": 0, "shrinkB": 0}
+        ax.annotate(label, (weights.index[-1], path[-1]), (1.08, height), fontsize=8, va="center", arrowprops=leader,
+                    textcoords=ax.get_yaxis_transform(), annotation_clip=False)  # fmt: skip
+    return {task: colors[path] for path, tasks in groups.items() for task in tasks}
+
+
 def draw_replay(
     path: Paths, findings: Sequence[str], against: Mapping[str, PerFinding], r: Sequence[float], title: str
 ) -> Figure:
     """Weights over the epochs, and the last ones over each of `against`, the first of which is the prevalence in %."""
-    prevalence = next(iter(against.values()))
-    shades = plt.get_cmap("viridis_r")(np.linspace(0.2, 1, len(findings)))
-    rank = np.argsort(np.argsort(-prevalence))
-    fig, axes = plt.subplots(1, 1 + len(against), figsize=(9, 3.1), sharey=True, width_ratios=(1.2, 1, 1))
-    for k in range(len(findings)):
-        axes[0].plot(path[:, k], color=shades[rank[k]])
-    axes[0].set(xlabel="epoch (light: common, dark: rare)", ylabel="weight", title=title)
-    axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
+    order = np.argsort(-next(iter(against.values())))
+    fig, axes = plt.subplots(1, 1 + len(against), figsize=(10, 3.6), sharey=True)
+    colors = _weight_lines(axes[0], pd.DataFrame(path[:, order], columns=[findings[k] for k in order]))
+    axes[0].set(ylabel="weight", title=title)
     for ax, (words, values), value in zip(axes[1:], against.items(), r, strict=True):
-        ax.scatter(values, path[-1], color=shades[rank], edgecolor=BLACK, linewidth=0.5)
+        ax.scatter(values, path[-1], color=[colors[task] for task in findings], edgecolor=BLACK, linewidth=0.5)
+        ax.axhline(1, color=BLACK, linewidth=1, linestyle=":")
         ax.set(xlabel=words, title=f"rank correlation {value:.2f}".replace("-", "−"))
     axes[1].set_xscale("log")
     axes[1].xaxis.set_major_formatter("{x:g}")
@@ -274,58 +294,41 @@ def draw_finding_curves(histories: Mapping[str, pd.DataFrame], prevalence: pd.Se
 def draw_weight_paths(weights: pd.DataFrame, title: str) -> Figure:
     """Weights over the epochs, the columns by falling prevalence; lines that lie on one another share a label."""
     fig, ax = plt.subplots(figsize=(8.4, 3.6))
-    groups: dict[tuple[float, ...], list[str]] = {}
-    for task in weights.columns:
-        groups.setdefault(tuple(weights[task].round(6)), []).append(task)
-    colors = plt.get_cmap("viridis_r")(np.linspace(0.12, 1, len(groups)))
-    ends = sorted(groups, key=lambda path: path[-1])
-    low, high = weights.to_numpy().min(), weights.to_numpy().max()
-    gap, height = 0.062 * max(high - low, 0.1), -np.inf
-    for path in ends:
-        color = colors[list(groups).index(path)]
-        ax.plot(weights.index, path, color=color, linewidth=2)
-        height = max(path[-1], height + gap)
-        names = [pretty(task) for task in groups[path]]
-        lines = [", ".join(names[i : i + 3]) for i in range(0, len(names), 3)]
-        ax.annotate("\n".join(lines), (weights.index[-1], path[-1]), (1.01, height), color=BLACK, fontsize=8,
-                    textcoords=ax.get_yaxis_transform(), va="bottom" if len(lines) > 1 else "center",
-                    annotation_clip=False)  # fmt: skip
-        height += gap * (len(lines) - 1)
-    ax.axhline(1, color=BLACK, linewidth=1, linestyle=":")
-    ax.set(xlabel="epoch", ylabel="weight in force", title=title)
-    ax.set_xlim(weights.index[0], max(weights.index[-1], weights.index[0] + 1))
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _weight_lines(ax, weights)
+    ax.set(ylabel="weight in force", title=title)
     return fig
+
+
+def _differences(ax: Axes, table: pd.DataFrame, xlabel: str, title: str) -> None:
+    """Paired differences; full dots exclude zero, as a legend below the figure says."""
+    interval_plot(ax, table, [("difference", "difference", BLACK)])
+    ax.lines[0].set(markerfacecolor="white", label="interval contains zero")
+    excludes = (table.difference_low > 0) | (table.difference_high < 0)
+    y = np.arange(len(table))[::-1][excludes]
+    ax.plot(table.difference[excludes], y, "o", color=BLACK, markersize=5, label="interval excludes zero")
+    ax.axvline(0, color=BLACK, linewidth=1, linestyle=":")
+    ax.set(xlabel=xlabel, title=title)
+    if not ax.figure.legends:
+        handles, labels = ax.get_legend_handles_labels()
+        ax.figure.legend(handles[::-1], labels[::-1], fontsize=8, loc="outside lower center", ncols=2)
 
 
 def draw_pair(table: pd.DataFrame, method: str, unit: str) -> Figure:
     """The test AUROC of two networks with intervals, and their paired difference."""
-    fig, axes = plt.subplots(1, 2, figsize=(9, 4.6), sharey=True)
+    fig, axes = plt.subplots(1, 2, figsize=(9, 4.8), sharey=True)
     both = [("baseline", "Equal", method_color("equal")), ("other", method_label(method), method_color(method))]
     interval_plot(axes[0], table, both)
     axes[0].set(xlabel="test AUROC", title="Each network")
     axes[0].legend(loc="upper left", fontsize=8.5)
-    interval_plot(axes[1], table, [("difference", "difference", BLACK)])
-    axes[1].axvline(0, color=BLACK, linewidth=1, linestyle=":")
+    xlabel = f"difference in AUROC ({method_label(method)} − Equal)"
+    _differences(axes[1], table, xlabel, f"Paired difference, 95% over {unit}")
     axes[1].locator_params(axis="x", nbins=6)
-    axes[1].set_xlabel(f"difference in AUROC ({method_label(method)} − Equal)")
-    axes[1].set_title(f"Paired difference, 95% over {unit}")
     return fig
 
 
 def draw_two_differences(first: pd.DataFrame, second: pd.DataFrame, titles: Sequence[str]) -> Figure:
-    """Two tables of paired differences side by side, on one scale; full dots exclude zero."""
+    """Two tables of paired differences side by side, on one scale."""
     fig, axes = plt.subplots(1, 2, figsize=(9, 4.4), sharey=True, sharex=True)
     for ax, table, title in zip(axes, (first, second), titles, strict=True):
-        interval_plot(ax, table, [("difference", "difference", BLACK)])
-        excludes = (table.difference_low > 0) | (table.difference_high < 0)
-        for line in ax.lines:
-            line.set_markerfacecolor("white")
-        y = np.arange(len(table))[::-1]
-        ax.plot(table.difference[excludes], y[excludes.to_numpy()], "o", color=BLACK, markersize=5)
-        ax.axvline(0, color=BLACK, linewidth=1, linestyle=":")
-        ax.set(xlabel="difference in test AUROC", title=title)
-    words = {"interval excludes zero": BLACK, "interval contains zero": "white"}
-    dots = [Line2D([], [], marker="o", linestyle="none", color=BLACK, markerfacecolor=face) for face in words.values()]
-    fig.legend(dots, words, fontsize=8, loc="outside lower center", ncols=2)
+        _differences(ax, table, "difference in test AUROC", title)
     return fig
