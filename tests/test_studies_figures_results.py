@@ -1,4 +1,4 @@
-"""The figures of notebooks 04, 07 and 08 and of the study: what is drawn is what synthetic tables say."""
+"""The figures of notebooks 04, 07, 08 and 09 and of the study: what is drawn is what synthetic tables say."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -204,3 +204,52 @@ def test_a_ladder_has_a_row_a_rung_and_equals_own_steps():
     assert rows_of(accuracy) == ["as published", "64 px"]
     assert points(own)[1] == 0.05
     assert [text.get_text() for text in own.texts] == ["0.600", "0.650"]
+
+
+LEVERS = {"tuning": 0.02, "data_quarter": -0.03, "ema": 0.001, "deepchest": -0.002, "uncertainty": 0.0, "hedge": 0.001}
+
+
+def of_levers(study: str, means: dict[str, float]) -> pd.DataFrame:
+    """`lever_table` of one study, AP twice as far from 0."""
+    parts = [
+        table([factor * mean for mean in means.values()], list(means), metric=metric)
+        for metric, factor in (("auroc", 1), ("average_precision", 2))
+    ]
+    return pd.concat(parts).rename(columns={"method": "lever"}).assign(study=study, cost=1.0)
+
+
+def test_levers_stand_in_blocks_the_largest_change_on_top_and_have_their_cost():
+    found = pd.concat([of_levers("embeddings", LEVERS), of_levers("phantom", {"data_4": 0.1, "ema": 0.003})])
+    auroc, precision, phantom, _ = real.lever_forest(found).axes
+    assert rows_of(auroc) == [
+        "Data", "four times the images", "a quarter of the images", "Tuning (against the default)", "rate and decay, four pairs",
+        "Training", "moving average of weights", "Task weights", "Hedge", "Uncertainty", "DeepChest",
+    ]  # fmt: skip
+    assert [label.get_fontweight() for label in auroc.get_yticklabels()].count("bold") == 4
+    means = [-0.03, 0.02, 0.001, 0.001, 0.0, -0.002]
+    assert [value for value in points(auroc) if np.isfinite(value)] == means
+    assert [value for value in points(precision) if np.isfinite(value)] == [2 * mean for mean in means]
+    assert [value for value in points(phantom) if np.isfinite(value)] == [0.1, 0.003]
+    costs = [text.get_text() for text in precision.texts]
+    assert costs == ["", "", "1.0 ×", "", "1.0 ×", "", "1.0 ×", "", *["1.0 ×"] * 3, "training\ntime"]
+    drawn = [line for line in auroc.lines if np.isfinite(line.get_xdata()).all() and len(line.get_xdata()) == 1]
+    assert [line.get_marker() for line in drawn] == [*"ooo", *"DDD"]  # task weights last
+    assert [line.get_markerfacecolor() != "white" for line in drawn] == [True, True, *[False] * 4]
+
+
+def test_data_stand_beside_weights_and_what_is_lost_without_tuning():
+    (ax,) = real.data_and_weights(of_levers("embeddings", LEVERS)).axes
+    dots = {(round(x, 2), y) for x, y in (line.get_xydata()[0] for line in ax.lines if len(line.get_xdata()) == 1)}
+    assert dots == {(0.25, -0.03), (1.0, 0.0), (1.19, -0.02), (1.41, -0.002), (1.68, 0.0), (2.0, 0.001)}
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["0.25 ×", "1 ×"]
+
+
+def test_losses_and_weights_have_a_number_a_cell_and_the_level_in_the_first():
+    part = table([0.01, -0.1, 0.0001], ["focal", "ldam", "deepchest"]).assign(
+        loss=["focal", "ldam", "bce"], weight=["equal", "equal", "deepchest"], value=[0.71, 0.6, 0.7001]
+    )
+    (ax,) = real.losses_and_weights({"A": part}).axes
+    words = {text.get_position(): text.get_text().split("\n")[0] for text in ax.texts}
+    assert words == {(0, 0): "0.700", (0, 2): "+0.0100", (0, 5): "−0.1000", (1, 0): "+0.0001"}
+    assert [text.get_fontweight() for text in ax.texts] == ["normal", "bold", "bold", "normal"]
+    assert rows_of(ax)[0] == "cross-entropy"

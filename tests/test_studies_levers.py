@@ -14,7 +14,7 @@ from deepchest_utils.config import LOSSES
 from deepchest_utils.results.metrics import ensemble, score_tasks
 from deepchest_utils.results.store import RunTable
 from deepchest_utils.studies import levers, real, replication
-from deepchest_utils.studies.levers import BUDGET, STUDIES, WORDS, lever_table, loss_weight_table
+from deepchest_utils.studies.levers import BUDGET, KINDS, STUDIES, WORDS, lever_table, loss_weight_table
 from deepchest_utils.sweep import run_sweep
 from deepchest_utils.training import train
 
@@ -27,6 +27,7 @@ def test_levers_have_one_budget_and_no_two_are_the_same(study, tmp_path):
     assert tried.pop("default") == [{}]
     assert {len(changes) for changes in tried.values()} == {BUDGET}
     assert {name for name in tried if "@" not in name} - {"equal"} <= set(WORDS)
+    assert sorted(name for names in KINDS.values() for name in names) == sorted(WORDS)
     rounds = getattr(levers, study)(tmp_path, tmp_path)
     _, cells = next(rounds)
     assert len({cell.id for cell in cells}) == len(cells)

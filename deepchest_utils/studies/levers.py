@@ -73,6 +73,15 @@ COMBINED = {
 }
 COMBINED |= {f"{w}@{loss}": (loss, w) for w in WEIGHTS[1:] for loss in LOSSES[1:]}
 TUNED = ("tuning", "learning_rate", "weight_decay")
+KINDS = {  # in a figure: heading -> levers
+    "Tuning (against the default)": TUNED,
+    "Data": ("data_4", "data_half", "data_quarter", "augmentation", "size_64"),
+    "Training": ("epochs_2", "epochs_4", "batch_size", "no_prior_bias", "oversample", "ema"),
+    "Loss": LOSSES[1:],
+    "Several networks": ("ensemble_3", "ensemble_5"),
+    "Task weights": (*WEIGHTS[1:], "hedge"),
+    "Encoder (against fine-tuned)": ("scratch", "frozen"),
+}
 ROWS = ["method", "seed", "fold", "metric", "value", "training_seconds"]
 OVERLAPS = {"embeddings": real.OVERLAP, "phantom": 0.0, "finetuned": real.OVERLAP}
 

@@ -1,4 +1,5 @@
-"""Figures of notebook 08: what an AUROC is worth on these radiographs, methods against Equal, the ladder from the recipe."""
+"""Figures of notebooks 08 and 09: what an AUROC is worth on these radiographs, methods against Equal, the ladder from the
+recipe; what moves the needle, data beside weights, losses with weights."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,11 +11,16 @@ from jaxtyping import UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from deepchest_utils.config import LOSSES
 from deepchest_utils.notebook.figures import BAND, family_legend, forest_plot, show_radiograph
-from deepchest_utils.results.labels import BLACK, BLUE, GREY, VERMILION
+from deepchest_utils.results.labels import BLACK, BLUE, GREY, VERMILION, family_color, family_marker, method_label
 from deepchest_utils.results.statistics import MARGIN, is_significant
 from deepchest_utils.studies.figures.results import draw_forest, forest_height
+from deepchest_utils.studies.levers import KINDS, WEIGHTS, WORDS
 from deepchest_utils.studies.real import BLIND, BORDER, NETWORKS
+
+PLACES = {"real radiographs": ("embeddings", "finetuned"), "NIH phantom": ("phantom",)}  # title -> studies of levers
+SHARES = {"data_quarter": 1 / 4, "data_half": 1 / 2, "equal": 1.0, "data_4": 4.0}  # of the training images
 
 
 def what_is_seen(image: UInt8[np.ndarray, "h w"]) -> Figure:
@@ -84,4 +90,93 @@ def ladder(found: pd.DataFrame) -> Figure:
         ax.locator_params(axis="x", nbins=5)
         ax.title.set_size(9)
     family_legend(fig, ["deepchest"], dots=True, margin=MARGIN, loc="outside lower center", ncols=4)
+    return fig
+
+
+def lever_forest(found: pd.DataFrame) -> Figure:
+    """`lever_table` kind by kind, that with the largest change of AUROC on top: AUROC and AP in each of `PLACES` that it has;
+    at the right, training time over that of what the lever is compared with."""
+    means = found[found.metric == "auroc"].groupby("lever")["mean"].agg(["mean", "min", "max"])
+    size = means[["min", "max"]].abs().max(axis=1)
+    kinds = {kind: means["mean"].reindex(names).dropna().sort_values(ascending=False) for kind, names in KINDS.items()}
+    order = sorted((kind for kind in kinds if len(kinds[kind])), key=lambda kind: -size[kinds[kind].index].max())
+    lines = [line for kind in order for line in (kind, *kinds[kind].index)]
+    colors = [VERMILION if line in KINDS["Task weights"] else BLUE for line in lines]
+    markers = ["D" if line in KINDS["Task weights"] else "o" for line in lines]
+    places = [place for place, studies in PLACES.items() if found.study.isin(studies).any()]
+    fig, axes = plt.subplots(1, 2 * len(places), figsize=(9.5, 1.6 + 0.19 * len(lines)), sharey=True)
+    for ax, (place, metric) in zip(axes, ((p, m) for p in places for m in ("auroc", "average_precision")), strict=True):
+        part = found[found.study.isin(PLACES[place]) & (found.metric == metric)].set_index("lever").reindex(lines)
+        ax.axvspan(-MARGIN, MARGIN, color=BAND, linewidth=0, zorder=0)
+        ax.axvline(0, color="black", linewidth=1, linestyle=":")
+        full = [*is_significant(part.p_holm, part.pairs)]
+        forest_plot(ax, part, [WORDS.get(line, line) for line in lines], colors, full, markers)
+        for kind in order:
+            ax.axhline(len(lines) - 0.5 - lines.index(kind), color=BAND, linewidth=0.8, zorder=0)
+        ax.set_xlabel("macro AUROC" if metric == "auroc" else "macro AP")
+        ax.locator_params(axis="x", nbins=6 // len(places))
+        ax.tick_params(axis="x", labelsize=8)
+        ax.tick_params(axis="y", length=0)
+        if metric == "auroc":
+            ax.set_title(place)
+            continue
+        ax.sharex(axes[[*axes].index(ax) - 1])
+        where: dict[str, Any] = {"transform": ax.get_yaxis_transform(), "va": "center", "fontsize": 8}
+        for y, cost in zip(reversed(range(len(lines))), part.cost, strict=True):
+            ax.text(1.03, y, "" if np.isnan(cost) else f"{cost:.1f} ×" if cost > 0.1 else f"{cost:.1g} ×", **where)
+        ax.text(1.03, len(lines), "training\ntime", **where)
+    for label, line in zip(axes[0].get_yticklabels(), lines, strict=True):
+        label.set_fontweight("bold" if line in KINDS else "normal")
+    fig.suptitle("What moves the needle? One change at a time, minus Equal without it", fontsize=11)
+    family_legend(fig, [], dots=True, margin=MARGIN, loc="outside lower center", ncols=3)
+    return fig
+
+
+def data_and_weights(found: pd.DataFrame) -> Figure:
+    """Of `lever_table`, each minus Equal as tuned on all training images: fewer or more images, no tuning, and task weights."""
+    places = {place: studies[0] for place, studies in PLACES.items() if studies[0] in set(found.study)}
+    fig, axes = plt.subplots(1, len(places), figsize=(9, 3.4), squeeze=False)
+    for ax, (place, study) in zip(axes[0], places.items(), strict=True):
+        part = found[(found.study == study) & (found.metric == "auroc")].set_index("lever")[["mean", "low", "high"]]
+        part.loc["equal"] = 0.0
+        part.loc["tuning"] = -part.loc["tuning", ["mean", "high", "low"]].to_numpy()  # what there is without it
+        styles = {"tuning": (GREY, "s"), **{m: (family_color(m), family_marker(m)) for m in KINDS["Task weights"]}}
+        data = [name for name in SHARES if name in part.index]
+        ax.axhspan(-MARGIN, MARGIN, color=BAND, linewidth=0, zorder=0)
+        ax.axhline(0, color="black", linewidth=1, linestyle=":")
+        ax.plot([SHARES[name] for name in data], part["mean"][data], color=BLACK)
+        beside = [(2 ** (0.25 * i), name, *style) for i, (name, style) in enumerate(styles.items(), 1)]
+        for x, name, color, marker in [(SHARES[name], name, BLACK, "o") for name in data] + beside:
+            label = {"equal": "Equal, by images", "tuning": "rate and decay not tuned"}.get(name, method_label(name))
+            ax.vlines(x, part.low[name], part.high[name], color=color, linewidth=2, alpha=0.75)
+            ax.plot(x, part["mean"][name], marker, color=color, label="" if name.startswith("data") else label)
+        ax.set_xscale("log", base=2)
+        ax.set_xticks([SHARES[name] for name in data], [f"{SHARES[name]:g} ×" for name in data])
+        ax.set(title=place, xlabel="training images", ylabel="macro AUROC minus tuned Equal's")
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=8, ncols=5, loc="outside lower center")
+    return fig
+
+
+def losses_and_weights(columns: Mapping[str, pd.DataFrame]) -> Figure:
+    """Each loss (rows) with each task weighting (columns), minus cross-entropy with Equal, whose level stands in its cell.
+
+    Args:
+        columns: Title -> rows of one metric of `loss_weight_table`. Bold is significant; colours end at twice `MARGIN`.
+    """
+    fig, axes = plt.subplots(1, len(columns), figsize=(9, 3.6), sharey=True, squeeze=False)
+    for ax, (title, part) in zip(axes[0], columns.items(), strict=True):
+        values = part.pivot(index="loss", columns="weight", values="mean").reindex(index=LOSSES, columns=WEIGHTS)
+        ax.imshow(values.fillna(0.0), cmap="PuOr_r", vmin=-2 * MARGIN, vmax=2 * MARGIN, aspect="auto")
+        ax.text(0, 0, f"{(part.value - part['mean']).iloc[0]:.3f}", ha="center", va="center", fontsize=8)
+        for row in part.itertuples():
+            bold = "bold" if is_significant(row.p_holm, row.pairs) else "normal"
+            color = "white" if abs(row.mean) > 1.4 * MARGIN else "black"
+            words = f"{row.mean:+.4f}\n[{row.low:+.4f}, {row.high:+.4f}]".replace("-", "−")
+            place = WEIGHTS.index(row.weight), LOSSES.index(row.loss)
+            ax.text(*place, words, ha="center", va="center", fontsize=7, fontweight=bold, color=color)
+        ax.set_xticks(range(len(WEIGHTS)), [method_label(name) for name in WEIGHTS])
+        ax.set_yticks(range(len(LOSSES)), ["cross-entropy", *(WORDS[name] for name in LOSSES[1:])], fontsize=8)
+        ax.set_title(title)
+        ax.grid(visible=False)
+        ax.tick_params(length=0)
     return fig
