@@ -41,28 +41,33 @@ def test_the_pair_and_the_twins(pairs):
     assert f"moves by {abs(twin):.3f} in the macro AUROC" in SAID
     assert f"the macro AUROC differs by {abs(method):.3f}" in SAID
     assert f"Two seeds with equal weights differ by {abs(twin):.3f}" in SAID
-    assert "twice that of the left pair" in SAID
-    assert 1.8 < twin / method < 2.4
+    assert f"is {abs(twin):.3f}, that of the left pair {abs(method):.3f}" in SAID
+    assert abs(method) < abs(twin)  # "But a second network ..."
     largest = [float(row[3]) for row in pairs]
     assert f"single findings move by up to {largest[0]:.2f}" in SAID
     assert f"by up to {largest[1]:.2f} in a finding" in SAID
+    assert largest[0] < largest[1]
 
 
 def test_average_precision(pairs):
     (method, _, method_high), (twin, *_) = (numbers(row[1]) for row in pairs)
     assert method_high < 0
-    assert f"DeepChest's is lower by {-method:.3f}" in SAID
-    assert f"almost three times the difference between the seeds ({-twin:.3f})" in SAID
-    assert 2.6 < method / twin < 3
+    assert f"DeepChest's is lower by {-method:.3f}, the second seed's by {-twin:.3f}" in SAID
+    assert method > twin  # "a seed moves as much as the method"
 
 
 def test_about_every_second_table_has_one_by_chance(pairs):
     counts = [int(row[2].split(" of ")[1]) for row in pairs]
     assert counts == [13, 13]  # all but Hernia
-    assert [row[2] for row in pairs] == ["8 of 13", "6 of 13"]
-    assert "8 of 13 against 6" in SAID
-    assert "eight of the fourteen paired intervals exclude zero" in SAID  # these, and not that of Hernia
+    assert [row[2] for row in pairs] == ["6 of 13", "7 of 13"]
+    assert "6 of 13 against 7" in SAID
+    assert "seven of the fourteen paired intervals exclude zero" in SAID  # these, and that of Hernia
     assert f"{1 - 0.95**13:.0%}".rstrip("%") in re.findall(r"1 - 0\.95\^\{13\} = (\d+)", SAID)
+
+
+def test_the_chosen_epochs():
+    epochs = re.findall(r"best epoch (\d+) of 12", NOTEBOOK.printed)
+    assert f"The best epochs are {' and '.join(epochs)} of 12" in SAID
 
 
 def test_weights_follow_prevalence():
