@@ -11,7 +11,7 @@ from deepchest_utils.notebook.figures import BAND, save_figure, use_style
 from deepchest_utils.paths import PROJECT
 from deepchest_utils.results.labels import GREY, VERMILION
 from deepchest_utils.results.statistics import MARGIN
-from deepchest_utils.studies import judgement
+from deepchest_utils.studies import judgement, real
 
 STUDY = ("all drawn anew, default phantom", "all drawn anew, NIH phantom")
 TABLES = {  # committed table of one training set -> its row
@@ -21,21 +21,25 @@ TABLES = {  # committed table of one training set -> its row
     "judge_noise": "4,000, a fifth mislabelled",
     "judge_nih": "real radiographs (NIH sample)",
 }
+FROZEN = "real radiographs, frozen encoder"
 LOWEST = -0.07  # methods further left are counted, not drawn
 
 
 def macro_differences() -> dict[str, pd.DataFrame]:
-    """Each method minus Equal, macro AUROC and AP, by `judgement.macro_differences`: a table a row of the picture."""
+    """Each method minus Equal, macro AUROC and AP, by `judgement.macro_differences` or, over folds, `real.compare_folds`: a
+    table a row of the picture."""
     results = PROJECT / "data" / "results"
     summaries = dict(zip(STUDY, judgement.study_summaries(results / "study_main.csv").values(), strict=True))
     summaries |= {row: pd.read_csv(results / f"{name}_summary.csv") for name, row in TABLES.items()}
-    return {row: judgement.macro_differences(summary) for row, summary in summaries.items()}
+    tables = {row: judgement.macro_differences(summary) for row, summary in summaries.items()}
+    folds = real.compare_folds(real.choose(real.fold_rows(results / "real_main.csv")))
+    return {**tables, FROZEN: folds.assign(seeds=folds.pairs)}
 
 
 def draw() -> Figure:
     """DeepChest with its interval, and the other weightings as dots, against Equal: a row a data set."""
     tables = macro_differences()
-    fig, axes = plt.subplots(1, 2, figsize=(8.2, 2.8), sharey=True)
+    fig, axes = plt.subplots(1, 2, figsize=(8.2, 3.0), sharey=True)
     for ax, (metric, label) in zip(axes, judgement.HEADLINE.items(), strict=True):
         ax.axvspan(-MARGIN, MARGIN, color=BAND, linewidth=0, zorder=0)
         ax.axvline(0, color="black", linewidth=1, linestyle=":")
@@ -47,7 +51,7 @@ def draw() -> Figure:
             if len(near) < len(others):
                 ax.text(LOWEST, y, f"← {len(others) - len(near)} more", ha="right", va="center", fontsize=8, color=GREY)
             ax.hlines(y, ours.low, ours.high, color=VERMILION, linewidth=2.5)
-            ax.plot(ours["mean"], y, "D", color=VERMILION, markersize=6)
+            ax.plot(ours["mean"], y, "D", color=VERMILION, markersize=6, zorder=5)
         ax.set_xlabel(f"{label}, minus Equal's")
         ax.grid(axis="y", visible=False)
         ax.set_xlim(LOWEST - 0.03, 0.035)

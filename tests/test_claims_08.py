@@ -1,0 +1,179 @@
+"""What notebook 08 and its solutions say in numbers: recomputed from the committed tables, and found in their texts."""
+
+import re
+
+import pandas as pd
+import pytest
+from claims import Committed
+
+from deepchest_utils.paths import PROJECT
+from deepchest_utils.results.labels import method_label
+from deepchest_utils.results.statistics import format_interval, is_significant, judge_differences, paired_differences
+from deepchest_utils.results.store import RunTable
+from deepchest_utils.studies import real
+
+RESULTS = PROJECT / "data" / "results"
+NOTEBOOK = Committed("08_real_radiographs")
+SAID = NOTEBOOK.text
+SOLVED = Committed("solutions/08_real_radiographs").text
+TITLE = SAID[: SAID.index("You will be able")]
+RAN = {name: (RESULTS / f"real_{name}.csv").exists() for name in ("finetune", "ladder")}
+FEW_METHODS = RunTable(RESULTS / "real_main.csv").cells.method.nunique() <= len(real.ASKED)
+others = pytest.mark.skipif(FEW_METHODS, reason="the other methods have not run")
+VERDICTS = {  # of judge_differences -> how the text begins to say it
+    "higher": "significantly higher",
+    "lower": "significantly lower",
+    "equivalent": "equivalent to",
+    "open": "open",
+}
+LEADERS = ["deepchest_loss_trend", 'pcgrad(level="features")', "ldc_mtl"]
+
+
+def said_after(words: str) -> str:
+    """The sentence that follows these words."""
+    return SAID[SAID.index(words) + len(words) :].split(". ")[0]
+
+
+def by_method(table: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
+    return table[table.metric == metric].set_index("method")
+
+
+@pytest.fixture(scope="module")
+def rows() -> pd.DataFrame:
+    return real.fold_rows(RESULTS / "real_main.csv")
+
+
+@pytest.fixture(scope="module")
+def chosen(rows) -> pd.DataFrame:
+    return real.choose(rows)
+
+
+@pytest.fixture(scope="module")
+def judged(chosen) -> pd.DataFrame:
+    return real.compare_folds(chosen)
+
+
+@pytest.fixture(scope="module")
+def steps() -> pd.DataFrame:
+    return real.ladder_table(RESULTS / "real_ladder.csv")
+
+
+def test_the_study_is_as_planned(rows, chosen):
+    folds = chosen[chosen.metric == "auroc"].groupby("method").size()
+    assert folds["equal"] == folds["deepchest"] == 50
+    assert set(folds) <= {10, 50}
+    assert len(folds) == (3 if FEW_METHODS else 35)
+    assert rows.groupby(["lr", "weight_decay"]).ngroups == 8
+    assert (real.SETTINGS[0]["lr"] >= 1e-4, len(real.COUNTED)) == (True, 9)
+
+
+def test_deepchest_on_the_frozen_encoder(judged, chosen):
+    row, precision = (by_method(judged, metric).loc["deepchest"] for metric in ("auroc", "average_precision"))
+    assert format_interval(row) in TITLE
+    assert said_after(f"{format_interval(row)} macro AUROC and {format_interval(precision)} AP: ").startswith(
+        VERDICTS[row.verdict.split(",")[0]]
+    )
+    assert (row.high - row.low) / 2 <= 0.004
+    assert f"find a true difference of {row.smallest:.4f}" in SAID
+    pair = chosen[chosen.method.isin(["deepchest", "prevalence_oracle"])]
+    oracle = by_method(real.compare_folds(pair, "prevalence_oracle")).loc["deepchest"]
+    assert said_after(f"is {format_interval(oracle)}: ").startswith(VERDICTS[oracle.verdict.split(",")[0]])
+
+
+@others
+def test_the_other_methods_on_the_frozen_encoder(judged):
+    auroc = by_method(judged)
+    higher = auroc.index[auroc.verdict.str.startswith("higher")]
+    paragraph = SAID[SAID.index("**The other methods.**") : SAID.index("## 4.")]
+    sentence = paragraph.split("significantly higher")[0]
+    assert all(method_label(method) in sentence for method in higher)
+    assert len(higher) > 0 or "No method is" in sentence
+    assert f"{auroc.verdict.str.contains('equivalent').sum()} of {len(auroc)} are equivalent" in paragraph
+    far = [method_label(method) for method in auroc.index[auroc.high < -0.02]]
+    assert all(label in paragraph for label in far)
+    assert all(f"{method_label(m)} {format_interval(auroc.loc[m])}" in paragraph for m in LEADERS)
+
+
+def test_what_an_auroc_is_worth():
+    rows = real.network_rows(RESULTS)
+    levels = by_method(real.compare_folds(rows, None))
+    folds = dict.fromkeys(real.NETWORKS, 10) | {"scratch": 5}
+    ran = [name for name in folds if RAN["finetune"] or name not in ("finetuned", "scratch")]
+    assert levels.pairs.to_dict() == {name: folds[name] for name in ran}
+    frozen, border, grey = (levels["mean"][name] for name in ("frozen", "border", "statistics"))
+    assert f"The encoder has {frozen:.3f}, the border alone {border:.3f}" in SAID
+    assert f"how bright an image is {grey:.3f}" in SAID
+    assert all(f"{value:.3f}" in TITLE for value in (frozen, border))
+    assert f"So {(border - 0.5) / (frozen - 0.5):.0%} of what lies above chance" in SAID
+    gap = by_method(real.compare_folds(rows[rows.method.isin(["frozen", "border"])], "border")).iloc[0]
+    assert format_interval(gap, 3) in SAID
+    assert gap.low > 0
+
+
+def test_tuning_and_chosen_epochs(rows, chosen):
+    curves = real.budget_curves(rows)
+    gain = curves[8] - curves[1]
+    assert f"worth {gain['equal']:+.4f} AUROC to Equal and {gain['deepchest']:+.4f} to DeepChest" in SAID
+    epoch = chosen[chosen.metric == "auroc"].groupby("method").epoch.median()
+    assert f"is {epoch['equal']:g} for Equal and {epoch['deepchest']:g} for DeepChest" in SAID
+    assert epoch[["equal", "deepchest"]].min() > 10  # "was anything tested": the rule has moved its weights
+    assert f"had moved about {epoch['deepchest'] - 1:.0f} times" in SAID
+
+
+@pytest.mark.skipif(not RAN["finetune"], reason="it has not run")
+def test_the_encoder_fine_tuned():
+    rows = real.finetune_rows(RESULTS / "real_finetune.csv")
+    shared = by_method(real.compare_folds(rows[rows.method != real.SCRATCH]))
+    assert set(shared.index) == {*real.ASKED[1:], *real.best_two(RESULTS / "real_main.csv")}
+    row = shared.loc["deepchest"]
+    assert row.pairs == 10
+    assert said_after(f"DeepChest minus Equal is {format_interval(row)}: ").startswith(
+        VERDICTS[row.verdict.split(",")[0]]
+    )
+    assert f"find a true difference of {row.smallest:.3f}" in SAID
+    start = by_method(real.compare_folds(rows[rows.method.isin(["equal", real.SCRATCH])])).iloc[0]
+    assert (start.pairs, start.high < 0) == (5, True)
+    assert f"Equal changes by {format_interval(start)}" in SAID
+    more = abs(start["mean"]) > max(abs(row.low), abs(row.high))
+    assert ("moves its AUROC by more than any value in DeepChest's interval" in SAID) == more
+
+
+@pytest.mark.skipif(not RAN["ladder"], reason="it has not run")
+def test_the_ladder(steps):
+    accuracy, auroc = (steps[steps.metric == metric].set_index("rung") for metric in ("accuracy", "auroc"))
+    assert list(auroc.index) == list(real.RUNGS)
+    assert auroc.pairs.to_list() == [5] + [8] * 8
+    first, last = auroc.iloc[0], auroc.iloc[-1]
+    assert f"is {format_interval(accuracy.iloc[0])} in accuracy and {format_interval(first)} in AUROC" in SAID
+    assert f"it is {format_interval(last)}, {last.verdict} in AUROC" in SAID
+    section = SAID[SAID.index("## 6.") : SAID.index("## 7.")]
+    for name, table in {"accuracy": accuracy, "AUROC": auroc}.items():
+        sentence = re.search(rf"In {name} DeepChest differs from Equal significantly on (.*?)\.", section).group(1)
+        found = [row.words for row in table.itertuples() if is_significant(row.p_holm, row.pairs)]
+        assert re.findall(r"\*(.*?)\*", sentence) == found
+        assert bool(found) != (sentence == "no rung")
+    assert f"AUROC goes from {first.equal:.3f} to {last.equal:.3f}" in section
+    big = auroc.step.abs().idxmax()
+    for rung in (big, "patients"):
+        step = auroc.loc[rung, ["step", "step_low", "step_high"]].set_axis(["mean", "low", "high"])
+        assert format_interval(step, 3) in section
+    assert f"largest step is *{auroc.words[big]}*" in section
+    levels = accuracy[["equal", "deepchest"]].to_numpy()
+    assert f"between {levels.min():.3f} and {levels.max():.3f}" in section
+    assert levels.max() - levels.min() < 0.05  # "hardly moves"
+
+
+def test_the_miniature_is_as_printed():
+    """Of the phantom, as the notebook was run."""
+    shown = NOTEBOOK.shown("c09")
+    here = SAID[SAID.index("## 2.") : SAID.index("## 3.")]
+    for interval in re.findall(r"[-+]0\.\d{4} \[.*?\]", here):
+        assert interval in shown
+    assert "DeepChest minus Equal, macro AUROC" in shown
+
+
+def test_the_solutions_count_what_is_significant(chosen, judged):
+    naive = judge_differences(paired_differences(chosen, "equal", ["metric"], ["seed", "fold"]), ["metric"])
+    ours, theirs = ((by_method(table).p_holm < 0.05).sum() for table in (judged, naive))
+    assert f"With the correction {ours} of {len(by_method(judged))} methods" in SOLVED
+    assert f"and {theirs} if folds are taken for replicates" in SOLVED
