@@ -42,11 +42,11 @@ def noise(points: Mapping[str, Points], names: Sequence[str]) -> tuple[Figure, d
     for ax, (x, y) in zip(axes[0], points.values(), strict=True):
         taken = [Bbox(np.add(at, [[-4], [4]])) for at in ax.transData.transform(np.column_stack([x, y]))]  # the points
         for k in np.argsort(y):
-            for right, up in ((-6, 0), (6, 0), (0, 8), (0, -8), (6, -7), (-6, 7)):
+            for right, up in ((-6, 0), (6, 0), (0, 8), (0, -8), (6, -8), (-6, 9)):
                 side = "left" if right > 0 else "right" if right else "center"
                 where = {"textcoords": "offset points", "ha": side, "va": "center", "fontsize": 7.5}
                 name = ax.annotate(pretty(names[k]), (x[k], y[k]), (right, up), path_effects=halo, **where)
-                if up == 7 or not name.get_window_extent().count_overlaps(taken):
+                if up == 9 or not name.get_window_extent().count_overlaps(taken):
                     break  # the first place that covers no point and no other name
                 name.remove()
             taken.append(name.get_window_extent())
@@ -136,5 +136,5 @@ def when(curves: pd.DataFrame, spread: pd.DataFrame, methods: Sequence[str]) -> 
             axes[2].plot(spread[method], **style)
     axes[0].set_ylabel("validation AUROC\nminus Equal's")
     axes[2].set(title="largest weight / smallest", xlabel="epoch")
-    fig.legend(*axes[0].get_legend_handles_labels(), ncols=2, fontsize=8, loc="outside lower center")
+    fig.legend(*axes[0].get_legend_handles_labels(), ncols=2, fontsize=8, handlelength=4, loc="outside lower center")
     return fig
