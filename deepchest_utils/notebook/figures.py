@@ -69,10 +69,10 @@ def show_as_jpeg(fig: Figure, dpi: int = 100, quality: int = 82) -> None:
 
 
 def small_png(fig: Figure) -> bytes:
-    """A PNG of 128 colours: a third of the bytes, and no visible difference unless the figure shows radiographs."""
-    plain, small = io.BytesIO(), io.BytesIO()
-    fig.savefig(plain, format="png", dpi=fig.dpi)
-    Image.open(plain).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(small, "png", optimize=True)
+    """A PNG of 192 colours: a third of the bytes, and no visible difference unless the figure shows radiographs."""
+    raw, small = io.BytesIO(), io.BytesIO()
+    fig.savefig(raw, format="png", dpi=fig.dpi)
+    Image.open(raw).convert("RGB").quantize(192, Image.Quantize.MAXCOVERAGE, kmeans=1).save(small, "png", optimize=True)
     return small.getvalue()
 
 

@@ -11,8 +11,8 @@ from scipy.stats import binom
 
 from deepchest_utils.notebook.figures import BAND, difference_heatmap, family_legend, interval_plot, method_forest
 from deepchest_utils.results.labels import (
-    BLUE,
-    VERMILION,
+    BLACK,
+    GREY,
     family_color,
     family_marker,
     method_color,
@@ -38,7 +38,7 @@ def main_forest(columns: Mapping[str, pd.DataFrame]) -> Figure:
 def forest_height(columns: Mapping[str, pd.DataFrame]) -> float:
     """Of `main_forest`, in inches."""
     first = next(iter(columns.values()))["mean"]
-    return 1.7 + 0.21 * len(first) + 0.45 * len(set(first > -NEAR))
+    return 1.3 + 0.21 * len(first) + (0.7 if len(columns) < 3 else 0.95) * len(set(first > -NEAR))
 
 
 def draw_forest(fig: FigureBase, columns: Mapping[str, pd.DataFrame]) -> None:
@@ -51,12 +51,9 @@ def draw_forest(fig: FigureBase, columns: Mapping[str, pd.DataFrame]) -> None:
     for row, methods in zip(axes, blocks, strict=True):
         for ax, (title, table) in zip(row, tables.items(), strict=True):
             label = f"{title} minus Equal's" if len(tables) < 3 else title.replace(", ", "\n") + "\nminus Equal's"
-            method_forest(
-                ax, table, methods, label if methods is blocks[-1] else "", fontsize=None if len(tables) < 3 else 8.0
-            )
+            method_forest(ax, table, methods, label, fontsize=None if len(tables) < 3 else 8.0)
             ax.locator_params(axis="x", nbins=5 if len(tables) < 3 else 3)
-        where = "near Equal" if first[methods[0]] > -NEAR else "far behind, on another scale"
-        row[0].set_title(where)
+        row[0].set_title("near Equal" if first[methods[0]] > -NEAR else "far behind, on another scale")
     shown = {method_family(method) for method in first.index}
     family_legend(fig, shown, dots=True, margin=MARGIN, loc="outside lower center", ncols=4)
 
@@ -74,11 +71,11 @@ def two_halves(
             columns |= {key: rows["mean"], f"{key}_low": rows.low, f"{key}_high": rows.high}
         ax.axvspan(-MARGIN, MARGIN, color=BAND, linewidth=0, zorder=0)
         ax.axvline(0, color="black", linewidth=1, linestyle=":")
-        interval_plot(ax, pd.DataFrame(columns), [("a", names[0], VERMILION), ("b", names[1], BLUE)])
+        interval_plot(ax, pd.DataFrame(columns), [("a", names[0], BLACK), ("b", names[1], GREY)])
         for line in [line for line in ax.lines if line.get_label() == names[1]]:
             line.set_marker("s")
         ax.set_title(title)
-    fig.supxlabel(f"{xlabel} (95% interval; grey: within ±{MARGIN:g})", fontsize=9)
+    fig.supxlabel(f"{xlabel} (95% interval; grey band: within ±{MARGIN:g})", fontsize=9)
     fig.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=8, ncols=2, loc="outside upper center")
     return fig
 
@@ -87,14 +84,14 @@ def weights_follow(correlations: pd.DataFrame, methods: Sequence[str]) -> Figure
     """Rank correlation of the weights with prevalence and with difficulty by epoch; indexed by (method, epoch)."""
     fig, axes = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True)
     for ax, name in zip(axes, ("prevalence", "difficulty"), strict=True):
-        for method in methods:
-            line = "--" if method_family(method) == "control" else "-"
-            label = method_label(method)
-            ax.plot(correlations.loc[method, name], line, color=method_color(method), label=label, linewidth=2)
+        for i, method in enumerate(methods):
+            line = "--" if method_family(method) == "control" else ("-", "-.", (0, (6, 1)), ":")[i % 4]
+            style = {"linestyle": line, "color": method_color(method), "label": method_label(method), "linewidth": 2}
+            ax.plot(correlations.loc[method, name], **style)
         ax.axhline(0, color="black", linewidth=1, linestyle=":")
         ax.set(xlabel="epoch", title=f"Weights and {name}", ylim=(-1.05, 1.05))
     axes[0].set_ylabel("rank correlation over findings")
-    fig.legend(*axes[0].get_legend_handles_labels(), fontsize=8, ncols=3, loc="outside lower center")
+    fig.legend(*axes[0].get_legend_handles_labels(), fontsize=8, ncols=3, handlelength=4, loc="outside lower center")
     return fig
 
 
@@ -154,8 +151,9 @@ def finding_heatmaps(table: pd.DataFrame, methods: Sequence[str], findings: Sequ
         for y, name in enumerate(names):
             for x, value in enumerate(values.loc[name]):
                 if name in ("deepchest", "prevalence_oracle") or abs(value) > limit:  # as far as the colours go
-                    style = {"color": "white" if abs(value) > 0.7 * limit else "black", "fontsize": 7}
-                    place = (x + 0.5, y + (0.78 if full[y, x] else 0.5))  # below a dot
+                    dark = value > 0.75 * limit or value < -0.5 * limit  # blue darkens sooner than orange
+                    style = {"color": "white" if dark else "black", "fontsize": 7}
+                    place = (x + 0.5, y + (0.82 if full[y, x] else 0.5))  # below a dot
                     ax.text(*place, f"{value:+.2f}".replace("-", "−"), ha="center", va="center", **style)
     return fig
 

@@ -9,6 +9,7 @@ import pandas as pd
 from jaxtyping import Float
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
+from matplotlib.transforms import Bbox
 
 from deepchest_utils.notebook.figures import BAND
 from deepchest_utils.results.labels import BLUE, GREY, VERMILION, WINE, method_color, method_label, pretty
@@ -30,18 +31,25 @@ def noise(points: Mapping[str, Points], names: Sequence[str]) -> tuple[Figure, d
         fits[title] = float(np.corrcoef(np.log(x), np.log(y))[0, 1])
         ends = np.array([x.min() / 1.6, x.max() * 1.6])
         ax.plot(ends, ends * np.exp(np.log(y / x).mean()), ":", color="black", linewidth=1)
-        for i, k in enumerate(np.argsort(y)):
-            left = i % 2 == 0
-            where = {"ha": "right" if left else "left", "va": "center", "fontsize": 7.5, "path_effects": halo}
-            ax.annotate(pretty(names[k]), (x[k], y[k]), (-6 if left else 6, 0), textcoords="offset points", **where)
         for axis in (ax.xaxis, ax.yaxis):
             axis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
             axis.set_major_formatter("{x:g}")
             axis.set_minor_formatter(mpl.ticker.NullFormatter())
         ax.tick_params(labelsize=8)
-        ax.margins(x=0.25)
-        ax.set(title=title, xlabel="variance of the residual x squared length of the head")
+        ax.set(xmargin=0.25, title=title, xlabel="variance of the residual x squared length of the head")
     axes[0, 0].set_ylabel("noise of the gradient on the trunk")
+    fig.draw_without_rendering()  # now the axes have their places
+    for ax, (x, y) in zip(axes[0], points.values(), strict=True):
+        taken = [Bbox(np.add(at, [[-4], [4]])) for at in ax.transData.transform(np.column_stack([x, y]))]  # the points
+        for k in np.argsort(y):
+            for right, up in ((-6, 0), (6, 0), (0, 8), (0, -8), (6, -8), (-6, 9)):
+                side = "left" if right > 0 else "right" if right else "center"
+                where = {"textcoords": "offset points", "ha": side, "va": "center", "fontsize": 7.5}
+                name = ax.annotate(pretty(names[k]), (x[k], y[k]), (right, up), path_effects=halo, **where)
+                if up == 9 or not name.get_window_extent().count_overlaps(taken):
+                    break  # the first place that covers no point and no other name
+                name.remove()
+            taken.append(name.get_window_extent())
     return fig, fits
 
 
@@ -93,7 +101,7 @@ def factors(effects: pd.DataFrame, ratios: pd.DataFrame, names: Mapping[str, str
     moved = [ratios.loc[rule, factor] for factor in names for rule in rules]
     axes[0].plot(moved, y, "D", color=WINE, markersize=5)
     axes[0].axvline(1, color="black", linewidth=1, linestyle=":")
-    axes[0].set(xscale="log", title="weights moved", xlabel="changed over others")
+    axes[0].set(xscale="log", title="weights moved", xlabel="weight, changed over others")
     axes[0].xaxis.set_major_locator(mpl.ticker.FixedLocator([0.5, 1, 2]))
     axes[0].xaxis.set_major_formatter("{x:g}")
     axes[0].xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
@@ -128,5 +136,5 @@ def when(curves: pd.DataFrame, spread: pd.DataFrame, methods: Sequence[str]) -> 
             axes[2].plot(spread[method], **style)
     axes[0].set_ylabel("validation AUROC\nminus Equal's")
     axes[2].set(title="largest weight / smallest", xlabel="epoch")
-    fig.legend(*axes[0].get_legend_handles_labels(), ncols=2, fontsize=8, loc="outside lower center")
+    fig.legend(*axes[0].get_legend_handles_labels(), ncols=2, fontsize=8, handlelength=4, loc="outside lower center")
     return fig

@@ -6,8 +6,10 @@ from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from scipy.optimize import isotonic_regression
 
 from deepchest_utils.notebook.figures import BAND, family_legend, method_forest
 from deepchest_utils.results.labels import BLACK, GREY, family_color, family_marker, method_family, method_label
@@ -23,14 +25,13 @@ def expected_best(
     for method in curves.index.difference(list(named), sort=False):
         ax.plot(curves.columns, curves.loc[method], color=GREY, linewidth=0.8, alpha=0.5)
     ends = curves.loc[list(named)].iloc[:, -1].sort_values()
-    low, high = curves.to_numpy().min(), curves.to_numpy().max()
-    gap, place = 0.045 * (high - low), -1.0
-    for method, end in ends.items():
+    steps = 0.04 * np.ptp(curves.to_numpy()) * np.arange(len(ends))  # names stand apart, near their ends
+    places = isotonic_regression(ends.to_numpy() - steps).x + steps
+    for (method, end), place in zip(ends.items(), places, strict=True):
         color = BLACK if method == "equal" else family_color(str(method))
         ax.plot(
             curves.columns, curves.loc[method], family_marker(str(method)), color=color, linestyle="-", markersize=5
         )
-        place = max(end, place + gap)  # names do not overlap
         text: dict[str, Any] = {"color": color, "fontsize": 8, "va": "center", "annotation_clip": False}
         ax.annotate(method_label(str(method)), (curves.columns[-1], end), (curves.columns[-1] * 1.08, place), **text)
     ax.set_xscale("log", base=2)
@@ -54,8 +55,7 @@ def regimes(table: pd.DataFrame, methods: Sequence[str]) -> Figure:
                 ax.set_visible(False)
                 continue
             margin = None if metric == "f1_at_half" else MARGIN  # named for AUROC and AP alone
-            words = name if title == titles[len(titles) // 2] else ""
-            label = f"{words} minus Equal's" if words else ""
+            label = f"{name} minus Equal's" if title == titles[len(titles) // 2] else ""
             method_forest(
                 ax, part, methods, label, title.replace(", ", ",\n") if metric == metrics[0] else "", 8.0, margin
             )
@@ -79,10 +79,10 @@ def lengths(curves: pd.DataFrame, differences: pd.DataFrame) -> Figure:
         width = 1.8 if method in ("equal", "deepchest") else 0.7
         left.plot(part.epoch, part.value, color=color, linewidth=width, alpha=0.8)
         left.plot(part.epoch.iloc[-1], part.value.iloc[-1], family_marker(method), color=color, markersize=5)
-    left.set(xlabel="epoch", ylabel="macro AUROC on validation", title="a line a length", xscale="log")
-    left.xaxis.set_major_formatter("{x:g}")
-    left.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
     methods, sizes = list(differences.method.unique()), sorted(differences.epochs.unique())
+    left.set(xlabel="epoch", ylabel="macro AUROC on validation", title="A line for each length", xscale="log")
+    left.set_xticks([3, 6, 12, *sizes], [str(epoch) for epoch in (3, 6, 12, *sizes)])
+    left.xaxis.set_minor_locator(mpl.ticker.NullLocator())
     right.axhspan(-MARGIN, MARGIN, color=BAND, linewidth=0, zorder=0)
     right.axhline(0, color="black", linewidth=1, linestyle=":")
     for i, method in enumerate(methods):
@@ -94,7 +94,8 @@ def lengths(curves: pd.DataFrame, differences: pd.DataFrame) -> Figure:
             face = family_color(method) if full else "white"
             right.plot(place, row.mean, family_marker(method), color=family_color(method), markerfacecolor=face)
     right.set_xticks(range(len(sizes)), [str(size) for size in sizes])
-    right.set(xlabel="epochs", ylabel="macro AUROC minus Equal's", title=f"full: significant; grey: within ±{MARGIN:g}")
+    title = f"At the end (full: significant, grey: ±{MARGIN:g})"
+    right.set(xlabel="length of training, epochs", ylabel="macro AUROC minus Equal's", title=title)
     right.grid(axis="x", visible=False)
     handles = []
     for method in ["equal", *methods]:
