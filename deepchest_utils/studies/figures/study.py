@@ -169,6 +169,7 @@ def shared_and_single(levels: pd.DataFrame, judged: pd.DataFrame) -> Figure:
         ax.axvline(0, color="black", linewidth=1, linestyle=":")
         forest_plot(ax, rows, names, [BLUE] * len(rows), [*is_significant(rows.p_holm, rows.pairs)])
         ax.set(xlabel=f"macro {METRICS[metric][0]}", title="shared minus single")
+        ax.locator_params(axis="x", nbins=4)
     axes[2].set_yticklabels([])
     family_legend(fig, [], dots=True, margin=MARGIN, loc="outside lower center", ncols=3)
     return fig
