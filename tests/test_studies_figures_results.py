@@ -1,4 +1,4 @@
-"""The figures of notebooks 04, 07, 08 and 09 and of the study: what is drawn is what synthetic tables say."""
+"""The figures of notebooks 04, 07, 08 and 09 and of both studies: what is drawn is what synthetic tables say."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from deepchest_utils.results.statistics import judge_differences
-from deepchest_utils.studies import judgement, replication
+from deepchest_utils.studies import judgement, replication, sharing
 from deepchest_utils.studies.figures import real, results, rule, study
 
 METHODS = ["hedge", "gls", "deepchest", 'mgda(level="features")']
@@ -253,3 +253,32 @@ def test_losses_and_weights_have_a_number_a_cell_and_the_level_in_the_first():
     assert words == {(0, 0): "0.700", (0, 2): "+0.0100", (0, 5): "−0.1000", (1, 0): "+0.0001"}
     assert [text.get_fontweight() for text in ax.texts] == ["normal", "bold", "bold", "normal"]
     assert rows_of(ax)[0] == "cross-entropy"
+
+
+def test_shared_and_single_have_a_line_each_and_their_difference_a_row_a_comparison():
+    parts = [
+        table([0.03], ["shared"], kind=kind, num_train=n, metric=metric)
+        for kind, n in ((sharing.EQUAL_SIZE, 250), (sharing.EQUAL_SIZE, 1000), (sharing.FULL_SIZE, 4000), (sharing.PAIRS, 4000))
+        for metric in judgement.HEADLINE
+    ]  # fmt: skip
+    judged = pd.concat(parts)
+    levels = pd.concat([judged.assign(method=arm) for arm in ("shared", "single")])
+    left, auroc, precision = study.shared_and_single(levels, judged).axes
+    assert [list(line.get_xdata()) for line in left.lines] == [[250, 1000]] * 2  # not those of the other comparisons
+    assert rows_of(auroc) == ["250", "1,000", "4,000\nfull width", "4,000\nin pairs"]
+    assert points(auroc) == points(precision) == [0.03] * 4
+
+
+def test_a_matrix_has_a_dot_a_row_and_partners_stand_in_the_order_of_the_predictor():
+    gain = np.array([[np.nan, 0.01, 0.03], [0.0, np.nan, 0.02], [0.04, 0.0, np.nan]])
+    blind = np.where(np.arange(3) == 2, np.nan, gain)  # of the third finding nothing is known
+    blind[2] = np.nan
+    names = ["Mass", "Nodule", "Edema"]
+    first = study.transfer_matrices(dict.fromkeys("abcd", gain), names).axes[0]
+    assert sorted(zip(*first.lines[0].get_data(), strict=True)) == [(0.5, 2.5), (2.5, 0.5), (2.5, 1.5)]
+    judged = pd.DataFrame({"predictor": ["same", "blind"], "agreement": [1.0, np.nan], "p_holm": 0.01})
+    same, other = study.partners(gain, {"same": gain, "blind": blind}, judged).axes
+    np.testing.assert_allclose(same.lines[1].get_ydata(), [-0.04 / 3, 0.04 / 3])  # 0.01, 0.01 and 0.02 to either side
+    assert len(other.lines[0].get_xdata()) == 2 * 3
+    assert np.isfinite(other.lines[0].get_ydata()).sum() == 2
+    assert same.get_title(loc="left") + same.get_title() == "same\nagreement +1.00, p 0.01"

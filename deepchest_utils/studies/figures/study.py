@@ -1,6 +1,6 @@
-"""Figures of the study's tables: what tuning is worth, regimes, and longer training."""
+"""Figures of the study's tables: what tuning is worth, regimes, longer training; and of the study of sharing."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -8,13 +8,26 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 from matplotlib.figure import Figure
+from scipy import stats
 from scipy.optimize import isotonic_regression
 
-from deepchest_utils.notebook.figures import BAND, family_legend, method_forest
-from deepchest_utils.results.labels import BLACK, GREY, family_color, family_marker, method_family, method_label
+from deepchest_utils.notebook.figures import BAND, difference_heatmap, family_legend, forest_plot, method_forest
+from deepchest_utils.results.labels import (
+    BLACK,
+    BLUE,
+    GREY,
+    VERMILION,
+    family_color,
+    family_marker,
+    method_family,
+    method_label,
+    pretty,
+)
 from deepchest_utils.results.metrics import METRICS
-from deepchest_utils.results.statistics import MARGIN
+from deepchest_utils.results.statistics import MARGIN, is_significant
+from deepchest_utils.studies.sharing import EQUAL_SIZE, FULL_SIZE
 
 
 def expected_best(
@@ -127,4 +140,75 @@ def weight_spread(spread: pd.Series, differences: pd.Series, named: float = -0.0
     family_legend(
         fig, {method_family(method) for method in methods}, margin=MARGIN, loc="outside lower center", ncols=4
     )
+    return fig
+
+
+def shared_and_single(levels: pd.DataFrame, judged: pd.DataFrame) -> Figure:
+    """Left the AUROC of both arms of equal size over training images, right `compare_sharing` in AUROC and AP.
+
+    Args:
+        levels: Of `paired_differences` without a baseline, from the same rows as `judged`.
+    """
+    fig, axes = plt.subplots(1, 3, figsize=(9.5, 3.3), width_ratios=[1.1, 1, 1])
+    part = levels[(levels.kind == EQUAL_SIZE) & (levels.metric == "auroc")]
+    for method, color, marker in (("shared", BLUE, "o"), ("single", VERMILION, "D")):
+        line = part[part.method == method].sort_values("num_train")
+        axes[0].plot(line.num_train, line["mean"], color=color, marker=marker, label=method)
+        axes[0].vlines(line.num_train, line.low, line.high, color=color, linewidth=2, alpha=0.75)
+    axes[0].set_xscale("log")
+    sizes = sorted(part.num_train.unique())
+    axes[0].set_xticks(sizes, [f"{n:,}" for n in sizes])
+    axes[0].xaxis.set_minor_locator(mpl.ticker.NullLocator())
+    axes[0].set(xlabel="training images", ylabel="macro AUROC", title="together as large")
+    axes[0].legend(fontsize=8)
+    for ax, metric in zip(axes[1:], ("auroc", "average_precision"), strict=True):
+        rows = judged[judged.metric == metric]
+        words = {EQUAL_SIZE: "", FULL_SIZE: "\nfull width"}
+        names = [f"{row.num_train:,}{words.get(row.kind, chr(10) + row.kind)}" for row in rows.itertuples()]
+        ax.axvspan(-MARGIN, MARGIN, color=BAND, linewidth=0, zorder=0)
+        ax.axvline(0, color="black", linewidth=1, linestyle=":")
+        forest_plot(ax, rows, names, [BLUE] * len(rows), [*is_significant(rows.p_holm, rows.pairs)])
+        ax.set(xlabel=f"macro {METRICS[metric][0]}", title="shared minus single")
+        ax.locator_params(axis="x", nbins=4)
+    axes[2].set_yticklabels([])
+    family_legend(fig, [], dots=True, margin=MARGIN, loc="outside lower center", ncols=3)
+    return fig
+
+
+def transfer_matrices(matrices: Mapping[str, Float[np.ndarray, "k k"]], findings: Sequence[str]) -> Figure:
+    """Four matrices of a finding (row) and its partner (column), each in colours of its own, which end at the largest of
+    nine tenths of the entries; a dot is the largest entry of a row."""
+    fig, axes = plt.subplots(2, 2, figsize=(9.5, 8.4), sharex=True, sharey=True)
+    for ax, (title, matrix) in zip(axes.flat, matrices.items(), strict=True):
+        values = pd.DataFrame(matrix, findings, findings)
+        dots = values.eq(values.max(axis=1), axis=0)
+        difference_heatmap(ax, values, dots, float(np.nanquantile(np.abs(matrix), 0.9)), [pretty(f) for f in findings])
+        ax.set_title(title)
+    axes[0, 0].set_ylabel("finding")
+    axes[1, 0].set_ylabel("finding")
+    return fig
+
+
+def partners(
+    transfer: Float[np.ndarray, "k k"], predictors: Mapping[str, Float[np.ndarray, "k k"]], judged: pd.DataFrame
+) -> Figure:
+    """What each finding gains from each partner, beside its mean over partners, in the order in which a predictor puts them;
+    in blue the mean over findings. A panel a row of `judge_predictors`."""
+    fig, axes = plt.subplots(1, len(judged), figsize=(9.5, 3.2), sharey=True)
+    for ax, row in zip(axes, judged.itertuples(), strict=True):
+        values = predictors[row.predictor]
+        known = np.flatnonzero(~np.isnan(values).all(1))  # a finding whose gradient has no signal has no cosine
+        order, gain = stats.rankdata(values[known], axis=1, nan_policy="omit"), transfer[known]
+        gain = np.where(np.isnan(order), np.nan, gain)
+        points = pd.DataFrame({"x": order.ravel(), "y": (gain - np.nanmean(gain, axis=1, keepdims=True)).ravel()})
+        ax.plot(points.x, points.y, "o", color=GREY, markersize=3, alpha=0.6)
+        ax.plot(points.groupby("x").y.mean(), color=BLUE, marker="o", markersize=4)
+        ax.axhline(0, color="black", linewidth=1, linestyle=":")
+        words = f"agreement {row.agreement:+.2f}, p {row.p_holm:.2g}".replace("-", "−")
+        ax.set(
+            title=f"{row.predictor}\n{words}",
+            xlabel="partners of a finding, lowest first",
+            xticks=range(2, len(transfer), 2),
+        )
+    axes[0].set_ylabel("AUROC gained, minus the finding's mean")
     return fig
