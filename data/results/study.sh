@@ -11,7 +11,7 @@
 #   bash data/results/study.sh plan study_tune study_main study_regimes study_curves; NOMINEE=METHOD bash data/results/study.sh study_rule
 # The study of PROTOCOL_REAL.md: features of a frozen encoder, and all that is trained on them, METHODS="equal deepchest" alone in
 # 20 minutes; the encoder fine-tuned and the published recipe step by step, about ten hours of one thread; levers, on the features
-# in 40 minutes and on the phantom in two hours:
+# in an hour and on the phantom in two hours:
 #   NIH_ROOT=PATH bash data/results/study.sh real_features real_main real_blind real_finetune real_ladder
 #   bash data/results/study.sh levers_embeddings levers_phantom
 # The study of PROTOCOL_SHARING.md, three hours of one thread:
