@@ -158,6 +158,14 @@ def _name_rows(ax: Axes, labels: Sequence[str], **options: Any) -> None:
     ax.grid(axis="y", visible=False)
 
 
+def zero_line(ax: Axes, margin: float | None = None, of_y: bool = False) -> None:
+    """A dotted line where x, or y, is 0, over the grey band of differences within `margin`, if one is given."""
+    line, band = (ax.axhline, ax.axhspan) if of_y else (ax.axvline, ax.axvspan)
+    if margin:
+        band(-margin, margin, color=BAND, linewidth=0, zorder=0)
+    line(0, color="black", linewidth=1, linestyle=":")
+
+
 def forest_plot(
     ax: Axes,
     table: pd.DataFrame,
@@ -197,10 +205,8 @@ def method_forest(
     table = table.reindex(list(methods))
     full = is_significant(table.p_holm, table["pairs" if "pairs" in table else "seeds"])
     labels, colors = [method_label(method) for method in methods], [family_color(method) for method in methods]
-    if margin:
-        ax.axvspan(-margin, margin, color=BAND, linewidth=0, zorder=0)
+    zero_line(ax, margin)
     forest_plot(ax, table, labels, colors, [*full], [family_marker(method) for method in methods])
-    ax.axvline(0, color="black", linewidth=1, linestyle=":")
     ax.set_title(title)
     ax.set_xlabel(xlabel, fontsize=fontsize)
     ax.tick_params(axis="x", labelsize=fontsize or mpl.rcParams["xtick.labelsize"])
@@ -231,7 +237,7 @@ def draw_summary(summary: pd.DataFrame) -> Figure:
         ax.tick_params(axis="y", length=0)
         ax.locator_params(axis="x", nbins=6)
         if name == "difference":
-            ax.axvline(0, color="black", linewidth=1, linestyle=":")
+            zero_line(ax)
     for y, group in zip(len(lines) - 1 - np.flatnonzero(is_name), lines.group[is_name], strict=True):
         where = {"xy": (0.01, y), "xycoords": axes[0, 0].get_yaxis_transform()}
         axes[0, 0].annotate(

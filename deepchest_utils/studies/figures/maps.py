@@ -12,7 +12,7 @@ from deepchest_utils.datasets import ChestXrays
 from deepchest_utils.explain import heat_maps
 from deepchest_utils.explain.regions import Regions
 from deepchest_utils.models.network import MultiTaskNet
-from deepchest_utils.notebook.figures import show_heat_map, show_radiograph
+from deepchest_utils.notebook.figures import show_heat_map, show_radiograph, zero_line
 from deepchest_utils.results.labels import BLACK, BLUE, GREY, VERMILION, method_color, method_label, pretty
 from deepchest_utils.studies.localization import SCORES
 
@@ -177,7 +177,7 @@ def draw_weighting(macro: pd.DataFrame) -> Figure:
         ax.plot([], [], marker=marker, color=color, linestyle="none", label=method_label(method))
     ax.plot([], [], marker="o", color=GREY, linestyle="none", label="full: significant")
     ax.plot([], [], marker="o", color=GREY, markerfacecolor="white", linestyle="none", label="open: not")
-    ax.axvline(0, color="black", linewidth=1)
+    zero_line(ax)
     ax.set_yticks(y, list(SCORES.values()))
     ax.set(
         ylim=(-0.6, len(SCORES) - 0.4), xlabel="difference to Equal, mean over findings (95% over seeds and patients)"

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator
 
 from deepchest_utils.config import check_choice
-from deepchest_utils.notebook.figures import BAND, forest_plot
+from deepchest_utils.notebook.figures import BAND, family_legend, forest_plot, zero_line
 from deepchest_utils.paths import PROJECT
 from deepchest_utils.results.labels import BLUE, GREY, VERMILION, pretty
 from deepchest_utils.results.statistics import BOOTSTRAP_METRICS, MARGIN, MIN_PAIRS
@@ -70,7 +70,7 @@ def draw_pairs(pairs: pd.DataFrame, xlabel: str) -> Figure:
         ax.hlines(height[chosen], part.low, part.high, color=color, linewidth=1.2, alpha=0.8)
         label = f"{words}: {len(part)} of {len(pairs)} pairs"
         ax.plot(part.difference, height[chosen], marker, color=color, markersize=2.5, label=label)
-    ax.axvline(0, color="black", linewidth=1)
+    zero_line(ax)
     ax.set(xlabel=xlabel, ylabel="pairs of networks, sorted", yticks=[])
     ax.legend(fontsize=9, loc="upper left")
     return fig
@@ -84,7 +84,7 @@ def draw_seeds(gains: Mapping[str, Float[np.ndarray, " s"]], averages: Mapping[s
         ones = ax.plot(gain, np.full(len(gain), y + 0.14), "|", color=GREY, markersize=9, label="one seed")
         threes = ax.hlines(y - 0.1, *ends, color=BLUE, linewidth=5, alpha=0.6, label="three seeds, 95% of averages")
         mean = ax.plot(gain.mean(), y - 0.1, "D", color=VERMILION, markersize=6, label="all seeds, mean")
-    ax.axvline(0, color="black", linewidth=1, linestyle=":")
+    zero_line(ax)
     ax.set_yticks(range(len(gains))[::-1], [*gains])
     ax.set(ylim=(-0.5, len(gains) - 0.2), xlabel="macro AUROC, Hedge minus Equal")
     ax.grid(axis="y", visible=False)
@@ -114,20 +114,16 @@ def draw_intervals(table: pd.DataFrame, xlabel: str, verdicts: bool = False) -> 
         verdicts: Write each row's verdict beside it.
     """
     fig, ax = plt.subplots(figsize=(7.5, 0.8 + 0.29 * len(table)))
-    ax.axvspan(-MARGIN, MARGIN, color=BAND, linewidth=0, zorder=0, label=f"within ±{MARGIN:g}")
+    zero_line(ax, MARGIN)
     significant = table.verdict.str.contains("higher|lower")
-    markers = ["D" if full else "o" for full in significant]
-    forest_plot(ax, table, [*table.index], [*table.color], [*significant], markers)
-    ax.axvline(0, color="black", linewidth=1, linestyle=":")
+    forest_plot(ax, table, [*table.index], [*table.color], [*significant])
     ax.tick_params(axis="y", labelsize=9)
     if verdicts:
         for y, row in zip(range(len(table))[::-1], table.itertuples(), strict=True):
             words = f"{row.verdict}; finds {row.smallest:.3f}"
             ax.annotate(words, (1.02, y), xycoords=("axes fraction", "data"), fontsize=9, va="center")
     else:
-        ax.plot([], [], "D", color=GREY, label="significant")
-        ax.plot([], [], "o", color=GREY, markerfacecolor="white", label="not significant")
-        fig.legend(loc="outside upper center", ncols=3, fontsize=9)
+        family_legend(fig, [], dots=True, margin=MARGIN, loc="outside upper center", ncols=3, fontsize=9)
     ax.set_xlabel(xlabel)
     return fig
 
@@ -155,7 +151,7 @@ def draw_training_sets(table: pd.DataFrame, findings: Sequence[str], chosen: str
         first = [title == chosen for title in rows.title]
         colors, markers = [VERMILION if f else BLUE for f in first], ["D" if f else "o" for f in first]
         forest_plot(ax, rows, [*rows.title], colors, None, markers)
-        ax.axvline(0, color="black", linewidth=1, linestyle=":")
+        zero_line(ax)
         ax.set_title(pretty(finding))
     axes[0].tick_params(axis="y", labelsize=9)
     fig.supxlabel("AUROC, DeepChest minus Equal, 95% interval", fontsize=10)

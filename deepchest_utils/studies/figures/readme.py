@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from deepchest_utils.notebook.figures import BAND, save_figure, use_style
+from deepchest_utils.notebook.figures import save_figure, use_style, zero_line
 from deepchest_utils.paths import PROJECT
 from deepchest_utils.results.labels import GREY, VERMILION
 from deepchest_utils.results.statistics import MARGIN
@@ -41,8 +41,7 @@ def draw() -> Figure:
     tables = macro_differences()
     fig, axes = plt.subplots(1, 2, figsize=(8.2, 3.0), sharey=True)
     for ax, (metric, label) in zip(axes, judgement.HEADLINE.items(), strict=True):
-        ax.axvspan(-MARGIN, MARGIN, color=BAND, linewidth=0, zorder=0)
-        ax.axvline(0, color="black", linewidth=1, linestyle=":")
+        zero_line(ax, MARGIN)
         for y, table in zip(reversed(range(len(tables))), tables.values(), strict=True):
             table = table[table.metric == metric].set_index("method")
             ours, others = table.loc["deepchest"], table.drop(index="deepchest")

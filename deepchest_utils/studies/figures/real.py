@@ -12,10 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from deepchest_utils.config import LOSSES
-from deepchest_utils.notebook.figures import BAND, family_legend, forest_plot, show_radiograph
+from deepchest_utils.notebook.figures import BAND, family_legend, forest_plot, show_radiograph, zero_line
 from deepchest_utils.results.labels import BLACK, BLUE, GREY, VERMILION, family_color, family_marker, method_label
 from deepchest_utils.results.statistics import MARGIN, is_significant
 from deepchest_utils.studies.figures.results import draw_forest, forest_height
+from deepchest_utils.studies.judgement import HEADLINE
 from deepchest_utils.studies.levers import KINDS, WEIGHTS, WORDS
 from deepchest_utils.studies.real import BLIND, BORDER, NETWORKS
 
@@ -77,7 +78,6 @@ def ladder(found: pd.DataFrame) -> Figure:
         full = [*is_significant(part.p_holm, part.pairs)]
         forest_plot(ax, part, words, [VERMILION] * len(part), full, ["D"] * len(part))
         ax.set(title="DeepChest minus Equal", xlabel="accuracy at 0.5" if metric == "accuracy" else "macro AUROC")
-    axes[1].axvspan(-MARGIN, MARGIN, color=BAND, linewidth=0, zorder=0)  # named for AUROC, not for accuracy
     auroc, style = parts["auroc"], {"va": "center", "fontsize": 8, "color": BLUE}
     steps = auroc[["step", "step_low", "step_high"]].set_axis(["mean", "low", "high"], axis=1)
     forest_plot(axes[2], steps, words, [BLUE] * len(words), None, ["x"] * len(words))
@@ -85,8 +85,8 @@ def ladder(found: pd.DataFrame) -> Figure:
     for y, level in zip(reversed(range(len(words))), auroc.equal, strict=True):
         axes[2].text(1.03, y, f"{level:.3f}", transform=where, **style)
     axes[2].set(title="Equal minus the rung above", xlabel="macro AUROC (right: its level)")
-    for ax in axes:
-        ax.axvline(0, color="black", linewidth=1, linestyle=":")
+    for ax, margin in zip(axes, (None, MARGIN, None), strict=True):  # named for AUROC, not for accuracy
+        zero_line(ax, margin)
         ax.locator_params(axis="x", nbins=5)
         ax.title.set_size(9)
     family_legend(fig, ["deepchest"], dots=True, margin=MARGIN, loc="outside lower center", ncols=4)
@@ -105,15 +105,14 @@ def lever_forest(found: pd.DataFrame) -> Figure:
     markers = ["D" if line in KINDS["Task weights"] else "o" for line in lines]
     places = [place for place, studies in PLACES.items() if found.study.isin(studies).any()]
     fig, axes = plt.subplots(1, 2 * len(places), figsize=(9.5, 1.6 + 0.19 * len(lines)), sharey=True)
-    for ax, (place, metric) in zip(axes, ((p, m) for p in places for m in ("auroc", "average_precision")), strict=True):
+    for ax, (place, metric) in zip(axes, ((p, m) for p in places for m in HEADLINE), strict=True):
         part = found[found.study.isin(PLACES[place]) & (found.metric == metric)].set_index("lever").reindex(lines)
-        ax.axvspan(-MARGIN, MARGIN, color=BAND, linewidth=0, zorder=0)
-        ax.axvline(0, color="black", linewidth=1, linestyle=":")
+        zero_line(ax, MARGIN)
         full = [*is_significant(part.p_holm, part.pairs)]
         forest_plot(ax, part, [WORDS.get(line, line) for line in lines], colors, full, markers)
         for kind in order:
             ax.axhline(len(lines) - 0.5 - lines.index(kind), color=BAND, linewidth=0.8, zorder=0)
-        ax.set_xlabel("macro AUROC" if metric == "auroc" else "macro AP")
+        ax.set_xlabel(HEADLINE[metric])
         ax.locator_params(axis="x", nbins=6 // len(places))
         ax.tick_params(axis="x", labelsize=8)
         ax.tick_params(axis="y", length=0)
@@ -142,8 +141,7 @@ def data_and_weights(found: pd.DataFrame) -> Figure:
         part.loc["tuning"] = -part.loc["tuning", ["mean", "high", "low"]].to_numpy()  # what there is without it
         styles = {"tuning": (GREY, "s"), **{m: (family_color(m), family_marker(m)) for m in KINDS["Task weights"]}}
         data = [name for name in SHARES if name in part.index]
-        ax.axhspan(-MARGIN, MARGIN, color=BAND, linewidth=0, zorder=0)
-        ax.axhline(0, color="black", linewidth=1, linestyle=":")
+        zero_line(ax, MARGIN, of_y=True)
         ax.plot([SHARES[name] for name in data], part["mean"][data], color=BLACK)
         beside = [(2 ** (0.25 * i), name, *style) for i, (name, style) in enumerate(styles.items(), 1)]
         for x, name, color, marker in [(SHARES[name], name, BLACK, "o") for name in data] + beside:

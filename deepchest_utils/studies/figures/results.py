@@ -9,7 +9,14 @@ import pandas as pd
 from matplotlib.figure import Figure, FigureBase
 from scipy.stats import binom
 
-from deepchest_utils.notebook.figures import BAND, difference_heatmap, family_legend, interval_plot, method_forest
+from deepchest_utils.notebook.figures import (
+    BAND,
+    difference_heatmap,
+    family_legend,
+    interval_plot,
+    method_forest,
+    zero_line,
+)
 from deepchest_utils.results.labels import (
     BLACK,
     GREY,
@@ -69,8 +76,7 @@ def two_halves(
         for key, table in zip("ab", pair, strict=True):
             rows = table.set_index("task").loc[list(findings)]
             columns |= {key: rows["mean"], f"{key}_low": rows.low, f"{key}_high": rows.high}
-        ax.axvspan(-MARGIN, MARGIN, color=BAND, linewidth=0, zorder=0)
-        ax.axvline(0, color="black", linewidth=1, linestyle=":")
+        zero_line(ax, MARGIN)
         interval_plot(ax, pd.DataFrame(columns), [("a", names[0], BLACK), ("b", names[1], GREY)])
         for line in [line for line in ax.lines if line.get_label() == names[1]]:
             line.set_marker("s")
@@ -88,7 +94,7 @@ def weights_follow(correlations: pd.DataFrame, methods: Sequence[str]) -> Figure
             line = "--" if method_family(method) == "control" else ("-", "-.", (0, (6, 1)), ":")[i % 4]
             style = {"linestyle": line, "color": method_color(method), "label": method_label(method), "linewidth": 2}
             ax.plot(correlations.loc[method, name], **style)
-        ax.axhline(0, color="black", linewidth=1, linestyle=":")
+        zero_line(ax, of_y=True)
         ax.set(xlabel="epoch", title=f"Weights and {name}", ylim=(-1.05, 1.05))
     axes[0].set_ylabel("rank correlation over findings")
     fig.legend(*axes[0].get_legend_handles_labels(), fontsize=8, ncols=3, handlelength=4, loc="outside lower center")

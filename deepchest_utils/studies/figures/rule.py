@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
 
-from deepchest_utils.notebook.figures import BAND
+from deepchest_utils.notebook.figures import zero_line
 from deepchest_utils.results.labels import BLUE, GREY, VERMILION, WINE, method_color, method_label, pretty
 from deepchest_utils.results.statistics import MARGIN
 
@@ -56,8 +56,7 @@ def noise(points: Mapping[str, Points], names: Sequence[str]) -> tuple[Figure, d
 def bar(items: pd.DataFrame, title: str = "") -> Figure:
     """The items of `better_rule_bar`: what was measured, whether it was met, and where the questions end."""
     fig, ax = plt.subplots(figsize=(9, 1.3 + 0.45 * len(items)))
-    ax.axvspan(-MARGIN, MARGIN, color=BAND, linewidth=0)
-    ax.axvline(0, color="black", linewidth=1, linestyle=":")
+    zero_line(ax, MARGIN)
     for y, (item, row) in zip(range(len(items))[::-1], items.iterrows(), strict=True):
         color = BLUE if row.met else VERMILION
         if np.isfinite(row.get("mean", np.nan)):
@@ -109,8 +108,7 @@ def factors(effects: pd.DataFrame, ratios: pd.DataFrame, names: Mapping[str, str
     for ax, changed in zip(axes[1:], (True, False), strict=True):
         part = effects[effects.changed == changed].assign(place=lambda rows: rows.factor + rows.method)
         table = part.set_index("place").loc[[factor + rule for factor in names for rule in rules]]
-        ax.axvspan(-MARGIN, MARGIN, color=BAND, linewidth=0)
-        ax.axvline(0, color="black", linewidth=1, linestyle=":")
+        zero_line(ax, MARGIN)
         ax.set_xlabel("AUROC minus Equal's")
         for row, height in zip(table.itertuples(), y, strict=True):
             ax.hlines(height, row.low, row.high, color=GREY, linewidth=2, alpha=0.75)
@@ -131,7 +129,7 @@ def when(curves: pd.DataFrame, spread: pd.DataFrame, methods: Sequence[str]) -> 
         for ax, half in zip(axes, ("common", "rare"), strict=False):
             ax.plot(curves.loc[half, method] - curves.loc[half, "equal"], **style)
             ax.set(title=f"the {half} half", xlabel="epoch", ylim=(-0.12, 0.08))
-            ax.axhline(0, color="black", linewidth=1, linestyle=":")
+            zero_line(ax, of_y=True)
         if method in spread:
             axes[2].plot(spread[method], **style)
     axes[0].set_ylabel("validation AUROC\nminus Equal's")

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 from scipy.optimize import isotonic_regression
 
-from deepchest_utils.notebook.figures import BAND, difference_heatmap, family_legend, forest_plot, method_forest
+from deepchest_utils.notebook.figures import difference_heatmap, family_legend, forest_plot, method_forest, zero_line
 from deepchest_utils.results.labels import (
     BLACK,
     BLUE,
@@ -96,8 +96,7 @@ def lengths(curves: pd.DataFrame, differences: pd.DataFrame) -> Figure:
     left.set(xlabel="epoch", ylabel="macro AUROC on validation", title="A line for each length", xscale="log")
     left.set_xticks([3, 6, 12, *sizes], [str(epoch) for epoch in (3, 6, 12, *sizes)])
     left.xaxis.set_minor_locator(mpl.ticker.NullLocator())
-    right.axhspan(-MARGIN, MARGIN, color=BAND, linewidth=0, zorder=0)
-    right.axhline(0, color="black", linewidth=1, linestyle=":")
+    zero_line(right, MARGIN, of_y=True)
     for i, method in enumerate(methods):
         part = differences[differences.method == method].sort_values("epochs")
         x = [sizes.index(epochs) + 0.12 * (i - (len(methods) - 1) / 2) for epochs in part.epochs]
@@ -124,8 +123,7 @@ def weight_spread(spread: pd.Series, differences: pd.Series, named: float = -0.0
     Methods below `named` have their name; those above it lie too close together.
     """
     fig, ax = plt.subplots(figsize=(9, 4.4))
-    ax.axhspan(-MARGIN, MARGIN, color=BAND, linewidth=0, zorder=0)
-    ax.axhline(0, color="black", linewidth=1, linestyle=":")
+    zero_line(ax, MARGIN, of_y=True)
     methods = [method for method in spread.sort_values().index if method in differences.index]
     for method, after in zip_longest(methods, methods[1:]):
         place = spread[method], differences[method]
@@ -165,8 +163,7 @@ def shared_and_single(levels: pd.DataFrame, judged: pd.DataFrame) -> Figure:
         rows = judged[judged.metric == metric]
         words = {EQUAL_SIZE: "", FULL_SIZE: "\nfull width"}
         names = [f"{row.num_train:,}{words.get(row.kind, chr(10) + row.kind)}" for row in rows.itertuples()]
-        ax.axvspan(-MARGIN, MARGIN, color=BAND, linewidth=0, zorder=0)
-        ax.axvline(0, color="black", linewidth=1, linestyle=":")
+        zero_line(ax, MARGIN)
         forest_plot(ax, rows, names, [BLUE] * len(rows), [*is_significant(rows.p_holm, rows.pairs)])
         ax.set(xlabel=f"macro {METRICS[metric][0]}", title="shared minus single")
         ax.locator_params(axis="x", nbins=4)
@@ -203,7 +200,7 @@ def partners(
         points = pd.DataFrame({"x": order.ravel(), "y": (gain - np.nanmean(gain, axis=1, keepdims=True)).ravel()})
         ax.plot(points.x, points.y, "o", color=GREY, markersize=3, alpha=0.6)
         ax.plot(points.groupby("x").y.mean(), color=BLUE, marker="o", markersize=4)
-        ax.axhline(0, color="black", linewidth=1, linestyle=":")
+        zero_line(ax, of_y=True)
         words = f"agreement {row.agreement:+.2f}, p {row.p_holm:.2g}".replace("-", "−")
         ax.set(
             title=f"{row.predictor}\n{words}",

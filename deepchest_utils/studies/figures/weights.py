@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from deepchest_utils.notebook.figures import interval_plot
+from deepchest_utils.notebook.figures import interval_plot, zero_line
 from deepchest_utils.results.labels import (
     BLACK,
     BLUE,
@@ -306,7 +306,7 @@ def _differences(ax: Axes, table: pd.DataFrame, xlabel: str, title: str) -> None
     excludes = (table.difference_low > 0) | (table.difference_high < 0)
     y = np.arange(len(table))[::-1][excludes]
     ax.plot(table.difference[excludes], y, "o", color=BLACK, markersize=5, label="interval excludes zero")
-    ax.axvline(0, color=BLACK, linewidth=1, linestyle=":")
+    zero_line(ax)
     ax.set(xlabel=xlabel, title=title)
     if not ax.figure.legends:
         handles, labels = ax.get_legend_handles_labels()
