@@ -13,7 +13,7 @@ from deepchest_utils.__main__ import main
 from deepchest_utils.datasets.cache import decode
 from deepchest_utils.explain.predict import NOTE, load_trained, predict_image
 from deepchest_utils.notebook.figures import draw_maps
-from deepchest_utils.results.checkpoint import save_checkpoint
+from deepchest_utils.results.checkpoint import read_checkpoint, save_checkpoint
 from deepchest_utils.results.metrics import calibrate, fit_calibration
 
 
@@ -111,7 +111,7 @@ def altered(folder, out, change):
     """A copy of the run whose checkpoint is another."""
     out.mkdir()
     (out / "calibration.json").write_bytes((folder / "calibration.json").read_bytes())
-    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    state, _ = read_checkpoint(folder)
     change(state)
     save_checkpoint(out, state)
     return str(out)

@@ -74,7 +74,7 @@ def block():
     "write",
     [
         lambda folder: write_file(folder / "file", b"x" * 40_000),
-        lambda folder: save_checkpoint(folder, {"numbers": list(range(20_000))}),
+        lambda folder: save_checkpoint(folder, {"history": list(range(20_000))}),
         lambda folder: cached_images("some", "key", (4, 100, 100), block, folder),
     ],
     ids=["bytes", "checkpoint", "cache"],

@@ -172,7 +172,7 @@ def two_checkpoints(stopped, tmp_path):
 
 def rewrite(path: Path, change: Callable[[dict], object]) -> None:
     """The state is changed, and the file is whole."""
-    state = torch.load(path, weights_only=True)
+    state, _ = read_checkpoint(path)
     change(state)
     path.unlink()
     save_checkpoint(path.parent, state)
@@ -343,6 +343,7 @@ HOSTILE = {
     "epoch is a number less": lambda s: s.update(epoch=1),
     "history is cut": lambda s: s.update(history=[r for r in s["history"] if r["epoch"] == 2]),
     "history is empty": lambda s: s["history"].clear(),
+    "history is a number": lambda s: s.update(history=7),
     "row is cut": lambda s: s["history"][3].pop("value"),
     "row is a list": lambda s: s["history"].append([1, 2]),
     "row with a text for a value": lambda s: s["history"][3].update(value="high"),

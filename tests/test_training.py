@@ -19,6 +19,7 @@ from deepchest_utils.datasets import DataWarning
 from deepchest_utils.models import augment
 from deepchest_utils.models.augment import apply_augmentation, sample_augmentation, to_input
 from deepchest_utils.models.losses import BCE, masked_bce
+from deepchest_utils.results.checkpoint import read_checkpoint
 from deepchest_utils.results.metrics import choose_thresholds
 from deepchest_utils.results.store import COLUMNS
 from deepchest_utils.training import loop as loop_module
@@ -139,7 +140,7 @@ def assert_continues(data: Splits, folder, given: dict, number: int):
     continued = train(again, data)
     assert_same_run(whole, continued)
     # what the result does not show must be right too: optimiser, schedule and random states
-    states = [torch.load(folder / name / "checkpoint.pt", weights_only=True) for name in ("whole", "stopped")]
+    states = [read_checkpoint(folder / name)[0] for name in ("whole", "stopped")]
     for state in states:
         state["history"] = [row for row in state["history"] if row["task"] != "run"]
     assert_same_tree(*states)

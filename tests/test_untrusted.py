@@ -25,7 +25,7 @@ from deepchest_utils import DataError, TrainConfig, load_dataset, train
 from deepchest_utils.datasets.cache import decode
 from deepchest_utils.explain.predict import load_trained, predict_image
 from deepchest_utils.files import FileError
-from deepchest_utils.results.checkpoint import save_checkpoint
+from deepchest_utils.results.checkpoint import read_checkpoint, save_checkpoint
 from deepchest_utils.results.store import COLUMNS, RunTable, read_results
 
 TOKENS = [
@@ -270,8 +270,8 @@ def test_checkpoint_runs_no_code(trained, tmp_path):
         def __reduce__(self):
             return os.system, (f"touch {tmp_path / 'run'}",)
 
-    state = torch.load(trained / "checkpoint.pt", weights_only=True)
-    save_checkpoint(tmp_path, {**state, "history": Code()})
+    state, _ = read_checkpoint(trained)
+    save_checkpoint(tmp_path, {**state, "findings": Code()})
     with pytest.raises(FileError, match=r"checkpoint\.pt: not a readable checkpoint .UnpicklingError"):
         load_trained(tmp_path)
     assert not (tmp_path / "run").exists()
@@ -292,7 +292,7 @@ ABSURD = {
 @pytest.mark.parametrize("name", ABSURD)
 def test_checkpoint_of_an_absurd_network(trained, tmp_path, name):
     """It is refused before any of it is built."""
-    state = torch.load(trained / "checkpoint.pt", weights_only=True)
+    state, _ = read_checkpoint(trained)
     save_checkpoint(tmp_path, {**state, "identity": {**state["identity"], **ABSURD[name]}})
     memory, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     with pytest.raises(FileError, match=r"checkpoint\.pt: no network can be made of it"):
@@ -302,7 +302,7 @@ def test_checkpoint_of_an_absurd_network(trained, tmp_path, name):
 
 
 def test_checkpoint_of_a_network_for_ten_thousand_findings(trained, tmp_path):
-    state = torch.load(trained / "checkpoint.pt", weights_only=True)
+    state, _ = read_checkpoint(trained)
     state["findings"] = [str(number) for number in range(10_000)]
     for architecture in ("hard_sharing", "single_task", "mtan", "cross_stitch"):
         save_checkpoint(tmp_path, {**state, "identity": {**state["identity"], "architecture": architecture}})
@@ -315,7 +315,7 @@ def test_checkpoint_of_a_network_for_ten_thousand_findings(trained, tmp_path):
 @pytest.mark.parametrize("part", ["findings", "identity", "best"])
 def test_checkpoint_that_unfolds_without_end(trained, tmp_path, part):
     """A list that holds one twice that holds one twice: 2^45 numbers in a few bytes; and a tensor of 4 TB in 4."""
-    state, value = torch.load(trained / "checkpoint.pt", weights_only=True), [0]
+    state, value = read_checkpoint(trained)[0], [0]
     for _ in range(45):
         value = [value, value]
     match part:

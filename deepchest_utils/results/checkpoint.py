@@ -1,6 +1,7 @@
 """The state of a run after an epoch, in a file that is whole or known not to be; it may come from a stranger."""
 
 import io
+import json
 import math
 import os
 import reprlib
@@ -16,7 +17,7 @@ from torch import Tensor
 from deepchest_utils.files import FileError, atomic_write
 
 CHECKPOINT, PREVIOUS, DAMAGED = "checkpoint.pt", "checkpoint.previous.pt", "checkpoint.damaged.pt"
-VERSION = 6  # 5: the file ends with its checksum; 6: with the moving average of the weights
+VERSION = 7  # 5: the file ends with its checksum; 6: with the moving average of the weights; 7: the history is JSON
 _DICTIONARIES = ("identity", "best", "rng", "net", "average", "method", "optimizer", "schedule", "scaler")
 _CONTENT = {"findings": list, "epoch": int, "history": list, **dict.fromkeys(_DICTIONARIES, dict)}
 _ROW = {"method": str, "seed": int, "epoch": int, "split": str, "task": str, "metric": str, "value": float}
@@ -26,11 +27,12 @@ _BEST = {"epoch": int, "score": float, "model": dict}
 
 def save_checkpoint(run_dir: str | Path, state: dict[str, Any]) -> None:
     """Write tensors, numbers, strings, dicts and lists as `run_dir/checkpoint.pt`; the one before becomes PREVIOUS.
-    The CRC-32 of all that `torch.save` writes follows at the end of the file, where `torch.load` does not look.
+    Its history is a text of JSON, since `torch.save` calls a function for each of the many parts of a list. The CRC-32 of
+    all that `torch.save` writes follows at the end of the file, where `torch.load` does not look.
     """
     path = Path(run_dir) / CHECKPOINT
     buffer = io.BytesIO()  # writing to the file itself, PyTorch would hide what went wrong
-    torch.save({"version": VERSION, **state}, buffer)
+    torch.save({"version": VERSION, **state, "history": json.dumps(state["history"])}, buffer)
     buffer.write(zlib.crc32(buffer.getbuffer()).to_bytes(4))
     with atomic_write(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
@@ -93,6 +95,7 @@ def _read_state(path: Path) -> dict[str, Any]:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         if not isinstance(state, dict) or state.get("version") != VERSION:
             raise ValueError("of another version")
+        state["history"] = json.loads(state["history"])
         if wrong := _wrong_part(state, len(content)):
             raise ValueError(f"its {wrong!r} is not what it should be")
     except Exception as error:  # a damaged file raises one of several types

@@ -21,8 +21,7 @@ from deepchest_utils.datasets import ChestXrays, Splits, load_dataset
 from deepchest_utils.datasets.findings import FINDINGS
 from deepchest_utils.results import store
 from deepchest_utils.results.statistics import judge_differences, paired_differences
-from deepchest_utils.results.store import RunTable
-from deepchest_utils.studies.replication import DEARER, ENDPOINT, FAR, METHODS, VAL_POSITIVES, run_rounds, with_settings
+from deepchest_utils.studies.replication import DEARER, ENDPOINT, METHODS, VAL_POSITIVES, run_rounds, with_settings
 from deepchest_utils.sweep import Setting, Trial, draw_settings
 from deepchest_utils.training import Run
 from deepchest_utils.training.embed import embed, write_features
@@ -30,7 +29,7 @@ from deepchest_utils.training.embed import embed, write_features
 MIN_SIZE = 100  # px: thumbnails among the originals tell where an image comes from
 RARE = ("Consolidation", "Emphysema", "Fibrosis", "Pleural_Thickening", "Hernia")  # below 20 positives in a test fold
 COUNTED = tuple(finding for finding in FINDINGS if finding not in RARE)  # findings of the endpoint
-FOLDS, FEW, ROUNDS = 5, 2, 10  # folds a round, rounds of every method, rounds of those not far behind
+FOLDS, FEW, ROUNDS = 5, 2, 10  # folds a round, rounds of every method, rounds of `ASKED`
 OVERLAP = 1 / (FOLDS - 2)  # test images over training images: a fold is test, the next one validation
 SETTINGS = draw_settings(0, 8, (1e-4, 1e-3), (0.01, 1.0))
 BASE: dict[str, Any] = {
@@ -220,11 +219,11 @@ def budget_curves(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def best_two(table: Path) -> list[str]:
-    """The two methods, beside `ASKED`, with the highest endpoint on validation, mean over the folds of all rounds, by the
+    """The two methods, beside `ASKED`, with the highest endpoint on validation, mean over the folds of `FEW` rounds, by the
     table of the stage `main`; none before it is through. Test scores play no part."""
     val = fold_rows(table).query("split == 'val'")
     best = val.groupby(["method", "seed", "fold"]).value.max().groupby("method").agg(["mean", "size"])
-    through = best[best["size"] == ROUNDS * FOLDS].drop(index=list(ASKED), errors="ignore")
+    through = best[best["size"] == FEW * FOLDS].drop(index=list(ASKED), errors="ignore")
     return [str(method) for method in through.sort_values("mean", ascending=False, kind="stable").index[:2]]
 
 
@@ -237,23 +236,10 @@ def tuned_rate(table: Path, methods: Sequence[str]) -> float:
 
 
 def main_table(out: Path, features: Path, methods: Sequence[str]) -> Rounds:
-    """Every method with all settings in `FEW` rounds of folds; then in `ROUNDS`, unless it is far behind Equal."""
-    table = out / "real_main.csv"
-    for count in (FEW, ROUNDS):
-        far = set[str]()
-        if RunTable(table).finished() and len(methods) > 1:
-            done = compare_folds(choose(fold_rows(table))).query("metric == 'auroc'")
-            far = set(done.method[(done.pairs >= FEW * FOLDS) & (done.high < FAR)])
-        order = [(number, part, m) for number in range(1, count + 1) for part in range(1, FOLDS + 1) for m in methods]
-        yield (
-            "real_main",
-            [
-                fold(features / "lite0.npz", m, number, part, setting)
-                for number, part, m in order
-                if m not in far or number <= FEW
-                for setting in SETTINGS
-            ],
-        )
+    """`ASKED` with all settings in `ROUNDS` rounds of folds, every other method in `FEW`."""
+    order = [(number, part, m) for number in range(1, ROUNDS + 1) for part in range(1, FOLDS + 1) for m in methods]
+    wanted = [(number, part, m) for number, part, m in order if m in ASKED or number <= FEW]
+    yield "real_main", [fold(features / "lite0.npz", m, n, part, s) for n, part, m in wanted for s in SETTINGS]
 
 
 def blind_table(out: Path, features: Path, methods: Sequence[str]) -> Rounds:
