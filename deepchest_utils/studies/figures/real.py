@@ -126,7 +126,7 @@ def lever_forest(found: pd.DataFrame) -> Figure:
         ax.text(1.03, len(lines), "training\ntime", **where)
     for label, line in zip(axes[0].get_yticklabels(), lines, strict=True):
         label.set_fontweight("bold" if line in KINDS else "normal")
-    fig.suptitle("What moves the needle? One change at a time, minus Equal without it", fontsize=11)
+    fig.suptitle("What moves the needle? One change at a time, minus the same training without it", fontsize=11)
     family_legend(fig, [], dots=True, margin=MARGIN, loc="outside lower center", ncols=3)
     return fig
 
@@ -134,24 +134,26 @@ def lever_forest(found: pd.DataFrame) -> Figure:
 def data_and_weights(found: pd.DataFrame) -> Figure:
     """Of `lever_table`, each minus Equal as tuned on all training images: fewer or more images, no tuning, and task weights."""
     places = {place: studies[0] for place, studies in PLACES.items() if studies[0] in set(found.study)}
-    fig, axes = plt.subplots(1, len(places), figsize=(9, 3.4), squeeze=False)
-    for ax, (place, study) in zip(axes[0], places.items(), strict=True):
+    fig, axes = plt.subplots(1, 2 * len(places), figsize=(9, 3.4), width_ratios=[3, 2] * len(places))
+    for left, right, (place, study) in zip(axes[::2], axes[1::2], places.items(), strict=True):
         part = found[(found.study == study) & (found.metric == "auroc")].set_index("lever")[["mean", "low", "high"]]
         part.loc["equal"] = 0.0
         part.loc["tuning"] = -part.loc["tuning", ["mean", "high", "low"]].to_numpy()  # what there is without it
-        styles = {"tuning": (GREY, "s"), **{m: (family_color(m), family_marker(m)) for m in KINDS["Task weights"]}}
-        data = [name for name in SHARES if name in part.index]
-        zero_line(ax, MARGIN, of_y=True)
-        ax.plot([SHARES[name] for name in data], part["mean"][data], color=BLACK)
-        beside = [(2 ** (0.25 * i), name, *style) for i, (name, style) in enumerate(styles.items(), 1)]
-        for x, name, color, marker in [(SHARES[name], name, BLACK, "o") for name in data] + beside:
-            label = {"equal": "Equal, by images", "tuning": "rate and decay not tuned"}.get(name, method_label(name))
-            ax.vlines(x, part.low[name], part.high[name], color=color, linewidth=2, alpha=0.75)
-            ax.plot(x, part["mean"][name], marker, color=color, label="" if name.startswith("data") else label)
-        ax.set_xscale("log", base=2)
-        ax.set_xticks([SHARES[name] for name in data], [f"{SHARES[name]:g} ×" for name in data])
-        ax.set(title=place, xlabel="training images", ylabel="macro AUROC minus tuned Equal's")
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=8, ncols=5, loc="outside lower center")
+        shares = {name: np.log2(share) for name, share in SHARES.items() if name in part.index}
+        beside = {"tuning": (GREY, "s"), **{m: (family_color(m), family_marker(m)) for m in KINDS["Task weights"]}}
+        left.plot([*shares.values()], part["mean"][[*shares]], color=BLACK)
+        for ax, spots in ((left, shares), (right, dict(zip(beside, range(len(beside)), strict=True)))):
+            zero_line(ax, MARGIN, of_y=True)
+            for name, x in spots.items():
+                color, marker = beside.get(name, (BLACK, "o"))
+                ax.vlines(x, part.low[name], part.high[name], color=color, linewidth=2, alpha=0.75)
+                ax.plot(x, part["mean"][name], marker, color=color)
+        left.set_xticks([*shares.values()], [f"{SHARES[name]:g} ×" for name in shares])
+        words = {"tuning": "rate and decay\nnot tuned"}
+        right.set_xticks(range(len(beside)), [words.get(m, method_label(m)) for m in beside], rotation=30, fontsize=8)
+        left.set(title=place, xlabel="training images", ylabel="macro AUROC minus tuned Equal's")
+        right.set(title="all images", xlim=(-0.5, len(beside) - 0.5))
+        right.sharey(left)
     return fig
 
 
@@ -162,6 +164,9 @@ def losses_and_weights(columns: Mapping[str, pd.DataFrame]) -> Figure:
         columns: Title -> rows of one metric of `loss_weight_table`. Bold is significant; colours end at twice `MARGIN`.
     """
     fig, axes = plt.subplots(1, len(columns), figsize=(9, 3.6), sharey=True, squeeze=False)
+    fig.suptitle(
+        "Top left: the level of cross-entropy with Equal. Other cells: minus it; bold is significant.", fontsize=9
+    )
     for ax, (title, part) in zip(axes[0], columns.items(), strict=True):
         values = part.pivot(index="loss", columns="weight", values="mean").reindex(index=LOSSES, columns=WEIGHTS)
         ax.imshow(values.fillna(0.0), cmap="PuOr_r", vmin=-2 * MARGIN, vmax=2 * MARGIN, aspect="auto")
