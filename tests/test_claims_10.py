@@ -58,6 +58,8 @@ def test_seeds_toss_a_coin():
     assert 0.35 < max(threes) < 0.45
     assert "in up to four of ten draws" in SAID
     assert max(abs(gains[name].mean()) for name in JUDGED[:4]) < 0.0045
+    ends = [stats.t.interval(0.95, len(g) - 1, g.mean(), stats.sem(g)) for g in (gains[name] for name in JUDGED[:4])]
+    assert f"95% intervals reach up to {np.abs(ends).max():.3f} from it" in SAID
 
 
 def test_the_best_of_seventeen():

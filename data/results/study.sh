@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# The study behind notebook 04, sweep by sweep; run from the repository's root, in its environment. Finished runs are
+# The study behind appendix A1, sweep by sweep; run from the repository's root, in its environment. Finished runs are
 # not run again, so it can be stopped and started. About five hours on two cores.
 #   bash data/results/study.sh tuning main composed rate single_task ablations summary   # phantom
 #   NIH_ROOT=PATH bash data/results/study.sh nih localization                            # a sample of NIH ChestX-ray14
-# and behind notebook 07, about nine hours on two cores; DEVICE=cuda JOBS=4 trains on a GPU, four networks at a time:
+# and behind appendix A2, about nine hours on two cores; DEVICE=cuda JOBS=4 trains on a GPU, four networks at a time:
 #   bash data/results/study.sh candidates controlled rule_tuning judge_{4000,1000,16000,noise,rate}
 #   NIH_ROOT=PATH bash data/results/study.sh judge_nih
 # There are more parts, for which the budget had no room: more, architectures, parameters.
 # The study of PROTOCOL.md, about 16 hours on two idle cores; `plan` prints what is left to run and its hours:
 #   bash data/results/study.sh plan study_tune study_main study_regimes study_curves; NOMINEE=METHOD bash data/results/study.sh study_rule
 # The study of PROTOCOL_REAL.md: features of a frozen encoder, and all that is trained on them, METHODS="equal deepchest" alone in
-# 20 minutes; the encoder fine-tuned and the published recipe step by step, about ten hours of one thread; levers, on the features
+# 35 minutes; the encoder fine-tuned and the published recipe step by step, about ten hours of one thread; levers, on the features
 # in an hour and on the phantom in two hours:
 #   NIH_ROOT=PATH bash data/results/study.sh real_features real_main real_blind real_finetune real_ladder
 #   bash data/results/study.sh levers_embeddings levers_phantom
