@@ -67,7 +67,7 @@ HELD_OUT = 2 / 7  # test images over training images of these splits
 SECONDS = {128: 0.023, 64: 0.0045}  # of a training image and its share of validation, one thread
 ENCODER = TrainConfig(dataset="nih", backbone="lite0", pretrained=True, image_size=224, split="patient", device="cpu")
 BORDER = 3  # px of 64
-NETWORKS = {  # what Equal is trained on, and how; the last two see no anatomy
+NETWORKS = {  # what Equal is trained on, and how; the last two see no shape in the lungs
     "frozen": "encoder frozen, 224 px", "finetuned": "encoder fine-tuned, 128 px", "scratch": "from scratch, 128 px",
     "border": f"border of {BORDER} px alone", "statistics": "11 statistics of grey alone",
 }  # fmt: skip
@@ -75,7 +75,7 @@ Rounds = Iterator[tuple[str, list["Fold"]]]
 
 
 def border(xrays: ChestXrays) -> Float[np.ndarray, "n f"]:
-    """The outermost `BORDER` pixels on each side, from 0 to 1: no lung, and yet markers, collimation and the source."""
+    """The outermost `BORDER` pixels on each side, from 0 to 1: neck, arms, abdomen, markers and collimation, and no lung."""
     inside = np.zeros(xrays.images.shape[1:], bool)
     inside[BORDER:-BORDER, BORDER:-BORDER] = True
     return (xrays.images[:, ~inside] / 255).astype(np.float32)
@@ -92,7 +92,7 @@ BLIND: dict[str, Callable[[ChestXrays], Float[np.ndarray, "n f"]]] = {"border": 
 
 
 def make_features(root: Path, folder: Path) -> None:
-    """Write the encoder's features of the NIH images in `root`, and `BLIND`, which see no anatomy, as files of features."""
+    """Write the encoder's features of the NIH images in `root`, and `BLIND`, which see no shape in the lungs, as files of features."""
     options: dict[str, Any] = {"min_size": MIN_SIZE}
     folder.mkdir(parents=True, exist_ok=True)
     embed(replace(ENCODER, data_root=str(root), data_options=options), folder / "lite0.npz")
@@ -207,13 +207,13 @@ def network_rows(out: Path) -> pd.DataFrame:
 
 def budget_curves(rows: pd.DataFrame) -> pd.DataFrame:
     """What tuning is worth: of each method (rows) the tested AUROC of the best on validation of the first 1, 2, 4 and 8
-    settings (columns), mean over the rounds that all methods have.
+    settings (columns), mean over the folds that all methods have.
 
     Args:
         rows: Of `fold_rows`.
     """
-    common = rows.groupby("method").seed.max().min()
-    rows, counts = rows[rows.seed <= common], [2**k for k in range(len(SETTINGS).bit_length())]
+    rows = rows[rows.groupby(["seed", "fold"]).method.transform("nunique") == rows.method.nunique()]
+    counts = [2**k for k in range(len(SETTINGS).bit_length())]
     chosen = {count: choose(rows, count).query("metric == 'auroc'") for count in counts}
     return pd.DataFrame({count: found.groupby("method").value.mean() for count, found in chosen.items()})
 
@@ -243,7 +243,7 @@ def main_table(out: Path, features: Path, methods: Sequence[str]) -> Rounds:
 
 
 def blind_table(out: Path, features: Path, methods: Sequence[str]) -> Rounds:
-    """Equal on features that see no anatomy, in `FEW` rounds."""
+    """Equal on features that see no shape in the lungs, in `FEW` rounds."""
     places = [(number, part) for number in range(1, FEW + 1) for part in range(1, FOLDS + 1)]
     for name in BLIND:
         cells = [fold(features / f"{name}.npz", "equal", *place, setting) for place in places for setting in SETTINGS]

@@ -19,12 +19,12 @@ COMMITTED = PROJECT / "data" / "results" / "bench.csv"
 KINDS = {  # what a method touches -> colour and marker
     "losses: K numbers": (BLUE, "o"),
     "features or last layer: one pass": (GREEN, "^"),
-    "parameters: a pass for each task": (VERMILION, "s"),
+    "parameters: a pass for each task": (BLACK, "s"),
 }
 LINES = {  # methods of the figures over the number of tasks -> colour, line, marker
     PLAIN_STEP: (BLACK, ":", ""),
     "deepchest": (VERMILION, "-", "D"),
-    "gradnorm": (BLUE, "-", "v"),
+    "gradnorm": (GREY, "-", "v"),
     'pcgrad(level="features")': (GREEN, "-", "^"),
     'upgrad(level="features")': (SKY, "-", "o"),
     "pcgrad": (GREEN, "--", "^"),

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, UInt8
 from matplotlib.figure import Figure
 
 from deepchest_utils.datasets import ChestXrays
-from deepchest_utils.explain import heat_maps
+from deepchest_utils.explain import CAM_METHODS, heat_maps
 from deepchest_utils.explain.regions import Regions
 from deepchest_utils.models.network import MultiTaskNet
 from deepchest_utils.notebook.figures import show_heat_map, show_radiograph, zero_line
@@ -67,7 +67,8 @@ def draw_choice(scores: Mapping[str, pd.DataFrame]) -> Figure:
         values = table.to_numpy(float)
         ax.imshow(values, cmap="cividis", aspect="auto", vmin=0)
         ax.set_xticks(range(len(table.columns)), list(table.columns))
-        ax.set_yticks(range(len(table)), list(table.index))
+        ax.set_yticks(range(len(table)), [CAM_METHODS[name] for name in table.index])
+        ax.set_xlabel("layer")
         ax.set_title(f"{SCORES[score]}, validation")
         ax.grid(visible=False)
         for (row, column), value in np.ndenumerate(values):

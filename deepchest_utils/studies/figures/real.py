@@ -39,7 +39,7 @@ def what_is_seen(image: UInt8[np.ndarray, "h w"]) -> Figure:
 
 
 def draw_networks(ax: Axes, levels: pd.DataFrame) -> None:
-    """AUROC of Equal on each of `NETWORKS`: black squares see no anatomy.
+    """AUROC of Equal on each of `NETWORKS`: black squares see no shape in the lungs.
 
     Args:
         levels: Columns method (a name of `NETWORKS`, or words), mean, low and high.
@@ -48,7 +48,7 @@ def draw_networks(ax: Axes, levels: pd.DataFrame) -> None:
     colors, markers = [BLACK if b else BLUE for b in blind], ["s" if b else "o" for b in blind]
     forest_plot(ax, levels, [NETWORKS.get(name, name) for name in levels.method], colors, None, markers)
     ax.axvline(0.5, color="black", linewidth=1, linestyle=":")
-    ax.set(xlabel="macro AUROC of Equal (dotted: chance; black: no anatomy seen)")
+    ax.set(xlabel="macro AUROC of Equal (dotted: chance; black: no shape in the lungs seen)")
 
 
 def networks(levels: pd.DataFrame) -> Figure:
