@@ -39,11 +39,13 @@ def test_accuracies_in_the_text_are_those_shown():
     )
     assert f"The mean AUROC rises from 0.5 to {auroc:.2f}" in SAID
     assert auroc_absent == 0.5
-    for finding in ("Fibrosis", "Pneumonia", "Hernia"):
-        prevalence, absent, network, _, auroc = row(shown, finding)
+    rarest = [row(shown, finding) for finding in ("Fibrosis", "Pneumonia", "Hernia")]
+    for prevalence, absent, network, _, _ in rarest:
         assert prevalence < 0.019
         assert abs(network - absent) <= 0.0011
-        assert auroc > 0.9
+    areas = [auroc for *_, auroc in rarest]
+    assert min(areas) > 0.75  # far from what accuracy says
+    assert f"their AUROC lies between {min(areas):.2f} and {max(areas):.2f}" in SAID
     _, absent, network, _, auroc = row(shown, "Nodule")
     assert network < absent
     assert f"its AUROC is {auroc:.2f}" in SAID
