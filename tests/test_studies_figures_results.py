@@ -238,10 +238,16 @@ def test_levers_stand_in_blocks_the_largest_change_on_top_and_have_their_cost():
 
 
 def test_data_stand_beside_weights_and_what_is_lost_without_tuning():
-    (ax,) = real.data_and_weights(of_levers("embeddings", LEVERS)).axes
-    dots = {(round(x, 2), y) for x, y in (line.get_xydata()[0] for line in ax.lines if len(line.get_xdata()) == 1)}
-    assert dots == {(0.25, -0.03), (1.0, 0.0), (1.19, -0.02), (1.41, -0.002), (1.68, 0.0), (2.0, 0.001)}
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["0.25 ×", "1 ×"]
+    left, right = real.data_and_weights(of_levers("embeddings", LEVERS)).axes
+
+    def dots(ax):
+        return [(x, y) for x, y in (line.get_xydata()[0] for line in ax.lines if len(line.get_xdata()) == 1)]
+
+    assert set(dots(left)) == {(-2.0, -0.03), (0.0, 0.0)}  # powers of two
+    assert dots(right) == [(0, -0.02), (1, -0.002), (2, 0.0), (3, 0.001)]
+    names = [[label.get_text() for label in ax.get_xticklabels()] for ax in (left, right)]
+    assert names == [["0.25 ×", "1 ×"], ["rate and decay\nnot tuned", "DeepChest", "Uncertainty", "Hedge (L/H)"]]
+    assert left.get_ylim() == right.get_ylim()
 
 
 def test_losses_and_weights_have_a_number_a_cell_and_the_level_in_the_first():

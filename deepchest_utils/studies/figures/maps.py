@@ -68,8 +68,7 @@ def draw_choice(scores: Mapping[str, pd.DataFrame]) -> Figure:
         ax.imshow(values, cmap="cividis", aspect="auto", vmin=0)
         ax.set_xticks(range(len(table.columns)), list(table.columns))
         ax.set_yticks(range(len(table)), [CAM_METHODS[name] for name in table.index])
-        ax.set_xlabel("layer")
-        ax.set_title(f"{SCORES[score]}, validation")
+        ax.set(xlabel="layer", title=f"{SCORES[score]}, validation")
         ax.grid(visible=False)
         for (row, column), value in np.ndenumerate(values):
             color = "white" if value < 0.6 * values.max() else "black"
