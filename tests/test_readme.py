@@ -151,10 +151,12 @@ def test_rules_that_lead_are_as_written():
     assert leaders == {"deepchest_loss_trend", "ldc_mtl", 'pcgrad(level="features")'}
     results = ROOT / "data" / "results"
     own, same = (
-        table[(table.phantom == "nih") & table.method.isin(leaders)]["mean"]
+        table[(table.phantom == "nih") & table.method.isin(leaders)]
         for table in at_one_setting(results / "study_main.csv", results / "study_settings.csv").values()
     )
-    text = " ".join(README.split())
+    assert own.verdict.str.startswith("higher").all()
+    assert not same.verdict.str.contains("higher").any()  # "not significantly"
+    own, same, text = own["mean"], same["mean"], " ".join(README.split())
     assert f"lead on the NIH phantom by {own.min():.3f} to {own.max():.3f} AUROC" in text
     assert f"they lead by {same.min():.3f} to {same.max():.3f}, not significantly" in text
 

@@ -142,7 +142,7 @@ def data_and_weights(found: pd.DataFrame) -> Figure:
         shares = {name: np.log2(share) for name, share in SHARES.items() if name in part.index}
         beside = {"tuning": (GREY, "s"), **{m: (family_color(m), family_marker(m)) for m in KINDS["Task weights"]}}
         left.plot([*shares.values()], part["mean"][[*shares]], color=BLACK)
-        for ax, spots in ((left, shares), (right, dict(zip(beside, range(len(beside)), strict=True)))):
+        for ax, spots in ((left, shares), (right, {name: x for x, name in enumerate(beside)})):
             zero_line(ax, MARGIN, of_y=True)
             for name, x in spots.items():
                 color, marker = beside.get(name, (BLACK, "o"))
