@@ -162,18 +162,23 @@ def test_folds_of_images_are_those_of_features():
 
 
 def test_the_best_two_are_named_by_validation_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(real, "FEW", 1)
-    scores = {"equal": 0.9, "dwa": 0.6, "famo": 0.8, "hedge": 0.7, "gls": 0.85, "deepchest": 0.99}
+    scores = {"equal": 0.9, "dwa": 0.6, "famo": 0.8, "hedge": 0.7, "deepchest": 0.99, "prevalence_oracle": 0.95}
+    monkeypatch.setattr(real, "METHODS", list(scores))
     cells = []
     for method, value in scores.items():
-        for part in range(1, 5 if method == "gls" else 6):  # it is not through
+        for part in range(1, 6):
             for setting in SETTINGS[:2]:  # of which the better counts
                 trial = fold(Path("f.npz"), method, 1, part, setting)
                 val = value - 100 * (setting is SETTINGS[1])
                 cells.append((trial, 1.0, [("val", "auroc", val), ("test", "auroc", 1 - value)]))
     write_table(tmp_path / "t.csv", cells)
+    lone = fold(Path("f.npz"), "dwa", 2, 1, SETTINGS[0])  # a fold that others lack decides nothing
+    cells.append((lone, 1.0, [("val", "auroc", 100.0), ("test", "auroc", 1.0)]))
+    write_table(tmp_path / "t.csv", cells)
     assert best_two(tmp_path / "t.csv") == ["famo", "hedge"]
-    monkeypatch.setattr(real, "FEW", 2)
+    write_table(tmp_path / "t.csv", cells[:-2])  # the last method lacks a setting, and nothing more
+    assert best_two(tmp_path / "t.csv") == ["famo", "hedge"]
+    write_table(tmp_path / "t.csv", cells[:-3])  # it lacks a fold
     assert best_two(tmp_path / "t.csv") == []
 
 

@@ -219,12 +219,14 @@ def budget_curves(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def best_two(table: Path) -> list[str]:
-    """The two methods, beside `ASKED`, with the highest endpoint on validation, mean over the folds of `FEW` rounds, by the
-    table of the stage `main`; none before it is through. Test scores play no part."""
+    """The two methods, beside `ASKED`, with the highest endpoint on validation, mean over the folds that all `METHODS` have, by
+    the table of the stage `main`; none before these are a round. Test scores play no part."""
     val = fold_rows(table).query("split == 'val'")
-    best = val.groupby(["method", "seed", "fold"]).value.max().groupby("method").agg(["mean", "size"])
-    through = best[best["size"] == FEW * FOLDS].drop(index=list(ASKED), errors="ignore")
-    return [str(method) for method in through.sort_values("mean", ascending=False, kind="stable").index[:2]]
+    best = val.pivot_table(index=["seed", "fold"], columns="method", values="value", aggfunc="max").reindex(
+        columns=METHODS
+    )
+    shared = best.dropna().drop(columns=list(ASKED))
+    return [] if len(shared) < FOLDS else list(shared.mean().sort_values(ascending=False, kind="stable").index[:2])
 
 
 def tuned_rate(table: Path, methods: Sequence[str]) -> float:
