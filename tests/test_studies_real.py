@@ -171,7 +171,6 @@ def test_the_best_two_are_named_by_validation_alone(tmp_path, monkeypatch):
                 trial = fold(Path("f.npz"), method, 1, part, setting)
                 val = value - 100 * (setting is SETTINGS[1])
                 cells.append((trial, 1.0, [("val", "auroc", val), ("test", "auroc", 1 - value)]))
-    write_table(tmp_path / "t.csv", cells)
     lone = fold(Path("f.npz"), "dwa", 2, 1, SETTINGS[0])  # a fold that others lack decides nothing
     cells.append((lone, 1.0, [("val", "auroc", 100.0), ("test", "auroc", 1.0)]))
     write_table(tmp_path / "t.csv", cells)
