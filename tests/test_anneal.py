@@ -136,6 +136,14 @@ def test_follows_a_falling_loss_at_the_pace_of_the_window():
     assert gains[20] < 1.02 < 1.15 < gains[-1]
 
 
+def test_a_loss_of_zero_is_no_start():
+    method = make_method("anneal", 2)  # without `begin`: the first loss is the start
+    for losses in ([0.0, 1.0], [1.0, 0.5], [1.0, 0.5]):
+        method.backward(torch.tensor(losses).requires_grad_())
+    assert method.start.tolist() == [1, 1]
+    assert method.current().min() > 0.5
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [

@@ -193,6 +193,8 @@ def test_the_solutions_count_what_is_significant(chosen, judged):
     ours, theirs = ((by_method(table).p_holm < 0.05).sum() for table in (judged, naive))
     assert f"With the correction {ours} of {len(by_method(judged))} methods" in SOLVED
     assert f"and {theirs} if folds are taken for replicates" in SOLVED
+    same, alone = ((by_method(table).verdict == "equivalent").sum() for table in (judged, naive))
+    assert f"with the correction {same} are equivalent, as replicates {alone}" in SOLVED
     for table in (naive, judged):
         row = by_method(table).loc["deepchest"]
         assert f"beyond {row.high - row['mean']:.4f}" in SOLVED

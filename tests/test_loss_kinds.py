@@ -129,6 +129,16 @@ def test_unknown_labels_and_huge_logits(name):
     assert torch.equal(half, loss(torch.full((3, 4), 1.5), labels))
 
 
+def test_best_constant_of_a_far_shift_is_exact():
+    """A rare finding at tau = 4: its logit is 25.6, beyond any grid that serves the other losses."""
+    labels = torch.zeros(5000, 1)
+    labels[0] = 1
+    start, least = make_loss("logit_adjusted(tau=4.0)", labels).best_constant(torch.tensor([2e-4]))
+    p = torch.tensor([2e-4]).double()
+    torch.testing.assert_close(least, -(p * p.log() + (1 - p) * (1 - p).log()))
+    assert start.logit().item() == pytest.approx(-3 * p.logit().item(), rel=1e-3)
+
+
 @pytest.mark.parametrize("name", KINDS[1:])
 def test_best_constant_is_that_of_a_fine_grid(name):
     loss = make_loss(name, TRAIN)

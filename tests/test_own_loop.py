@@ -443,7 +443,7 @@ def test_libmtl_s_weighting_learns_once_an_epoch(monkeypatch):
     assert used[-1].tolist() != [1] * K
 
 
-@pytest.mark.parametrize("name", ["hedge", "uncertainty", "pcgrad", "deepchest_relative_loss"])
+@pytest.mark.parametrize("name", ["hedge", "uncertainty", "pcgrad", "deepchest_relative_loss", "famo"])
 def test_any_method_trains_in_the_loop_of_the_readme(name):
     names: dict = {}
     exec(ANY, names)
@@ -456,6 +456,7 @@ def test_any_method_trains_in_the_loop_of_the_readme(name):
     if name in ("hedge", "deepchest_relative_loss"):
         assert rule.weights.unique().numel() > 1  # it was told of the epochs
     assert all(parameter.any() for parameter in rule.parameters())  # and these were trained
+    assert name != "famo" or rule.xi.all()
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch():

@@ -188,6 +188,23 @@ def test_task_without_a_label_is_as_if_there_were_one_task_less(name):
     assert all(p[1] == 0 for p in own)
 
 
+def test_a_task_that_a_batch_lacks_keeps_its_logit_and_its_share():
+    """Adam remembers earlier steps, and would go on without a gradient."""
+    famo, gradnorm, some = make_method("famo", K), GradNorm(K), torch.tensor([True, False, True])
+    for losses, after in zip(sequence(30), sequence(30, seed=1), strict=True):
+        famo.backward(losses.requires_grad_())
+        famo.after_step(after)
+        gradnorm.learn(losses.detach(), after)
+    xi, weights = famo.xi.clone(), gradnorm.weights
+    for losses, after in zip(sequence(10), sequence(10, seed=1), strict=True):
+        famo.backward(losses.requires_grad_(), mask=some)
+        famo.after_step(after)
+        gradnorm.learn(losses.detach(), after, some)
+    assert famo.xi[1] == xi[1] != 0
+    assert (famo.xi != xi).tolist() == some.tolist()
+    assert gradnorm.weights[1] / weights[1] == pytest.approx(1, abs=0.1)  # the scaling to sum K
+
+
 @pytest.mark.parametrize("name", SCALARS)
 def test_weights_of_a_stepwise_method_are_the_mean_of_what_its_steps_gave(name):
     method, given = make_method(name, K), []
@@ -368,6 +385,19 @@ def test_gradnorm_s_first_loss_is_the_entropy_or_without_a_prevalence_that_of_th
     assert torch.equal(plain.first_loss, absent)
 
 
+def test_gradnorm_waits_for_a_first_loss_and_passes_over_a_step_that_overflowed():
+    method = GradNorm(2)
+    for _ in range(50):  # under some losses a finding without positives costs nothing
+        method.learn(torch.tensor([0.0, 1.0]).double(), torch.ones(2).double())
+    assert method.weights.tolist() == [1, 1]
+    assert method.first_loss.isnan().tolist() == [True, False]
+    method.learn(torch.tensor([0.5, 0.8]).double(), torch.tensor([1.0, torch.inf]).double())
+    assert method.weights.tolist() == [1, 1]
+    method.learn(torch.tensor([0.5, 0.8]).double(), torch.ones(2).double())
+    assert method.first_loss.tolist() == [0.5, 1]
+    assert method.weights[0] > 1 > method.weights[1]
+
+
 def test_gradnorm_steps_as_if_a_task_without_a_label_were_not_there():
     losses, norms = torch.tensor([1.0, 0.0, 2.0]).double(), torch.tensor([1.0, 0.0, 1.3]).double()
     mask = torch.tensor([True, False, True])
@@ -506,6 +536,16 @@ def test_nash_mtl_and_gradvac_leave_a_missing_task_out_and_remember_it():
     assert nash.weights[1] == 0
 
 
+@pytest.mark.parametrize(("num_tasks", "present"), [(3, 2), (14, 1)])
+def test_nash_mtls_limit_is_of_the_tasks_that_are_there(num_tasks, present):
+    some = torch.arange(num_tasks) < present
+    for max_norm in (1.0, 0.3):
+        method = make_method("nash_mtl", num_tasks, max_norm=max_norm)
+        found = method.aggregate(torch.eye(num_tasks) * some[:, None], some)
+        assert found.norm().item() == pytest.approx(max_norm, rel=1e-3)
+        assert found[some].std(correction=0) < 1e-3
+
+
 def test_mgda_comes_nearer_to_the_shortest_vector_than_torchjds_defaults_do():
     jacobian = torch.randn(14, 60, generator=torch.Generator().manual_seed(0)) + 0.5
     everywhere = torch.ones(14, dtype=torch.bool)
@@ -523,6 +563,16 @@ def test_stch_warms_up_for_the_authors_five_epochs():
     for epoch, loss in enumerate(means, 1):
         same(method, (lambda x: x.log().sum()) if epoch < 6 else (lambda x: K * (x / means[4]).sum().log()), losses)
         method.end_epoch(report(epoch, loss))
+
+
+def test_stch_takes_a_nadir_of_zero_for_none():
+    """Under the asymmetric loss a finding without positives costs nothing."""
+    method = make_method("stch", K, warmup=1)
+    method.end_epoch(report(1, torch.tensor([0.0, 1.0, 2.0])))
+    leaf = torch.tensor([0.0, 0.5, 1.0]).requires_grad_()
+    method.backward(leaf)
+    assert leaf.grad.isfinite().all()
+    torch.testing.assert_close(leaf.grad[1:], torch.tensor([3.0, 1.5]))  # K over twice the loss: both are at half
 
 
 def test_combinations_keep_what_their_papers_promise():

@@ -196,7 +196,7 @@ def test_a_full_marker_is_a_significant_difference_of_five_pairs_and_the_band_is
     assert [text.get_text() for text in ax.get_legend().get_texts()] == [
         "loss weighting",
         "gradient balancing",
-        "full: significant",
-        "open: not significant",
+        "filled: significant",
+        "hollow: not significant",
         "within ±0.01",
     ]

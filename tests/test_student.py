@@ -143,11 +143,10 @@ def test_every_exercise_has_an_answer_to_leave_out_and_a_check(path):
     assert [name for name, found in tags.items() if "solution" not in found] == []
     assert any("check" in found for found in tags.values())
     answers = [c.source for c in notebook.cells if "solution" in c.metadata.get("tags", []) and c.cell_type == "code"]
-    stubs = [
-        c.source
-        for c in student_copy(notebook, path.stem).cells
-        if "solution" in c.metadata.get("tags", []) and c.cell_type == "code"
-    ]
+    copy = student_copy(notebook, path.stem)
+    cells = [c for c in copy.cells if "solution" in c.metadata.get("tags", []) and c.cell_type == "code"]
+    assert not any(c.metadata.get("jupyter", {}).get("source_hidden") for c in cells)  # there is something to write
+    stubs = [c.source for c in cells]
     assert len(stubs) == len(answers)
     for stub in stubs:
         last = ast.parse(stub).body[-1]

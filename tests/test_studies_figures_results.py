@@ -43,7 +43,7 @@ def test_methods_near_equal_have_a_scale_of_their_own_in_every_column():
     assert near.get_xlim()[0] > -0.1 > far.get_xlim()[0]
     assert far.get_xlabel() == "A minus Equal's"
     texts = [text.get_text() for text in fig.legends[0].get_texts()]
-    assert texts[-3:] == ["full: significant", "open: not significant", "within ±0.01"]
+    assert texts[-3:] == ["filled: significant", "hollow: not significant", "within ±0.01"]
 
 
 def test_a_study_of_two_phantoms_has_a_column_a_phantom_and_metric():
@@ -96,8 +96,8 @@ def test_cells_beyond_the_colours_have_their_number():
     near = fig.axes[0]
     assert [text.get_text() for text in near.texts] == ["+0.15", "−0.02", "−0.02"]
     assert [ax.get_title(loc="left") or ax.get_title() for ax in fig.axes[:2]] == [
-        "near Equal",
-        "far behind, in other colours",
+        "mean above -0.03",
+        "mean below -0.03, in other colours",
     ]
 
 

@@ -2,8 +2,8 @@
 
 A loss works inside a task, a method (`weighting`) between tasks: each method takes the losses of each of these. How hard
 a finding is, its "relative loss", is the loss over that of the best constant predictor, both by the loss that is trained.
-Methods whose own formula has the entropy of the prevalence (1/H, LDC-MTL, IGB, validation discount) keep it under every
-loss. Tables report binary cross-entropy under every loss, so that runs can be compared.
+Methods whose own formula has the entropy of the prevalence (1/H, 1/sqrt(H), GradNorm, Anneal, LBTW if asked) keep it under
+every loss. Tables report binary cross-entropy under every loss, so that runs can be compared.
 
 A loss also decides what the logits mean. Under binary cross-entropy their sigmoid is the probability of the finding.
 Under the others it is not: they favour positives, or push correct answers less far. Logits and tables have the network's
@@ -238,6 +238,11 @@ class LogitAdjusted(Loss):
     def terms(self, z: Float[Tensor, "n k"]) -> Terms:
         adjusted = z + self.offset.to(z)
         return -logsigmoid(adjusted), -logsigmoid(-adjusted)
+
+    def best_constant(self, prevalence: Float[Tensor, " k"]) -> tuple[Float[Tensor, " k"], Float[Tensor, " k"]]:
+        """As `Loss.best_constant`, exactly: binary cross-entropy's, its logit shifted."""
+        p = prevalence.double()
+        return (p.nan_to_num(0.5).logit() - self.offset.to(p)).sigmoid(), prevalence_entropy(p)
 
 
 class LDAM(Loss):

@@ -280,14 +280,14 @@ def family_legend(
 
     Args:
         ax: A figure takes a legend outside of its axes, with loc="outside ...".
-        dots: Explain full and open markers.
+        dots: Explain filled and hollow markers.
         margin: Explain the band of `method_forest`.
     """
     line = partial(mpl.lines.Line2D, [], [], linewidth=2, markersize=5.5)
     styles = [style for name, style in FAMILY_STYLE.items() if name in families]
     handles: list[Any] = [line(label=label, color=color, marker=marker) for label, color, marker in styles]
     if dots:
-        words = {"full: significant": GREY, "open: not significant": "white"}
+        words = {"filled: significant": GREY, "hollow: not significant": "white"}
         dot = partial(line, marker="o", linestyle="none", color=GREY)
         handles += [dot(label=label, markerfacecolor=face) for label, face in words.items()]
     if margin:

@@ -44,6 +44,7 @@ def student_copy(notebook: Any, name: str) -> Any:
             cell.outputs, cell.execution_count = [], None
         if "solution" in cell.metadata.get("tags", []):
             answers += 1
+            cell.metadata.pop("jupyter", None)  # not folded: there is something to write
             what = f"{exercise} of {name}", asked.get(exercise, set())
             cell.source = _stub(cell.source, *what) if cell.cell_type == "code" else f"*{exercise}, your answer:*"
     if not answers:

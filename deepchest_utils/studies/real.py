@@ -222,9 +222,7 @@ def best_two(table: Path) -> list[str]:
     """The two methods, beside `ASKED`, with the highest endpoint on validation, mean over the folds that all `METHODS` have, by
     the table of the stage `main`; none before these are a round. Test scores play no part."""
     val = fold_rows(table).query("split == 'val'")
-    best = val.pivot_table(index=["seed", "fold"], columns="method", values="value", aggfunc="max").reindex(
-        columns=METHODS
-    )
+    best = val.pivot_table("value", ["seed", "fold"], "method", "max").reindex(columns=METHODS)
     shared = best.dropna().drop(columns=list(ASKED))
     return [] if len(shared) < FOLDS else list(shared.mean().sort_values(ascending=False, kind="stable").index[:2])
 

@@ -18,7 +18,8 @@ class AMTL(Scalarization):
     authors' code (Achievement-based-MTL, `accuracy_based.py`). The weighted geometric mean of the losses,
         prod_k L_k^w_k,    w = softmax_k((1 - kappa_k / ((1 + margin) p_k))^gamma) over the tasks in the batch,
     with kappa_k the running mean of the task's score, as DTP has it, and p_k its potential: the score of a network that
-    learns this task alone. Defaults are those of that code. There the (...)^gamma goes on above the potential; here the
+    learns this task alone. gamma, margin and alpha are by default those of that code; it takes the scores of held-out
+    images, scores_from="val" here, and single-task potentials. There the (...)^gamma goes on above the potential; here the
     achievement, kappa_k over (1 + margin) p_k, counts as 1 above 1. A task without a score has the mean of the others'
     (...)^gamma; before the first score all weights are equal.
 

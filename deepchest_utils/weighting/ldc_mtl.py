@@ -15,7 +15,7 @@ class LDCMTL(Scalarization):
         K (sum_k w_k L_k / [sum_k w_k] + lambda sum_k |w_k L_k - w_(k+1) L_(k+1)|),    w_k = sigmoid(v_k), v from 1,
     [...] without gradient. The paper's loss without K is a mean; with it equal weights are ones. Neighbours are those
     in the order of the tasks, so that, as in the paper, another order is another rule. Tasks without a label in the
-    batch are left out of both sums and of K, and keep their v. lambda, at least 0, is the authors' by default."""
+    batch are left out of both sums and of K, and give their v no gradient. lambda, at least 0, is the authors' by default."""
 
     def __init__(self, num_tasks: int, penalty: float = 0.01):
         super().__init__(num_tasks)

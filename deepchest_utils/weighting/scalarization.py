@@ -62,7 +62,7 @@ class DWA(LossWeighting):
 class Uncertainty(Scalarization):
     """Uncertainty weighting (Kendall, Gal and Cipolla 2018, arXiv 1705.07115, equation 10, for classification):
     sum_k exp(-s_k) L_k + s_k / 2, the log-variances s_k learned with the network from 0. At rest exp(-s_k) is
-    1 / (2 L_k): a small loss gets a large weight. A task without a label in the batch keeps its s_k."""
+    1 / (2 L_k): a small loss gets a large weight. A task without a label in the batch gives its s_k no gradient."""
 
     def __init__(self, num_tasks: int):
         super().__init__(num_tasks)
@@ -77,7 +77,7 @@ class Uncertainty(Scalarization):
 class IMTLL(Scalarization):
     """IMTL-L, the loss half of impartial multi-task learning (Liu et al., ICLR 2021, section 3.2):
     sum_k exp(s_k) L_k - s_k, the scales s_k learned with the network from 0. At rest every exp(s_k) L_k is 1. A task
-    without a label in the batch keeps its s_k."""
+    without a label in the batch gives its s_k no gradient."""
 
     def __init__(self, num_tasks: int):
         super().__init__(num_tasks)
@@ -138,8 +138,8 @@ class STCH(Scalarization):
     def forward(self, losses: Float[Tensor, " k"], mask: Mask = None) -> Float[Tensor, ""]:
         self.check_positive(losses)
         present = present_tasks(losses, mask)
-        # a task that the warm-up never saw has no nadir: its loss counts as it is
-        nadir = self.nadir.nan_to_num(1.0).to(losses).where(self.warm, 1.0)
+        # a task that the warm-up never saw, or only at 0, has no nadir: its loss counts as it is
+        nadir = self.nadir.where(self.nadir > 0, 1.0).to(losses).where(self.warm, 1.0)
         logs = finite_log(losses / nadir.where(present, 1.0), present)
         smooth = self.num_tasks * self.mu * torch.logsumexp((logs / self.mu).where(present, -torch.inf), dim=0)
         # all -inf, without a label in the whole batch: nothing to learn
@@ -181,7 +181,7 @@ class FAMO(Scalarization):
 
     Lowers all losses at one rate without a task's gradient. The loss of a step is c sum_k z_k log L_k with
     z = softmax(xi) and c = 1 / sum_k (z_k / L_k). After it, xi takes an Adam step along how much less each task's
-    log-loss has fallen on the same batch. A task without a label in it is left out, but for its decay. The rate lr and
+    log-loss has fallen on the same batch. A task without a label in it keeps its xi. The rate lr and
     the decay gamma of xi are not negative; the defaults are the paper's."""
 
     needs_losses_after_step = True
@@ -215,7 +215,7 @@ class FAMO(Scalarization):
         z = torch.softmax(self.xi, dim=0) * present
         z = z / z.sum().clamp(min=EPSILON)  # over the tasks in the batch, as the loss of the step has it
         # the derivative of sum_k z_k fall_k by xi, and the decay
-        self.xi -= self.lr * self.adam(z * (fall - z @ fall) + self.gamma * self.xi)
+        self.xi -= self.lr * self.adam(z * (fall - z @ fall) + self.gamma * self.xi) * present
         self._before = None
 
 
@@ -225,7 +225,7 @@ class GradNorm(Method):
 
     G_k = ||grad_W w_k L_k|| is a task's pull. r_k is L_k(t) / L_k(0), the share of its first loss that is left, over
     the mean of these shares. w goes down the gradient of sum_k |G_k - mean(G) r_k^alpha|, the target held constant, and
-    is scaled to sum K. A task without a label in the batch takes no part. A step costs K backward passes more, down
+    is scaled to sum K. A task without a label in the batch takes no part but in this scaling. A step costs K backward passes more, down
     to W alone.
 
     Args:
@@ -272,8 +272,12 @@ class GradNorm(Method):
     @torch.no_grad()
     def learn(self, losses: Float[Tensor, " k"], norms: Float[Tensor, " k"], mask: Mask = None) -> None:
         """One step of the weights; norms: (K,), of the unweighted losses' gradients by W."""
+        if not norms.isfinite().all():  # of fp16, whose scaler skips the step
+            return
         present = present_tasks(losses, mask)
-        self.first_loss.copy_(torch.where(self.first_loss.isnan() & present, losses, self.first_loss))
+        first = self.first_loss.isnan() & present & (losses > 0)  # a loss of 0 has nothing to fall from
+        self.first_loss.copy_(torch.where(first, losses, self.first_loss))
+        present = present & ~self.first_loss.isnan()
         n = present.sum().clamp(min=1)
         pull = self.current * norms
         rate = (losses / self.first_loss).where(present, 0.0)
@@ -281,5 +285,5 @@ class GradNorm(Method):
         target = pull.where(present, 0.0).sum() / n * relative**self.alpha
         gradient = (torch.sign(pull - target) * norms).where(present, 0.0)
         # the paper says nothing of weights below zero; a task is never turned against
-        stepped = (self.current - self.lr * self.adam(gradient)).clamp(min=1e-3)
+        stepped = (self.current - self.lr * self.adam(gradient) * present).clamp(min=1e-3)
         self.current.copy_(stepped * (self.num_tasks / stepped.sum()))

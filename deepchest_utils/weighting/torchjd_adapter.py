@@ -207,21 +207,25 @@ class NashMTL(GradientBalancing):
         level: str = "parameters",
     ):
         check_options("be at least 1", update_every=update_every, iterations=iterations)
-        options = {"update_weights_every": update_every, "optim_niter": iterations, "max_norm": max_norm}
+        check_options("not be negative", max_norm=max_norm)
+        # TorchJD would measure the length with the stand-ins of tasks that the batch lacks
+        options = {"update_weights_every": update_every, "optim_niter": iterations, "max_norm": 0.0}
         super().__init__(num_tasks, level, n_tasks=num_tasks, **options)
         self.max_norm = max_norm
 
     def aggregation_weights(self, rows: Float[Tensor, "n p"], present: Bool[Tensor, " k"]) -> Float[Tensor, " n"]:
         lengths: Tensor = rows.norm(dim=1)
-        if self.num_tasks == 1:  # cvxpy cannot put such a problem: G a = 1 / a, within the limit if there is one
-            length = min(1.0, self.max_norm) if self.max_norm > 0 else 1.0
-            return length / lengths.clamp(min=1e-12)
-        # its problem has room for all tasks: a missing one stands at right angles to the others, as long as their
-        # mean, and leaves their solution as it is
-        width = rows.shape[1]
-        matrix = rows.new_zeros(self.num_tasks, width + self.num_tasks)
-        matrix[present, :width], matrix[:, width:] = rows, torch.diag(lengths.mean() * ~present)
-        return cast(Tensor, self._weighting(matrix)[present])
+        if self.num_tasks == 1:  # cvxpy cannot put such a problem: G a = 1 / a
+            weights = 1 / lengths.clamp(min=1e-12)
+        else:
+            # its problem has room for all tasks: a missing one stands at right angles to the others, as long as their
+            # mean, and leaves their solution as it is
+            width = rows.shape[1]
+            matrix = rows.new_zeros(self.num_tasks, width + self.num_tasks)
+            matrix[present, :width], matrix[:, width:] = rows, torch.diag(lengths.mean() * ~present)
+            weights = cast(Tensor, self._weighting(matrix)[present])
+        length = (weights @ rows).norm()
+        return weights * (self.max_norm / length).clamp(max=1) if self.max_norm else weights
 
     def get_extra_state(self) -> dict[str, Tensor | float]:
         return {"prvs_alpha": torch.tensor(self._weighting.prvs_alpha), "step": self._weighting.step}
@@ -239,7 +243,7 @@ class NashMTL(GradientBalancing):
 class CAGrad(GradientBalancing):
     """Conflict-averse gradient descent (Liu et al. 2021, arXiv 2110.14048), algorithm 1. Within a ball around the mean
     gradient, the direction that serves the worst-off task best. The ball's radius is c times the mean's length, c in
-    [0, 1), by default as in the paper's largest experiment. Needs the extra `solvers`."""
+    [0, 1), by default as in the authors' run on NYU-v2. Needs the extra `solvers`."""
 
     aggregator = "CAGrad"
 
@@ -340,8 +344,9 @@ ADAPTERS: dict[str, type[GradientBalancing]] = {  # method: aggregator, paper, r
     "pcgrad": _adapter("PCGrad", "Projecting conflicting gradients (Yu et al. 2020, arXiv 2001.06782), algorithm 1",
         "From each gradient the parts against the others are removed, in random order; then all are summed."),
     "graddrop": _adapter("GradDrop", "Gradient sign dropout (Chen et al. 2020, arXiv 2010.06808), algorithm 1",
-        "In each coordinate one sign is drawn, with the probability that the gradients give it, and those of the other "
-        "are dropped. The paper does it on activations, level='features'."),
+        "lines 10 to 15, as in TorchJD: in each coordinate one sign is drawn, with the probability that the gradients give "
+        "it, and those of the other are dropped. The paper does it on activations, with one draw a feature for the whole "
+        "batch, from gradients times the activation's sign; level='features' draws for each image."),
     "gradvac": GradVac,
     "cagrad": CAGrad,
     "imtl_g": _adapter("IMTLG", "Impartial multi-task learning, its gradient half (Liu et al., ICLR 2021), equation 6",

@@ -175,8 +175,8 @@ def draw_weighting(macro: pd.DataFrame) -> Figure:
             face = color if p < 0.05 else "white"
             ax.plot(mean, height, marker=marker, color=color, markerfacecolor=face, markersize=6, linestyle="none")
         ax.plot([], [], marker=marker, color=color, linestyle="none", label=method_label(method))
-    ax.plot([], [], marker="o", color=GREY, linestyle="none", label="full: significant")
-    ax.plot([], [], marker="o", color=GREY, markerfacecolor="white", linestyle="none", label="open: not")
+    ax.plot([], [], marker="o", color=GREY, linestyle="none", label="filled: significant")
+    ax.plot([], [], marker="o", color=GREY, markerfacecolor="white", linestyle="none", label="hollow: not significant")
     zero_line(ax)
     ax.set_yticks(y, list(SCORES.values()))
     ax.set(

@@ -32,7 +32,7 @@ NEAR = 0.03  # in the first column: methods this near Equal have a scale of thei
 
 
 def main_forest(columns: Mapping[str, pd.DataFrame]) -> Figure:
-    """Each method minus Equal: above those near it, below those far behind, on a scale of their own.
+    """Each method minus Equal: those near it, and under them those far below, on a scale of their own.
 
     Args:
         columns: Title -> table of `judge_differences`, a row a method. The first decides on order and blocks.
@@ -60,7 +60,8 @@ def draw_forest(fig: FigureBase, columns: Mapping[str, pd.DataFrame]) -> None:
             label = f"{title} minus Equal's" if len(tables) < 3 else title.replace(", ", "\n") + "\nminus Equal's"
             method_forest(ax, table, methods, label, fontsize=None if len(tables) < 3 else 8.0)
             ax.locator_params(axis="x", nbins=5 if len(tables) < 3 else 3)
-        row[0].set_title("near Equal" if first[methods[0]] > -NEAR else "far behind, on another scale")
+        near = first[methods[0]] > -NEAR
+        row[0].set_title(f"mean above -{NEAR:g}" if near else f"mean below -{NEAR:g}, on another scale")
     shown = {method_family(method) for method in first.index}
     family_legend(fig, shown, dots=True, margin=MARGIN, loc="outside lower center", ncols=4)
 
@@ -134,7 +135,7 @@ def log_loss(prevalences: Sequence[float], batch: int = 64) -> Figure:
 
 
 def finding_heatmaps(table: pd.DataFrame, methods: Sequence[str], findings: Sequence[str]) -> Figure:
-    """AUROC minus Equal's by method and finding, methods near Equal and far behind in colours of their own.
+    """AUROC minus Equal's by method and finding, methods near Equal and those far below in colours of their own.
 
     `table` is of `judge_differences`; a dot marks a significant cell.
     """
@@ -151,7 +152,8 @@ def finding_heatmaps(table: pd.DataFrame, methods: Sequence[str], findings: Sequ
         limit = 0.1 if near[names[0]] else float(np.nanquantile(values.loc[names].abs(), 0.95))
         labels = [method_label(name) for name in names]
         difference_heatmap(ax, values.loc[names], dots.loc[names, list(findings)], limit, labels)
-        ax.set_title("near Equal" if near[names[0]] else "far behind, in other colours")
+        words = f"mean above -{NEAR:g}" if near[names[0]] else f"mean below -{NEAR:g}, in other colours"
+        ax.set_title(words if len(blocks) > 1 else "")
         ax.figure.axes[-1].set_ylabel("AUROC minus Equal's", fontsize=8)
         full = dots.loc[names, list(findings)].to_numpy()
         for y, name in enumerate(names):
