@@ -82,6 +82,12 @@ def test_other_splits(tmp_path):
 # --- files that are not as they should be
 
 
+def test_the_file_in_place_of_its_folder(tmp_path):
+    (tmp_path / "chestmnist_64.npz").write_bytes(b"")
+    with pytest.raises(DataError, match=r"should be a folder\. Found a file: name its folder"):
+        load_dataset("chestmnist", tmp_path / "chestmnist_64.npz", image_size=64)
+
+
 def test_missing_file(tmp_path):
     with pytest.raises(DataError, match=r"chestmnist_64\.npz: no such file, and download=False"):
         load(tmp_path / "nowhere", 64, download=False)

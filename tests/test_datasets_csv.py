@@ -262,11 +262,22 @@ def test_no_official_split(make):
         load(make(rows()), split="official")
 
 
-def test_damaged_image_is_named(make):
+def test_damaged_images_are_named_all_at_once(make):
     root = make(rows())
-    (root / "films" / "7.png").write_bytes(b"GIF89a")
-    with pytest.raises(DataError, match=r"7\.png: not a readable image"):
+    for name in ("7.png", "12.png", "20.png"):
+        (root / "films" / name).write_bytes(b"GIF89a")
+    everyone = r"3 of 24 images cannot be used.* \S*12\.png: not a readable.*20\.png: .*7\.png: not a readable image"
+    with pytest.raises(DataError, match=everyone):
         load(root)
+
+
+def test_a_column_may_be_named_twice_in_two_spellings(make):
+    data = load(
+        make([f"films/{i}.png,{i // 2 % 2}" for i in range(24)], "File,Mass"),
+        image_column="file",
+        patient_column="File",
+    )
+    assert len(set(np.concatenate([part.patients for part in data.parts.values()]).tolist())) == 24
 
 
 # spellings, forms and packages
@@ -385,6 +396,32 @@ def test_ids_that_differ_in_form_are_one_patient(make):
     lines = [f"films/{i}.png,{forms[i % 5].format(i // 4)},{i // 2 % 2},{i // 4 % 2}" for i in range(40)]
     patients = everything(load(make(lines)))[2]
     np.testing.assert_array_equal(patients, np.arange(40) // 4)
+
+
+@pytest.mark.parametrize("cell", ["nan", "N/A", "unknown", "-1", "1.23457E+11", "?"])
+def test_cells_that_name_no_patient_are_refused(make, cell):
+    """All of them would be one patient, with images of many."""
+    root = make([f"films/{i}.png,{cell if i % 3 else f'p{i}'},{i % 2},{i // 2 % 2}" for i in range(24)])
+    with pytest.raises(
+        DataError,
+        match=rf"column 'patient' says {cell!r} in row 3, which names no patient".replace("+", "\\+").replace(
+            "?'", "\\?'"
+        ),
+    ):
+        load(root)
+
+
+def test_one_picture_of_two_patients_is_said(make):
+    """Filed twice under two names: with two patients it lies in two splits."""
+    root, rng = make(rows(40)), np.random.default_rng(0)
+    for i in range(20):
+        picture = Image.fromarray(rng.integers(0, 256, (20, 20), np.uint8))
+        for name in (i, 39 - i):
+            picture.save(root / "films" / f"{name}.png")
+    with pytest.warns(
+        DataWarning, match=r"\d+ images have the same picture in another split, e\.g\. films/\d+\.png and"
+    ):
+        load(root, image_size=20)
 
 
 # links and other files

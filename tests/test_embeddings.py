@@ -14,7 +14,7 @@ import torch
 
 from deepchest_utils import FINDINGS, TrainConfig, load_dataset, train
 from deepchest_utils.__main__ import main
-from deepchest_utils.datasets import DataError
+from deepchest_utils.datasets import DataError, DataWarning
 from deepchest_utils.explain.cam import heat_maps
 from deepchest_utils.files import FileError
 from deepchest_utils.models.augment import to_input
@@ -236,13 +236,34 @@ def test_empty_cells_and_official_splits_of_a_table_mean_what_they_do_for_images
         ({"features": np.zeros((4, 600)).T}, "column by column"),
         ({"features": np.full((600, 4), np.nan)}, r"features should be finite.*00000\.png"),
         ({"findings": np.array(["a", "b"])}, "one column a finding"),
+        ({"about": np.array("[" * 100_000)}, None),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said(tmp_path, change, message):
     made(tmp_path / "f.npz", **change)
+    if message is None:
+        assert len(load_dataset("embeddings", tmp_path / "f.npz").train)
+        return
     with pytest.raises(DataError, match=message) as error:
         load_dataset("embeddings", tmp_path / "f.npz")
     assert "\n" not in str(error.value)
+
+
+def test_names_beside_features_count_or_are_refused(tmp_path):
+    """Matched by place, thirty of thirty vectors would lie on wrong images."""
+    arrays = made(tmp_path / "f.npz")
+    table_of(tmp_path / "films.csv", arrays)
+    np.savez(tmp_path / "own.npz", features=arrays["features"][::-1], filenames=arrays["ids"][::-1])
+    with pytest.raises(DataError, match=r"arrays are not read: filenames\. If one names the images, call it 'ids'"):
+        load_dataset("embeddings", tmp_path / "own.npz", table=str(tmp_path / "films.csv"))
+
+
+def test_features_of_one_value_are_counted(tmp_path):
+    arrays = made(tmp_path / "f.npz")
+    arrays["features"][[3, 70]] = 0
+    np.savez(tmp_path / "g.npz", **arrays, findings=np.array(FINDINGS))
+    with pytest.warns(DataWarning, match="2 of 600 images have features of one value"):
+        load_dataset("embeddings", tmp_path / "g.npz")
 
 
 def test_what_is_wrong_with_a_folder_or_a_table_is_said(tmp_path):

@@ -275,7 +275,7 @@ def test_labels_that_teach_little_are_said(own):
     lines = ["image,patient,Mass,Edema,Hernia"]
     lines += [f"{i}.png,{i},{'' if i % 3 else i % 2},{int(i != 7)},{'' if i % 5 else 1}" for i in range(40)]
     (root / "labels.csv").write_text("\n".join(lines))
-    message = "Edema (98% of those known are positive), Hernia (known of 8 of 40 images). If an empty cell means"
+    message = "Edema (98% of those known are positive), Hernia (known of 8 of 40 images). blank='absent' takes empty cells for absent"
     with pytest.warns(DataWarning, match=re.escape(message)):
         load("csv", root)
     with warnings.catch_warnings():
@@ -411,9 +411,13 @@ def test_padchests_lists_that_are_none(padchest):
     table = next(padchest.glob("*.csv"))
     text = table.read_text()
     table.write_text(text.replace("\"['normal']\"", "", 1))
-    with pytest.warns(DataWarning, match="1 images have no labels and are left out"):
+    with pytest.warns(DataWarning, match="1 images labelled exclude, .* or not at all are left out"):
         load("padchest", padchest)
-    for wrong in ("normal", "__import__('os')", "[1]", "[" * 3000):
+    for i, unread in enumerate(("['exclude']", "['unchanged', 'nodule']", "['']", "[]", "['Suboptimal study']"), 2):
+        table.write_text(text.replace("\"['normal']\"", f'"{unread}"', i))
+        with pytest.warns(DataWarning, match=r"[1-9] images labelled exclude, .* or not at all are left out"):
+            load("padchest", padchest)
+    for wrong in ("'normal'", "normal", "__import__('os')", "[1]", "[" * 3000):
         table.write_text(text.replace("['normal']", wrong, 1))
         with pytest.raises(DataError, match=r"column 'Labels' says .* in row 2. It should be a list"):
             load("padchest", padchest)
@@ -451,6 +455,24 @@ def test_vindr(vindr, readers, needed):
             marks = (i + k) % 4
             assert label == (marks >= needed if name.startswith("train") else marks >= 1), (name, k)
     assert load("vindr", root, finding_columns="Pleural Effusion,ILD").findings == ("Pleural Effusion", "ILD")
+
+
+def test_chexperts_other_columns_are_no_findings(chexpert):
+    table = chexpert[0] / "CheXpert-v1.0-small" / "train.csv"
+    head, *lines = table.read_text().splitlines()
+    table.write_text("\n".join([f"{head},use", *(f"{line},1.0" for line in lines)]))
+    assert len(load("chexpert", chexpert[0]).findings) == 13
+
+
+def test_vindrs_other_columns_are_no_findings_and_a_second_file_is_asked_for(vindr):
+    root, _ = vindr
+    table = root / "annotations" / "image_labels_train.csv"
+    head, *lines = table.read_text().splitlines()
+    table.write_text("\n".join([f"{head},is_ap", *(f"{line},1" for line in lines)]))
+    assert "is_ap" not in load("vindr", root).findings
+    picture(root / "masks" / f"train{3:027d}.bmp", 200)  # a mask, or the same film as DICOM
+    with pytest.raises(DataError, match=r"has several files: train0+3\.bmp, train0+3\.png\. Keep one of them"):
+        load("vindr", root)
 
 
 def test_vindr_without_test_or_in_one_folder(vindr):

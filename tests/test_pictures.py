@@ -43,6 +43,35 @@ def write_png(path, values, sbit=None):
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
 
 
+def write_strips(path, values, planes=False):
+    """16-bit colour in TIFF, as OpenCV writes it: a strip a 16 rows; planes: each colour for itself."""
+    height, width, channels = values.shape
+    parts = [block.tobytes() for block in np.split(values.astype("<u2"), height // 16)]
+    if planes:
+        parts = [np.ascontiguousarray(values[..., c], "<u2").tobytes() for c in range(channels)]
+    places = 8 + np.cumsum([0, *map(len, parts)])
+    lists = {258: ("H", [16] * channels), 273: ("I", places[:-1]), 279: ("I", [*map(len, parts)])}
+    tags, after = {256: width, 257: height, 259: 1, 262: 2, 277: channels, 278: 16, 284: 1 + planes}, b""
+    entries = [(tag, struct.pack("<HHII", tag, 4, 1, value)) for tag, value in tags.items()]
+    if planes:
+        entries = [e for e in entries if e[0] != 278] + [(278, struct.pack("<HHII", 278, 4, 1, height))]
+    for tag, (form, numbers) in lists.items():
+        entries.append((tag, struct.pack("<HHII", tag, {"H": 3, "I": 4}[form], len(numbers), places[-1] + len(after))))
+        after += struct.pack(f"<{len(numbers)}{form}", *map(int, numbers)) + bytes(2 * (len(numbers) * 2 % 4 > 0))
+    directory = struct.pack("<H", len(entries)) + b"".join(entry for _, entry in sorted(entries)) + bytes(4)
+    head = b"II*\0" + struct.pack("<I", int(places[-1]) + len(after))
+    path.write_bytes(head + b"".join(parts) + after + directory)
+
+
+def write_odd_exif(path):
+    """A photograph that lies on its side, with a tag of a type that it should not have: Make as 16-bit numbers."""
+    IMAGE.transpose(Image.Transpose.ROTATE_90).save(path, quality=95)
+    entries = struct.pack("<HHI4s", 0x10F, 3, 1, b"17\0\0") + struct.pack("<HHIHH", 0x112, 3, 1, 6, 0)
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x02\0" + entries + bytes(4)
+    jpeg = path.read_bytes()
+    path.write_bytes(jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + jpeg[2:])
+
+
 def write_tiff(path, pixels, bits, kind=1, photometric=1, channels=1, order="<", shape=GREY.shape):
     """One uncompressed strip with these tags."""
     per_channel = struct.pack(f"{order}{channels}H", *[bits] * channels)
@@ -182,6 +211,7 @@ FORMS = {
     "12_in_int16.tif": lambda p: write_tiff(p, TWELVE.tobytes(), 16, kind=2),
     "12_in_int32.tif": lambda p: Image.fromarray(TWELVE.astype(np.int32)).save(p),
     "uint32.tif": lambda p: write_tiff(p, (PICTURE * (2**32 - 1)).astype("<u4").tobytes(), 32),
+    "rgb48_12_strips.tif": lambda p: write_strips(p, many(TWELVE, 3)), "odd_exif.jpg": write_odd_exif,
     "rgb48_12.tif": lambda p: write_tiff(p, many(TWELVE, 3).tobytes(), 16, photometric=2, channels=3),
     "float_1.tif": lambda p: Image.fromarray(PICTURE.astype(np.float32)).save(p),
     "float_255.tif": lambda p: Image.fromarray((PICTURE * 255).astype(np.float32)).save(p),
@@ -204,6 +234,7 @@ FORMS = {
     "12_in_16.dcm": lambda p: write_dicom(p, TWELVE, bits=16),
     "monochrome1.dcm": lambda p: write_dicom(p, 4095 - TWELVE, kind="MONOCHROME1", PresentationLUTShape="INVERSE"),
     "rescale.dcm": lambda p: write_dicom(p, TWELVE, RescaleSlope=2.5, RescaleIntercept=-1024),
+    "empty_slope.dcm": lambda p: write_dicom(p, TWELVE, RescaleSlope=None),
     "falling_rescale.dcm": lambda p: write_dicom(p, 4095 - TWELVE, RescaleSlope=-1, RescaleIntercept=4095),
     "window.dcm": lambda p: write_dicom(p, TWELVE // 4 + 1000, WindowCenter=1512, WindowWidth=1024),
     "window_12.dcm": lambda p: write_dicom(p, TWELVE, WindowCenter=[2048, 600], WindowWidth=[4096, 300]),
@@ -298,6 +329,17 @@ def test_pixels_that_are_no_numbers_are_refused(value, tmp_path):
         decode(tmp_path / "film.tif", 64)
 
 
+def test_a_file_of_several_pictures_or_of_planes_is_refused(tmp_path):
+    """The first of them might be the lateral film; a camera's preview (MPO) is none."""
+    for name in ("film.tif", "film.gif"):
+        IMAGE.save(tmp_path / name, save_all=True, append_images=[Image.fromarray(~GREY)])
+        with pytest.raises(DataError, match=rf"{name}: an image should be one picture\. Found 2"):
+            decode(tmp_path / name, 64)
+    write_strips(tmp_path / "planes.tif", many(TWELVE, 3), planes=True)
+    with pytest.raises(DataError, match=r"planes\.tif: colour of 16 bits should be stored pixel by pixel"):
+        decode(tmp_path / "planes.tif", 64)
+
+
 @pytest.mark.parametrize("orientation", LYING)
 def test_orientation_is_that_of_every_viewer(orientation, tmp_path):
     """The corner that a file's orientation puts on top and on the left, by EXIF's own table of row 0 and column 0."""
@@ -344,6 +386,10 @@ def colour(data):
     data.SamplesPerPixel, data.PhotometricInterpretation, data.PixelData = 3, "RGB", data.PixelData * 3
 
 
+def high_bits(data):
+    data.HighBit = 15
+
+
 def cut_short(data):
     data.PixelData = data.PixelData[:1000]
 
@@ -372,6 +418,7 @@ def unknown_syntax(data):
         (no_pixels, "should hold one frame, .*Found no pixels"),
         (second_frame, "should hold one frame, .*Found 2 frames of MONOCHROME2"),
         (colour, "Found 1 frames of RGB"),
+        (high_bits, r"HighBit of DICOM should be BitsStored - 1\. Found 15 and 12"),
         (cut_short, "not a readable image"),
         (bad_window, "not a readable image .*Window Width"),
         (deflated, "should not be deflated"),

@@ -10,13 +10,14 @@ import numpy as np
 from jaxtyping import UInt8
 from joblib import Parallel, delayed
 
-from deepchest_utils.datasets.base import warn
+from deepchest_utils.datasets.base import DataError, warn
 from deepchest_utils.datasets.decode import MIN_LEVELS, decode, has_few_levels
 from deepchest_utils.files import FileError, atomic_write, one_line
 from deepchest_utils.paths import default_cache_dir
 from deepchest_utils.progress import progress
 
 BLOCK = 16  # images a job
+MAX_DAMAGED = 100  # and no more are looked for
 Blocks = Iterator[tuple[int, np.ndarray]]  # first row, block of images
 
 
@@ -67,8 +68,19 @@ def decode_all(
     the file itself cannot. So files that were moved, linked or given other rights are decoded anew.
     """
 
+    damaged: list[str] = []
+
+    def decode_one(path: Path) -> np.ndarray:
+        try:
+            return decode(path, size)
+        except DataError as error:
+            damaged.append(str(error))
+            if len(damaged) > MAX_DAMAGED:
+                raise
+            return np.zeros((size, size), np.uint8)
+
     def decode_block(start: int) -> tuple[int, np.ndarray]:
-        return start, np.stack([decode(path, size) for path in paths[start : start + BLOCK]])
+        return start, np.stack([decode_one(path) for path in paths[start : start + BLOCK]])
 
     def make() -> Blocks:
         starts = range(0, len(paths), BLOCK)
@@ -77,6 +89,9 @@ def decode_all(
         blocks = pool(delayed(decode_block)(start) for start in starts)
         bar = {"unit": "image", "unit_scale": BLOCK}
         yield from progress(blocks, f"decoding {name}", len(starts), logged=True, **bar)
+        if damaged:  # all of them: each further attempt would decode the others again
+            count = f"{len(damaged)} of {len(paths)} images" if len(damaged) > 1 else "an image"
+            raise DataError(f"{name}: {count} cannot be used. Mend or remove: " + " ".join(sorted(damaged)))
 
     files = [(str(path), (stat := path.stat()).st_size, stat.st_mtime_ns, stat.st_ctime_ns) for path in paths]
     key = cache_key(decoder=2, size=size, files=files)

@@ -55,6 +55,10 @@ def load_chestmnist(
     file = "chestmnist.npz" if image_size == 28 else f"chestmnist_{image_size}.npz"
     path = (raw_dir() if root is None else Path(root).expanduser()) / file
     if not path.is_file():
+        if path.parent.is_file():
+            raise DataError(
+                f"{path.parent}: data_root of chestmnist should be a folder. Found a file: name its folder."
+            )
         if not download:
             raise DataError(f"{path}: no such file, and download=False.")
         _download(f"{SOURCE}/{file}?download=1", path, MD5[image_size])

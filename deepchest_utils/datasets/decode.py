@@ -8,13 +8,14 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 
 from deepchest_utils import missing_extra
 from deepchest_utils.datasets.base import DataError
 from deepchest_utils.files import one_line
 
 MAX_PIXELS = 50_000_000  # the largest NIH original has 13 million; more is refused before it is decoded
+TURN = dict(enumerate(map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2)), 2))  # of EXIF's orientation
 MIN_LEVELS = 32  # a picture with fewer grey levels is blank, or was saved in a fraction of its depth
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "PPM", "WEBP")  # others, as EPS, hand the file to a program
 LOWER_BYTE = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
@@ -101,15 +102,19 @@ def _read_image(path: Path, file: BinaryIO) -> Image.Image:
     """A file that Pillow reads, in mode "L"."""
     with Image.open(file, formats=FORMATS) as image:
         _check_size(path, image.width, image.height)
+        if (pages := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":  # MPO: a camera's preview
+            raise DataError(f"{path}: an image should be one picture. Found {pages}: save one page or frame alone.")
         tags = getattr(image, "tag_v2", {})  # of a TIFF
         bits, kind = tags.get(258, (0,))[0], tags.get(339, (1,))[0]  # BitsPerSample, SampleFormat
+        if tags.get(284) == 2 and bits > 8 and tags.get(277, 1) > 1:  # PlanarConfiguration, SamplesPerPixel
+            raise DataError(f"{path}: colour of {bits} bits should be stored pixel by pixel. Found a plane a colour.")
         tiles, mode = image.tile, image.mode
-        ImageOps.exif_transpose(image, in_place=True)
+        upright = _upright(image)
         if mode[0] not in "IF" and ";16" not in str(tiles) and (bits, kind) != (8, 2):
             if mode == "P":  # straight to grey, Pillow warns of a palette with transparency
-                return image.convert("RGBA").convert("L")
-            return image if mode == "L" else image.convert("L")
-        values = np.asarray(image) if mode[0] in "IFL" else _both_bytes(path, image)
+                return upright.convert("RGBA").convert("L")
+            return upright if mode == "L" else upright.convert("L")
+        values = np.asarray(upright) if mode[0] in "IFL" else _both_bytes(path, upright)
         if (bits, kind) in ((8, 2), (32, 1)):  # which Pillow takes for unsigned, and for signed
             values = values.view(np.int8 if bits == 8 else np.uint32)
         declared = _declared_bits(path, image.format, tiles) or (12 if bits == 12 else None)
@@ -132,6 +137,13 @@ def _declared_bits(path: Path, format: str | None, tiles: list[Any]) -> int | No
     return None
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    """As its orientation says. ImageOps.exif_transpose writes all tags anew, and fails at one of an odd type."""
+    image.load()  # a TIFF turns itself
+    way = TURN.get(image.getexif().get(0x112, 1))
+    return image if way is None else image.transpose(way)
+
+
 def _both_bytes(path: Path, upper: Image.Image) -> Pixels:
     """16 bits a channel, of which Pillow keeps the upper byte: the lower one is there if the bytes change places."""
     with Image.open(path, formats=FORMATS) as lower:
@@ -139,9 +151,9 @@ def _both_bytes(path: Path, upper: Image.Image) -> Pixels:
         raw, *others = (tile.args,) if isinstance(tile.args, str) else tuple(tile.args or ())
         is_la = raw == "LA;16B"  # its four bytes are read as four channels
         raw = "RGBA" if is_la else raw[:-3] + LOWER_BYTE[raw[-3:]]
-        lower.tile = [tile._replace(args=(raw, *others) if others else raw)]
-        ImageOps.exif_transpose(lower, in_place=True)
-        low, high = np.asarray(lower).astype(np.int32), np.asarray(upper).astype(np.int32)
+        # of a TIFF each strip is one
+        lower.tile = [part._replace(args=(raw, *part.args[1:]) if others else raw) for part in lower.tile]  # type: ignore[index]
+        low, high = np.asarray(_upright(lower)).astype(np.int32), np.asarray(upper).astype(np.int32)
     if is_la:
         return low[..., 0] * 256 + low[..., 1]
     red, green, blue = np.moveaxis((high * 256 + low)[..., :3], -1, 0)
@@ -179,6 +191,8 @@ def _read_dicom(path: Path) -> Bytes:
     if "PixelData" not in data or frames > 1 or kind not in ("MONOCHROME1", "MONOCHROME2"):
         found = f"{frames} frames of {kind}" if "PixelData" in data else "no pixels"
         raise DataError(f"{path}: DICOM should hold one frame, MONOCHROME1 or MONOCHROME2. Found {found}.")
+    if (high := data.get("HighBit", data.BitsStored - 1)) != data.BitsStored - 1:
+        raise DataError(f"{path}: HighBit of DICOM should be BitsStored - 1. Found {high} and {data.BitsStored}.")
     _check_size(path, data.Columns, data.Rows)
     if syntax.is_encapsulated and syntax != RLELossless:
         coded = _coded_size(get_frame(data.PixelData, 0, number_of_frames=1))
@@ -199,5 +213,5 @@ def _read_dicom(path: Path) -> Bytes:
         grey = to_bytes(values)
     else:
         grey = to_bytes(stored, data.BitsStored if data.BitsStored < data.BitsAllocated else None)
-        grey = ~grey if data.get("RescaleSlope", 1) < 0 else grey
+        grey = ~grey if (data.get("RescaleSlope") or 1) < 0 else grey
     return ~grey if kind == "MONOCHROME1" else grey

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from deepchest_utils.datasets.base import DataError
+from deepchest_utils.datasets.base import DataError, warn
 from deepchest_utils.datasets.layouts import Names, Policy, Root, read_rows
 from deepchest_utils.datasets.table import Table
 from deepchest_utils.files import one_line
@@ -71,6 +71,10 @@ class FeatureTable(Table):
                 raise DataError(
                     f"{self.file}: features should be finite in {features.dtype}. Found NaN or infinity for {name}."
                 )
+        if flat := int((features == features[:, :1]).all(1).sum()):
+            warn(
+                f"{self.file}: {flat} of {len(features)} images have features of one value only, as a failed image leaves them."
+            )
         return features
 
 
@@ -214,6 +218,10 @@ def _read_made(file: Path) -> dict[str, Any]:
         advice = " Save texts as np.array(texts, str)." if "Object arrays" in str(error) else ""
         raise DataError(f"{file}: not a readable .npz ({one_line(error)}).{advice}") from None
     others = [name for name in names if name not in (*BESIDE, ABOUT)]
+    if FEATURES in others and len(others) > 1 and "ids" not in names:
+        unread = ", ".join(name for name in others if name != FEATURES)
+        advice = "If one names the images, call it 'ids'; else leave it out"
+        raise DataError(f"{file}: arrays are not read: {unread}. {advice}.")
     if FEATURES in others or len(others) == 1:
         return made | {"array": FEATURES if FEATURES in others else others[0]}
     raise DataError(f"{file}: should have an array {FEATURES!r}. Found {', '.join(names) or 'none'}.")
@@ -221,7 +229,7 @@ def _read_made(file: Path) -> dict[str, Any]:
 
 def read_about(made: Mapping[str, Any]) -> dict[str, Any]:
     """The notes of `embed` on the features: backbone, size, versions and the like; nothing of another file's."""
-    with suppress(ValueError):
+    with suppress(ValueError, RecursionError):
         about = json.loads(str(made.get("about", "")))
         return about if isinstance(about, dict) else {}
     return {}

@@ -41,17 +41,19 @@ NIH_PREVALENCE = {name: count / NIH_IMAGES for name, count in NIH_IMAGE_COUNTS.i
 
 PADCHEST_LABELS = {
     "Atelectasis": ("atelectasis", "laminar atelectasis", "lobar atelectasis", "segmental atelectasis", "total atelectasis", "round atelectasis", "atelectasis basal"),
-    "Cardiomegaly": ("cardiomegaly",), "Effusion": ("pleural effusion", "loculated pleural effusion", "hydropneumothorax", "empyema", "hemothorax"),
+    "Cardiomegaly": ("cardiomegaly",), "Effusion": ("pleural effusion", "loculated pleural effusion", "loculated fissural effusion", "hydropneumothorax", "empyema", "hemothorax"),
     "Infiltration": (
         "infiltrates", "interstitial pattern", "reticular interstitial pattern", "reticulonodular interstitial pattern",
         "ground glass pattern", "miliary opacities", "alveolar pattern", "consolidation", "air bronchogram",
     ),
-    "Mass": ("mass", "pulmonary mass"), "Nodule": ("nodule", "multiple nodules"), "Pneumonia": ("pneumonia",),
+    "Mass": ("mass", "pulmonary mass"), "Nodule": ("nodule", "multiple nodules"), "Pneumonia": ("pneumonia", "atypical pneumonia"),
     "Pneumothorax": ("pneumothorax", "hydropneumothorax"), "Consolidation": ("consolidation", "air bronchogram"),
-    "Edema": ("pulmonary edema",), "Emphysema": ("emphysema",), "Fibrosis": ("pulmonary fibrosis",),
-    "Pleural_Thickening": ("pleural thickening", "apical pleural thickening"), "Hernia": ("hiatal hernia",),
+    "Edema": ("pulmonary edema",), "Emphysema": ("emphysema",), "Fibrosis": ("pulmonary fibrosis", "post radiotherapy changes", "asbestosis signs"),
+    "Pleural_Thickening": ("pleural thickening", "apical pleural thickening", "calcified pleural thickening"), "Hernia": ("hiatal hernia",),
 }
 """PadChest's labels that mean a finding. Its vocabulary is a tree; children count as their parents. The choice is ours."""
+PADCHEST_UNREAD = ("exclude", "suboptimal study", "unchanged")
+"""PadChest's labels of an image that was not read: no use, poor, or as in a report that is not there."""
 # fmt: on
 
 
@@ -66,3 +68,20 @@ _OURS = {spelling(name): name for name in FINDINGS} | {"pleuraleffusion": "Effus
 def our_name(name: str) -> str:
     """Our name of a finding that is spelt otherwise (`mass`, `Pleural Effusion`); other names as they are."""
     return _OURS.get(spelling(name), name)
+
+
+# fmt: off
+KNOWN = {
+    "chexpert": {*map(spelling, (
+        "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation", "Pneumonia",
+        "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture", "Support Devices",
+    ))},
+    "vindr": {*map(spelling, (
+        "Aortic enlargement", "Atelectasis", "Calcification", "Cardiomegaly", "Clavicle fracture", "Consolidation", "Edema",
+        "Emphysema", "Enlarged PA", "ILD", "Infiltration", "Lung cavity", "Lung cyst", "Lung Opacity", "Mediastinal shift",
+        "Nodule/Mass", "Pleural effusion", "Pleural thickening", "Pneumothorax", "Pulmonary fibrosis", "Rib fracture",
+        "Other lesion", "COPD", "Lung tumor", "Pneumonia", "Tuberculosis",
+    ))},
+}
+"""Findings of CheXpert's and MIMIC's labeller and of VinDr-CXR, by spelling; any other column of a table is one's own."""
+# fmt: on

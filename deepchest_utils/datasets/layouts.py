@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 
 from deepchest_utils.config import check_choice
 from deepchest_utils.datasets.base import DataError, warn
-from deepchest_utils.datasets.findings import FINDINGS, PADCHEST_LABELS, our_name, spelling
+from deepchest_utils.datasets.findings import FINDINGS, KNOWN, PADCHEST_LABELS, PADCHEST_UNREAD, our_name, spelling
 from deepchest_utils.datasets.table import (
     Table,
     data_folder,
@@ -170,7 +170,7 @@ def read_csv_table(
     if not os.path.isfile(source):
         raise DataError(f"{str(source)[:200]}: no such table. Name it with table=...")
     names, columns = read_rows(source, image_column, patient_column, finding_columns, blank, uncertain, split_column)
-    return make_table("csv", source, names, find_images(source, names, root), f"below {root}", **columns)
+    return make_table("csv", source, names, find_images(source, names, root), f"in {root}", **columns)
 
 
 def read_rows(
@@ -225,16 +225,21 @@ def _of_view(source: Path, views: str, kinds: pd.Series, **kinds_of: Sequence[st
 
 
 def _read_parts(
-    sources: Sequence[Path], keys: Sequence[str], named: object, others: Sequence[str], blank: Policy, uncertain: Policy
+    sources: Sequence[Path],
+    keys: Sequence[str],
+    named: object,
+    known: Collection[str],
+    blank: Policy,
+    uncertain: Policy,
 ) -> tuple[pd.DataFrame, Float[np.ndarray, "n k"], tuple[str, ...]]:
     """Tables below one another: columns `keys` with the number of the table as `part`, labels, and findings: those
-    named, or all but "No Finding" and some others, under our names where we have one."""
+    named, or all that are known (by spelling), under our names where we have one."""
     frames, labels, columns = [], [], dict[str, str]()
     for part, source in enumerate(sources):
         frame = read_table(source, keys)
         if not columns:
-            header = [name for name in frame.columns if spelling(name) not in (*map(spelling, keys), *others)]
-            all_of_them = {our_name(name): name for name in header if spelling(name) != "nofinding"}
+            header = [name for name in frame.columns if name not in keys]
+            all_of_them = {our_name(name): name for name in header if spelling(name) in known}
             columns = all_of_them if named is None else choose_columns(source, header, named)
         own = {name: frame.columns[find_column(source, [*frame.columns], column)] for name, column in columns.items()}
         labels.append(finding_labels(source, frame, own, blank, uncertain))
@@ -264,8 +269,7 @@ def read_chexpert(
     root = data_folder(root, "chexpert", "CheXpert")
     base = next((path for path in (root, *sorted(root.glob("CheXpert*"))) if (path / "train.csv").is_file()), root)
     sources = [_first(base, "train.csv"), *(path for path in (base / "valid.csv", base / "test.csv") if path.is_file())]
-    others = ("sex", "age", "frontallateral", "appa")
-    frame, labels, findings = _read_parts(sources, ["Path"], finding_columns, others, blank, uncertain)
+    frame, labels, findings = _read_parts(sources, ["Path"], finding_columns, KNOWN["chexpert"], blank, uncertain)
     names = frame["Path"].str.replace(r"^CheXpert-v1\.0[^/]*/", "", regex=True)
     patients = names.str.extract(r"(?:^|/)patient([0-9]+)/")[0]
     if patients.isna().any():
@@ -304,7 +308,7 @@ def read_mimic(
     tables = [f"mimic-cxr-2.0.0-{name}.csv" for name in (labeler, "metadata", "split")]
     source, metadata, splits = (_first(root, f"{name}.gz", name) for name in tables)
     keys = ["subject_id", "study_id"]
-    studies, labels, findings = _read_parts([source], keys, finding_columns, (), blank, uncertain)
+    studies, labels, findings = _read_parts([source], keys, finding_columns, KNOWN["chexpert"], blank, uncertain)
     images = read_table(metadata, ["dicom_id", *keys, "ViewPosition"], alone=True)
     split = read_table(splits, ["dicom_id", "split"], alone=True)
     for path, ids in ((source, studies["study_id"]), (splits, split["dicom_id"])):
@@ -341,19 +345,19 @@ def read_padchest(root: Root, views: str = "frontal", finding_columns: Names = N
     pattern = "PADCHEST_chest_x_ray_images_labels_160K*.csv"
     source = _first(root, *([table] if table else sorted(path.name for path in root.glob(f"{pattern}*")) or [pattern]))
     frame = read_table(source, ["ImageID", "PatientID", "Projection", "Labels"], alone=True)
-    kinds = frame["Projection"]
-    frame = frame[_of_view(source, views, kinds, frontal=["PA", "AP", "AP_horizontal"], lateral=["L"])]
-    if (without := frame["Labels"] == "").any():
-        warn(f"{source}: {without.sum()} images have no labels and are left out.")
-        frame = frame[~without]
+    frame = frame[_of_view(source, views, frame["Projection"], frontal=["PA", "AP", "AP_horizontal"], lateral=["L"])]
     codes, texts = pd.factorize(frame["Labels"])
     lists = []
     for i, text in enumerate(texts):
         try:
-            lists.append({label.strip().lower() for label in ast.literal_eval(text)})
+            labels = list.copy(ast.literal_eval(text or "[]"))  # of nothing but a list
+            lists.append({label.strip().lower() for label in labels} - {""})
         except (ValueError, SyntaxError, AttributeError, TypeError, MemoryError, RecursionError):
             place = f"column 'Labels' says {text[:80]!r} in row {frame.index[codes == i][0]}"
             raise DataError(f"{source}: {place}. It should be a list, as ['pleural effusion', 'scoliosis'].") from None
+    if (without := np.array([not own or not own.isdisjoint(PADCHEST_UNREAD) for own in lists])[codes]).any():
+        warn(f"{source}: {without.sum()} images labelled {', '.join(PADCHEST_UNREAD)} or not at all are left out.")
+        frame, codes = frame[~without], codes[~without]
     known = [*FINDINGS, *sorted(label for label in set().union(*lists) if our_name(label) not in FINDINGS)]
     findings = FINDINGS if finding_columns is None else tuple(choose_columns(source, known, finding_columns).values())
     meant = [PADCHEST_LABELS.get(name, (name,)) for name in findings]
@@ -382,8 +386,7 @@ def read_vindr(root: Root, finding_columns: Names = None, readers: str = "majori
     folder = root / "annotations" if (root / "annotations").is_dir() else root
     tables = ("image_labels_train.csv", "image_labels_test.csv")
     sources = [path for path in (folder / name for name in tables) if path.is_file()] or [_first(folder, *tables)]
-    others = ("radid", "otherdiseases", "otherdisease")
-    frame, labels, findings = _read_parts(sources, ["image_id"], finding_columns, others, None, None)
+    frame, labels, findings = _read_parts(sources, ["image_id"], finding_columns, KNOWN["vindr"], None, None)
     codes, _ = pd.factorize(frame["image_id"])
     first = np.unique(codes, return_index=True)[1]  # row of each image
     share = pd.DataFrame(labels).groupby(codes).mean().to_numpy()

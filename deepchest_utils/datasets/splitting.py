@@ -1,11 +1,13 @@
 """A checked `Table` of image files becomes `Splits`: by patient, by official lists, as a fold, or image by image."""
 
+import hashlib
 from dataclasses import replace
 from itertools import compress, pairwise
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int
+import pandas as pd
+from jaxtyping import Int, UInt8
 
 from deepchest_utils.datasets.base import (
     ChestXrays,
@@ -19,7 +21,7 @@ from deepchest_utils.datasets.base import (
     warn,
 )
 from deepchest_utils.datasets.cache import decode_all
-from deepchest_utils.datasets.decode import stored_size
+from deepchest_utils.datasets.decode import has_few_levels, stored_size
 from deepchest_utils.datasets.embeddings import FeatureTable
 from deepchest_utils.datasets.table import Table
 
@@ -33,8 +35,22 @@ def _warn_of_labels(table: Table) -> None:
         elif positive > 0.9 * count:
             doubtful.append(f"{finding} ({positive / count:.0%} of those known are positive)")
     if doubtful:
-        advice = "If an empty cell means that a finding was not mentioned, blank='absent' makes it one"
+        advice = "blank='absent' takes empty cells for absent, and uncertain='absent' -1, where the table has such"
         warn(f"{table.source}: few labels to learn from: {', '.join(doubtful)}. {advice}.")
+
+
+def _warn_of_twins(
+    table: Table, images: UInt8[np.ndarray, "n s s"], rows: Int[np.ndarray, " n"], split_of: Int[np.ndarray, " n"]
+) -> None:
+    """One warning that counts pictures which lie, pixel by pixel the same, in two splits. rows, split_of: of the images."""
+    digests = [hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest() for image in images]
+    pictures = pd.factorize(np.array(digests))[0]
+    twin = pd.Series(split_of).groupby(pictures).transform("nunique").to_numpy() > 1
+    twin[twin] = [not has_few_levels(image) for image in images[twin]]  # of blank ones there is a warning
+    if twin.any():
+        alike = table.ids[rows[pictures == pictures[twin.argmax()]]]
+        of = f"{twin.sum()} images have the same picture in another split, e.g. {alike[0]} and {alike[-1]}"
+        warn(f"{table.source}: {of}. Give both one patient, or remove one.")
 
 
 def split_rows(table: Table, split: str | None, seed: int) -> tuple[str, Int[np.ndarray, " n"]]:
@@ -98,6 +114,7 @@ def splits_from_table(
         images = table.read(order)
     else:
         images = decode_all(table.name, [Path(table.paths[row]) for row in order], image_size, cache_dir)
+        _warn_of_twins(table, images, order, split_of[order])
     pooled = ChestXrays(images, table.labels[order], table.patients[order], table.findings, table.ids[order])
     ends = np.cumsum([0, *map(len, rows_of)])
     train, val, test = (pooled.subset(slice(start, end)) for start, end in pairwise(ends))

@@ -35,6 +35,8 @@ OUTSIDE = {  # how it is told -> what is wrong with a name
     "it is absolute": re.compile(r"^(?:[/\\]|[A-Za-z]:[/\\])"),
     "it climbs out with '..'": re.compile(r"(?:^|[/\\])\.\.(?:[/\\]|$)"),
 }
+NOBODY = re.compile(r"-1?|\?|n/?a|nan|none|null|unknown|[0-9]([.,][0-9]+)?e\+[0-9]+", re.IGNORECASE)  # or rounded
+AS_CSV = "Save it as CSV in UTF-8."
 Files = dict[str, os.DirEntry[str]]
 
 
@@ -123,10 +125,12 @@ def read_table(source: Path, text: Sequence[str], alone: bool = False) -> pd.Dat
     """
     if not os.path.isfile(source):
         raise DataError(f"{str(source)[:200]}: no such table.")
-    content = _read_bytes(source).removeprefix(b"\xef\xbb\xbf")
+    content = re.sub(rb"^sep=[,;\t]\r?\n", b"", _read_bytes(source).removeprefix(b"\xef\xbb\xbf"))  # Excel's own line
+    if content.startswith(b"PK"):
+        raise DataError(f"{source}: not a CSV table but a workbook or an archive. {AS_CSV}")
     if (at := content.find(b"\0")) >= 0:
         row = content.count(b"\n", 0, at) + 1
-        raise DataError(f"{source}: not a readable CSV table (row {row} holds a NUL byte).")
+        raise DataError(f"{source}: not a readable CSV table (row {row} holds a NUL byte). {AS_CSV}")
     if b"\r" in content:
         content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     comments = re.match(rb"(?:[ \t]*(?:#[^\n]*)?\n)*", content).group()  # type: ignore[union-attr]
@@ -165,7 +169,7 @@ def read_table(source: Path, text: Sequence[str], alone: bool = False) -> pd.Dat
         if len(frame) != len(counts):
             raise csv.Error("quotes that do not match")
     except (pd.errors.ParserError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{source}: not a readable CSV table ({one_line(error)}).") from None
+        raise DataError(f"{source}: not a readable CSV table ({one_line(error)}). {AS_CSV}") from None
     frame.index = numbers
     if not counts.all():
         frame = frame[counts > 0]
@@ -173,7 +177,8 @@ def read_table(source: Path, text: Sequence[str], alone: bool = False) -> pd.Dat
         texts = [*map(str.strip, frame[position].fillna("").tolist())]
         frame[position] = pd.Series(texts, frame.index, object)
     named = dict(zip(found, text, strict=True))
-    return frame.rename(columns=lambda i: named.get(i) or header[i] or f"column {i + 1}")
+    frame = frame.rename(columns=lambda i: named.get(i) or header[i] or f"column {i + 1}")
+    return frame.assign(**{name: frame[named[i]] for i, name in zip(found, text, strict=True) if name != named[i]})
 
 
 def _count_fields(body: bytes, separator: str) -> Int[np.ndarray, " n"]:
@@ -255,7 +260,7 @@ def find_images(
 
     Args:
         names: Relative to root, or plain names of `files`.
-        any_suffix: Where there is no file of the name, the first of that name with another suffix of an image.
+        any_suffix: Where there is no file of the name, that of the name with another suffix of an image.
     """
     listed = _checked(source, names, plain=files is not None)
     if files is None:
@@ -264,15 +269,23 @@ def find_images(
             inside = list_folder(os.path.join(root, folder))
             files |= {f"{folder}/{name}": entry for name, entry in inside.items()} if folder else inside
     found = [*map(files.get, listed)]
-    unused = sorted(files.keys() - {*listed}, reverse=True) if any_suffix else []
-    if others := {_stem(name): files[name] for name in unused if _stem(name) != name}:
-        found = [entry or others.get(_stem(name)) for name, entry in zip(listed, found, strict=True)]
+    if any_suffix:
+        others: dict[str, list[str]] = {}
+        for name in sorted(name for name in files.keys() - {*listed} if _stem(name) != name):
+            others.setdefault(_stem(name), []).append(name)
+        for i, name in enumerate(listed):
+            if found[i] is None and (same := others.get(_stem(name))):
+                if len(same) > 1:  # one may be a mask
+                    raise DataError(f"{source}: image {name!r} has several files: {', '.join(same)}. Keep one of them.")
+                found[i] = files[same[0]]
     return [entry if entry is not None and _is(entry.is_file) else None for entry in found]
 
 
 def _checked(source: Path, names: pd.Series, plain: bool) -> list[str]:
     """The names as a list. DataError for one that could lead out of the folder, or is no name. plain: without folders."""
     listed: list[str] = names.tolist()
+    if not listed:
+        raise DataError(f"{source}: no image is left to look for. Do the ids of its tables fit, and its labels?")
     wrong = OUTSIDE | ({"it names a folder": re.compile(r"[/\\]|^\.$")} if plain else {})
     joined = "\n".join(["", *listed, ""])  # the quick look, at all at once
     suspect = any(text in joined for text in ("..", ":", "\\", "\n/", "\n\n", *(("/", "\n.\n") if plain else ())))
@@ -336,5 +349,9 @@ def patient_numbers(source: Path, ids: pd.Series) -> Int[np.ndarray, " n"]:
     codes, texts = pd.factorize(ids)
     if "" in (texts := list(texts)):
         raise DataError(f"{source}: column {ids.name!r} is empty in row {ids.index[codes == texts.index('')][0]}.")
+    for i, text in enumerate(texts):
+        if NOBODY.fullmatch(text):  # all of them would be one patient
+            place = f"column {ids.name!r} says {text!r} in row {ids.index[codes == i][0]}"
+            raise DataError(f"{source}: {place}, which names no patient. It should be another for each patient.")
     plain = [re.sub(r"^0*([0-9]+)(\.0*)?$", r"\1", text) if text[0].isdigit() else text for text in texts]
     return np.asarray(pd.factorize(np.array(plain, object)[codes])[0], np.int64)
