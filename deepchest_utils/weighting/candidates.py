@@ -16,9 +16,10 @@ class Hedge(LossWeighting):
     adversary who looks for the task that is furthest behind.
 
         w_k = (1 - floor) K softmax_k(eta sum_{s <= t} r_k(s)) + floor,    r_k(t) = min(L_k(t) / H_k, 1),
-    with L_k the training loss and H_k that of the best constant answer: of binary cross-entropy, the entropy of the training
-    prevalence. The weights have mean 1, each in [floor, (1 - floor) K + floor]. A task without a loss in an epoch gains what the mean of the others does. eta > 0 is
-    the rate, and the floor, in [0, 1], the share of equal weighting.
+    with L_k the training loss and H_k that of the best constant answer: of binary cross-entropy, the entropy of the
+    training prevalence. The weights have mean 1, each in [floor, (1 - floor) K + floor]. A task without a loss in an
+    epoch gains what the mean of the others does. eta > 0 is the rate, and the floor, in [0, 1], the share of equal
+    weighting.
 
     Regret (gains in [0, 1], by Hoeffding's lemma) over T epochs, whatever the losses do; a floor adds floor * T at most:
         max_k sum_t r_k(t) - sum_t sum_k (w_k(t) / K) r_k(t) <= log(K) / eta + eta T / 8.
@@ -111,9 +112,7 @@ class Anneal(Scalarization):
         weights = self.current().to(losses)  # before this batch is looked at: no weight depends on its own batch
         with torch.no_grad():
             loss, present = losses.detach().to(self.running), present_tasks(losses, mask)
-            present = present & (
-                (loss > 0) | ~self.start.isnan()
-            )  # a loss of 0 is no start: nothing could be relative to it
+            present = present & ((loss > 0) | ~self.start.isnan())  # a loss of 0 is no start
             self.start.copy_(torch.where(present & self.start.isnan(), loss, self.start))
             followed = torch.where(self.running.isnan(), loss, torch.lerp(self.running, loss, 1 / self.window))
             self.running.copy_(torch.where(present, followed, self.running))

@@ -38,8 +38,9 @@ class DTP(LossWeighting):
     loss over tasks, in which the task with the lowest score gets most,
         w_k = -(1 - kappa_k)^gamma log kappa_k,    kappa_k the running mean of the task's key performance indicator,
     as given in Yun and Cho's code (Achievement-based-MTL, 2023). gamma and alpha are by default those of that code, where a
-    comment recommends gamma = 0.5. It takes the scores of held-out images, which is scores_from="val" here. Scaled to mean 1, which is ours. Ones until there is a score; a task without one gets the
-    others' mean. kappa counts as in [1e-4, 1 - 1e-4]. The paper's focal loss within a task, over images, is not here.
+    comment recommends gamma = 0.5. It takes the scores of held-out images, which is scores_from="val" here. Scaled to mean
+    1, which is ours. Ones until there is a score; a task without one gets the others' mean. kappa counts as in
+    [1e-4, 1 - 1e-4]. The paper's focal loss within a task, over images, is not here.
 
     With the accuracy as score it follows prevalence: a constant answer on a finding of prevalence p < 1/2 has
     kappa = 1 - p, and so w_k = p^(gamma + 1) to first order.

@@ -225,8 +225,8 @@ class GradNorm(Method):
 
     G_k = ||grad_W w_k L_k|| is a task's pull. r_k is L_k(t) / L_k(0), the share of its first loss that is left, over
     the mean of these shares. w goes down the gradient of sum_k |G_k - mean(G) r_k^alpha|, the target held constant, and
-    is scaled to sum K. A task without a label in the batch takes no part but in this scaling. A step costs K backward passes more, down
-    to W alone.
+    is scaled to sum K. A task without a label in the batch takes no part but in this scaling. A step costs K backward
+    passes more, down to W alone.
 
     Args:
         alpha: How much more a task that lags behind may pull, not negative; by default that of the paper's larger
@@ -272,7 +272,7 @@ class GradNorm(Method):
     @torch.no_grad()
     def learn(self, losses: Float[Tensor, " k"], norms: Float[Tensor, " k"], mask: Mask = None) -> None:
         """One step of the weights; norms: (K,), of the unweighted losses' gradients by W."""
-        if not norms.isfinite().all():  # of fp16, whose scaler skips the step
+        if isinstance(self.gradient_scale, Tensor) and not norms.isfinite().all():  # of fp16: the scaler skips the step
             return
         present = present_tasks(losses, mask)
         first = self.first_loss.isnan() & present & (losses > 0)  # a loss of 0 has nothing to fall from
