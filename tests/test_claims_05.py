@@ -32,7 +32,7 @@ def test_the_map_hits_less_than_the_usual_place_as_the_first_cell_says():
     assert f"without seeing the image, hits {place:.0%}" in NOTEBOOK.cells[0].source
     assert all(a < b for a, b in zip(scores["network"], scores["usual place"], strict=True))  # by every score
     assert random < centre < network
-    assert f"The energy inside is {scores['network'][1]:.3f} and {scores['centre'][1]:.3f} for the centre" in SAID
+    assert f"is {scores['network'][1]:.3f} for the network and {scores['centre'][1]:.3f} for the centre" in SAID
     assert scores["network"][2] < scores["centre"][2]
     assert "by IoU the centre is even better" in SAID
 

@@ -76,7 +76,7 @@ def test_each_size_has_its_difference(sizes):
 def test_sharing_helps_as_the_protocol_has_it(sizes):
     up, down, same = (list(sizes.index[of]) for of in (sizes.sign > 0, sizes.sign < 0, sizes.same & (sizes.sign == 0)))
     text = section(2)
-    assert ("**Sharing helps**" in text) == ANSWER.startswith("Yes") == (len(up) >= 2 and not down)
+    assert ("**Sharing helps**" in text) == ANSWER.startswith("At equal size, yes") == (len(up) >= 2 and not down)
     assert ("**It depends**" in text) == ANSWER.startswith("It depends") == bool(up and down)
     assert ("**Sharing costs**" in text) == ANSWER.startswith("No: at no size") == bool(down and not up)
     costless = len(same) == len(sizes)

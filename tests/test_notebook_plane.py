@@ -299,4 +299,4 @@ def test_text_of_the_units(printed):
     assert spans["from v = log L"][0] < 0.25 * spans["Equal"][0]
     assert spans["from v = log L"][1] < 0.25 * spans["Equal"][1]
     assert spans["from v = log L"][0] < spans["from v = 0"][0]
-    assert "it moves the mean $R^2$ by {}, the mean accuracy by {}".format(*spans["Equal"]) in TEXT
+    assert "the unit moves the mean $R^2$ by {} and the mean accuracy by {}".format(*spans["Equal"]) in TEXT

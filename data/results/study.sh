@@ -14,7 +14,7 @@
 # in an hour and on the phantom in two hours:
 #   NIH_ROOT=PATH bash data/results/study.sh real_features real_main real_blind real_finetune real_ladder
 #   bash data/results/study.sh levers_embeddings levers_phantom
-# The study of PROTOCOL_SHARING.md, three hours of one thread:
+# The study of PROTOCOL_SHARING.md, three hours of one thread, six on a slow one:
 #   bash data/results/study.sh sharing_sizes sharing_transfer
 set -euo pipefail
 out=${OUT:-data/results}
