@@ -34,7 +34,7 @@ def test_the_map_hits_less_than_the_usual_place_as_the_first_cell_says():
     assert random < centre < network
     assert f"is {scores['network'][1]:.3f} for the network and {scores['centre'][1]:.3f} for the centre" in SAID
     assert scores["network"][2] < scores["centre"][2]
-    assert "by IoU the centre is even better" in SAID
+    assert "By IoU the centre is even better" in SAID
 
 
 def test_findings_above_each_guess_are_those_that_the_text_names():
