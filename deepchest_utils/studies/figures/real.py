@@ -87,7 +87,7 @@ def ladder(found: pd.DataFrame) -> Figure:
     axes[2].set(title="Equal minus the rung above", xlabel="macro AUROC (right: its level)")
     for ax, margin in zip(axes, (None, MARGIN, None), strict=True):  # named for AUROC, not for accuracy
         zero_line(ax, margin)
-        ax.locator_params(axis="x", nbins=5)
+        ax.locator_params(axis="x", nbins=4)
         ax.title.set_size(9)
     family_legend(fig, ["deepchest"], dots=True, margin=MARGIN, loc="outside lower center", ncols=4)
     return fig

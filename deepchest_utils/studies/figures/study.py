@@ -33,7 +33,8 @@ from deepchest_utils.studies.sharing import EQUAL_SIZE, FULL_SIZE
 def expected_best(
     curves: pd.DataFrame, named: Sequence[str], ylabel: str = "expected best macro AUROC on validation"
 ) -> Figure:
-    """`tuning_curves`: a line a method over the number of settings; those of `named` in colour, with names at their ends."""
+    """`tuning_curves`: a line a method over the number of settings; those of `named` in colour, the first on
+    top, with names at their ends."""
     fig, ax = plt.subplots(figsize=(8, 4.2))
     for method in curves.index.difference(list(named), sort=False):
         ax.plot(curves.columns, curves.loc[method], color=GREY, linewidth=0.8, alpha=0.5)
@@ -42,9 +43,9 @@ def expected_best(
     places = isotonic_regression(ends.to_numpy() - steps).x + steps
     for (method, end), place in zip(ends.items(), places, strict=True):
         color = BLACK if method == "equal" else family_color(str(method))
-        ax.plot(
-            curves.columns, curves.loc[method], family_marker(str(method)), color=color, linestyle="-", markersize=5
-        )
+        style: dict[str, Any] = {"color": color, "linestyle": "-", "markersize": 5}
+        order = 3 - 0.1 * list(named).index(str(method))
+        ax.plot(curves.columns, curves.loc[method], family_marker(str(method)), zorder=order, **style)
         text: dict[str, Any] = {"color": color, "fontsize": 8, "va": "center", "annotation_clip": False}
         ax.annotate(method_label(str(method)), (curves.columns[-1], end), (curves.columns[-1] * 1.08, place), **text)
     ax.set_xscale("log", base=2)
@@ -106,7 +107,7 @@ def lengths(curves: pd.DataFrame, differences: pd.DataFrame) -> Figure:
             face = family_color(method) if full else "white"
             right.plot(place, row.mean, family_marker(method), color=family_color(method), markerfacecolor=face)
     right.set_xticks(range(len(sizes)), [str(size) for size in sizes])
-    title = f"At the end (full: significant, grey: ±{MARGIN:g})"
+    title = f"At the end (filled: significant, grey: ±{MARGIN:g})"
     right.set(xlabel="length of training, epochs", ylabel="macro AUROC minus Equal's", title=title)
     right.grid(axis="x", visible=False)
     handles = []
