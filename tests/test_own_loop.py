@@ -2,6 +2,7 @@
 snippets of the package's README."""
 
 import copy
+import pickle
 import re
 import subprocess
 import sys
@@ -136,6 +137,24 @@ for weighting in (DeepChest(3, initial=[0.5, 1.0, 1.25]), make_method("gls", 3),
 make_method("deepchest(floor=0, cap=2)", 3)
 DeepChest(3, cap=np.float32(2), floor=np.int64(1), normalize=True)
 make_method("anneal", num_tasks=np.int64(3), window=np.int64(5))
+
+rule, losses = DeepChest(3, initial=[0.5, 1, 1.5]), torch.tensor([0.7, 0.2, 0.5])
+assert rule([0.7, 0.2, 0.5], [True, False, True]) == rule(losses, torch.tensor([True, False, True])) != rule(losses)
+assert rule(np.array([0.7, 0.2, 0.5], np.float32)) == rule(losses)
+for call, said in {
+    lambda: rule({0.7, 0.2, 0.5}): "losses should be a tensor or a list, one loss a task in order. Found a set.",
+    lambda: make_method(None, 3): "name should be of type str. Found None.",
+    lambda: rule.update([0.1, 0.2, 0.3], counts="many"): "counts should be 3 numbers, one a task in order. Found 'many'.",
+    lambda: make_method("anneal", 3).begin([0.1, 0.2, 0.3]):
+        "prevalence should be a tensor of shape (K,), shares between 0 and 1. Found [0.1, 0.2, 0.3].",
+    lambda: make_method("anneal", 3).begin(torch.tensor([0.25])): "prevalence should have shape (3,). Found (1,).",
+}.items():
+    try:
+        call()
+    except ValueError as error:
+        assert str(error) == said, error
+    else:
+        raise AssertionError(said)
 """
 
 
@@ -211,7 +230,117 @@ def test_loss_that_has_underflowed_is_there_and_leaves_the_gradients_finite(name
         assert make_method(name, K)(losses.detach()).item() == pytest.approx(mean.item(), rel=1e-5)
 
 
+# what hides from a rule what it needs
+
+
+def compiled(*modules: nn.Module):
+    """All of them as one function, as torch.compile makes it, without a compiler."""
+    return torch.compile(lambda x: [x := m(x) for m in modules], backend="aot_eager")
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # a test makes it an error, inside the compiler
+@pytest.mark.parametrize("name", BALANCING)
+def test_compiled_trunk_and_heads_are_refused_in_one_function_and_taken_apart(name):
+    trunk, head, x = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 6)), nn.Linear(6, K), torch.randn(7, 4)
+    features, logits = compiled(trunk, head)(x)
+    with pytest.raises(ValueError, match="compile"):
+        make_method(name, K).backward((logits**2).mean(0), features)
+    assert trunk[0].weight.grad is None
+    gradients = []
+    for apart in (nn.Identity(), compiled(head)):
+        features = trunk(x) if name == "gradnorm" or not gradients else compiled(trunk)(x)[0]
+        (logits,) = apart(features) if gradients else [head(features)]
+        torch.manual_seed(0)
+        make_method(name, K).backward((logits**2).mean(0), features)
+        gradients.append([p.grad.clone() for p in (*trunk.parameters(), *head.parameters())])
+        trunk.zero_grad()
+        head.zero_grad()
+    if name != "graddrop":  # whose draws come later than the compiler's
+        torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("name", WEIGHTINGS)
+def test_loss_for_validation_teaches_nothing(name):
+    rule, losses = make_method(name, K), torch.tensor([0.7, 0.2, 0.5])
+    rule.backward(losses.clone().requires_grad_())
+    before = copy.deepcopy(rule.state_dict())
+    with torch.no_grad():
+        value = rule(losses * 2)
+    assert value.isfinite()
+    torch.testing.assert_close(rule.state_dict(), before, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", [*WEIGHTINGS, *BALANCING, "dwa+pcgrad"])
+def test_half_precision_of_the_network_leaves_the_state_as_it_is(name):
+    rule = make_method(name, K)
+    types = {key: value.dtype for key, value in rule.state_dict().items() if isinstance(value, torch.Tensor)}
+    inside = nn.ModuleList([nn.Linear(2, 2), rule]).half()
+    assert inside[0].weight.dtype == torch.float16
+    for key, dtype in types.items():
+        assert rule.state_dict()[key].dtype == dtype
+    assert all(b.is_meta for b in rule.to("meta").buffers())
+
+
+def test_update_in_inference_mode_leaves_weights_to_train_with():
+    rule = DeepChest(K)
+    with torch.inference_mode():
+        rule.update(torch.tensor([0.1, 0.5, 0.9]))
+    assert rule.weights.tolist() == pytest.approx([1.1, 1 / 1.05, 1 / 1.05])
+    rule(torch.ones(K, dtype=torch.float64, requires_grad=True)).backward()
+    rule.load_state_dict(DeepChest(K).state_dict())
+    assert rule.weights.tolist() == [1.0] * K
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [torch.tensor([5.0, 2.0, 30.0]), torch.tensor([-0.1, 0.2, 0.3]), torch.tensor([0.1]), torch.tensor(0.1), [0.1] * 3],
+)
+def test_prevalence_is_a_share_of_each_task(wrong):
+    """Where types are checked, as in these tests, the annotation refuses some before the class does."""
+    for name in ("inverse_prevalence", "anneal", "gradnorm", "amtl", 'lbtw(initial_loss="entropy")'):
+        with pytest.raises((ValueError, TypeError), match="prevalence"):
+            make_method(name, K).begin(wrong)
+    with pytest.raises((ValueError, TypeError), match=r"prevalence|report should be of 3 tasks\. Found 1"):
+        make_method("hedge", K).end_epoch(EpochReport(1, wrong, {"loss": torch.ones(torch.as_tensor(wrong).numel())}))
+
+
+@pytest.mark.parametrize(("name", "buffer"), [("stch", "nadir"), ("igb", "base")])
+def test_epochs_may_be_reported_with_gaps(name, buffer):
+    rule = make_method(name, K)
+    for epoch in (1, 3, 7, 9):
+        rule.end_epoch(EpochReport(epoch, torch.full((K,), 0.3), {"loss": torch.full((K,), float(epoch))}))
+    assert getattr(rule, buffer).tolist() == [{"stch": 7.0, "igb": 3.0}[name]] * K
+
+
+def test_anneal_s_state_goes_on_also_if_begin_comes_after_it():
+    rule, prevalence = make_method("anneal", K), torch.full((K,), 0.3)
+    rule.begin(prevalence)
+    rule(torch.full((K,), 0.1, requires_grad=True))
+    other = make_method("anneal", K)
+    other.load_state_dict(rule.state_dict())
+    other.begin(prevalence)
+    torch.testing.assert_close(other.state_dict(), rule.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if n != "static"])
+def test_a_method_is_pickled(name):
+    rule = pickle.loads(pickle.dumps(make_method(name, K)))
+    rule.begin(torch.full((K,), 0.3))
+    assert type(rule) is type(make_method(name, K))
+
+
 # options
+
+
+def test_subclass_with_its_own_options_has_those_it_hands_on_checked():
+    class Mine(DeepChest):
+        def __init__(self, num_tasks, **options):
+            super().__init__(num_tasks, **options)
+
+    for options in ({"normalize": "no"}, {"floor": True}):
+        with pytest.raises(ValueError, match="should be of type"):
+            Mine(K, **options)
+    assert Mine(K, floor=0.25).floor == 0.25
 
 
 def test_repr_shows_the_options():
@@ -483,6 +612,9 @@ for call in (
     lambda: DeepChest(3)(1.0),
     lambda: loss(torch.zeros(5, 3), labels[:, :1]),
     lambda: loss(torch.zeros(5, 1), labels),
+    lambda: loss(torch.zeros(5, 3), labels.long()),
+    lambda: loss(torch.zeros(5, 1), labels[:, :1]),
+    lambda: loss(torch.zeros(5, 3), labels - 1),
     lambda: EpochReport(1, torch.ones(3), {"loss": [0.1, 0.2, 0.3]}),
     lambda: EpochReport(1, torch.ones(3), val={"loss": torch.ones(3, 1)}),
 ):
@@ -495,11 +627,15 @@ for call in (
 
 def test_wrong_shapes_are_one_line_each_where_no_test_checks_the_types():
     done = subprocess.run([sys.executable, "-c", WRONG_SHAPES], capture_output=True, text=True)
+    shapes = "logits and labels should have shape (5, 3), and be floating point."
     assert done.stdout.splitlines() == [
         "losses should be a tensor or a list, one loss a task in order. Found a dict.",
         "losses should be a tensor or a list, one loss a task in order. Found a float.",
-        "labels should have the shape of logits, (5, 3). Found (5, 1).",
-        "labels should have the shape of logits, (5, 1). Found (5, 3).",
+        f"{shapes} Found logits (5, 3), and labels (5, 1) of torch.float32.",
+        f"{shapes} Found logits (5, 1), and labels (5, 3) of torch.float32.",
+        f"{shapes} Found logits (5, 3), and labels (5, 3) of torch.int64.",
+        f"{shapes} Found logits (5, 1), and labels (5, 1) of torch.float32.",
+        "labels should be 1, 0 or NaN for unknown, of shape (N, K). Found shape (5, 3), values [-1.0].",
         "train['loss'] should be a tensor of the shape of prevalence, (3,). Found [0.1, 0.2, 0.3].",
         "val['loss'] should be a tensor of the shape of prevalence, (3,). Found tensor([[1.],         [1.],         [1.]]).",
     ], done.stderr

@@ -444,6 +444,13 @@ def test_composed_needs_a_loss_weighting_outside_and_one_number_of_tasks():
         Composed(Equal(K), Equal(3))
     assert isinstance(Composed(Equal(K), Gradients(K)), Method)
 
+    class Stepwise(Equal):  # its own scalar would never be asked
+        def forward(self, losses, mask=None):
+            return losses.prod()
+
+    with pytest.raises(ValueError, match=r"outer should be .*Found Stepwise"):
+        Composed(Stepwise(K), Equal(K))
+
 
 @pytest.mark.parametrize("name", METHODS)
 def test_outer_is_a_method_that_holds_its_weights_over_an_epoch(name):

@@ -14,7 +14,7 @@ score, calibration error and accuracy at 0.5 do. The calibration that a run keep
 import inspect
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -70,11 +70,20 @@ class Loss(nn.Module):
     def __init__(self, labels: Float[Tensor, "n k"] | Float[np.ndarray, "n k"]):
         super().__init__()
         labels = torch.as_tensor(labels)
-        if labels.ndim != 2 or not ((labels == 0) | (labels == 1) | labels.isnan()).all():
-            found = f"shape {tuple(labels.shape)}, values {labels.unique()[:5].tolist()}"
-            raise ValueError(f"labels should be 1, 0 or NaN for unknown, of shape (N, K). Found {found}.")
+        _check_labels(labels)
         for name, value in (("positives", 1), ("negatives", 0)):
             self.register_buffer(name, (labels == value).sum(0).double())
+
+    def __call__(self, logits: Float[Tensor, "b k"], labels: Float[Tensor, "b k"], *rest: Any) -> Float[Tensor, " k"]:
+        shape = (len(logits), *self.positives.shape)
+        if not labels.is_floating_point() or not logits.shape == labels.shape == shape:  # they would be broadcast
+            found = f"{tuple(logits.shape)}, and labels {tuple(labels.shape)} of {labels.dtype}"
+            raise ValueError(
+                f"logits and labels should have shape {shape}, and be floating point. Found logits {found}."
+            )
+        if labels.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere a step would wait for it
+            _check_labels(labels)
+        return cast(Tensor, super().__call__(logits, labels, *rest))
 
     def terms(self, z: Float[Tensor, "n k"]) -> Terms:
         """The cost of each logit where the finding is present, and where it is absent; both (n, K), at least 0."""
@@ -87,8 +96,6 @@ class Loss(nn.Module):
 
     def mean(self, terms: Terms, labels: Float[Tensor, "b k"], counts: Int[Tensor, " k"] | None) -> Float[Tensor, " k"]:
         """Over the known labels of all processes."""
-        if (shape := tuple(terms[0].shape)) != labels.shape:  # they would be broadcast
-            raise ValueError(f"labels should have the shape of logits, {shape}. Found {tuple(labels.shape)}.")
         counts, costs = count_known(labels) if counts is None else counts, torch.where(labels == 1, *terms)
         return sum_over_ranks((costs.float().where(~labels.isnan(), 0.0) / counts.clamp(min=1)).sum(0))
 
@@ -324,6 +331,12 @@ def make_loss(name: str, labels: Float[Tensor, "n k"] | Float[np.ndarray, "n k"]
             raise ValueError(f"loss {name!r} has no option {option!r}. It has {known}.{hint}")
         options[option] = check_type(option, parameters[option].annotation, value)
     return _CLASSES[name](labels, **options)
+
+
+def _check_labels(labels: Tensor) -> None:
+    if labels.ndim != 2 or not ((labels == 0) | (labels == 1) | labels.isnan()).all():
+        found = f"shape {tuple(labels.shape)}, values {labels.unique()[:5].tolist()}"
+        raise ValueError(f"labels should be 1, 0 or NaN for unknown, of shape (N, K). Found {found}.")
 
 
 def _check(name: str, value: object, holds: bool, bound: str) -> None:

@@ -284,7 +284,8 @@ class Loop:
         if self.scaler.is_enabled():
             # the scaler will divide the gradients of the method's own parameters too
             for parameter in self.method.parameters():
-                cast(Tensor, parameter.grad).mul_(scale)
+                if parameter.grad is not None:
+                    parameter.grad.mul_(scale)
         self.scaler.step(self.optimizer)  # optimizer.step(), unless a gradient of fp16 has overflowed
         self.scaler.update()
         # until fp16 has found its scale, steps are skipped, but scheduled: torch takes that for a mistake

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sized
 from functools import partial
 from typing import Any, cast
 
-from deepchest_utils.config import did_you_mean, parse_method
+from deepchest_utils.config import check_type, did_you_mean, parse_method
 from deepchest_utils.weighting.amtl import AMTL
 from deepchest_utils.weighting.base import Composed, EpochReport, LossWeighting, Method
 from deepchest_utils.weighting.candidates import Anneal, Hedge, ValDiscount
@@ -95,7 +95,7 @@ def make_method(name: str, num_tasks: int, inner_options: Any = None, **options:
     Raises:
         ValueError: For an unknown name or option, with those there are, or an option out of bounds.
     """
-    if "(" in name:
+    if "(" in check_type("name", str, name):
         given = {**options, **({"inner_options": inner_options} if inner_options else {})}
         name, options = parse_method(name, given)
         return make_method(name, num_tasks, **options)

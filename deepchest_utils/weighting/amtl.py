@@ -66,7 +66,7 @@ class AMTL(Scalarization):
 
     def begin(self, prevalence: Float[Tensor, " k"]) -> None:
         if self.by_prevalence:
-            p = clamped_prevalence(prevalence.to(self.potential))
+            p = clamped_prevalence(prevalence, self.potential)
             self.potential.copy_(torch.maximum(p, 1 - p))
 
     def shares(self, present: Bool[Tensor, " k"]) -> Float[Tensor, " k"]:

@@ -1,9 +1,10 @@
 """The protocol between the training loop and a method: `begin`, a `backward` a step, `end_epoch`, `state_dict()`."""
 
+import copy
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from types import NoneType
@@ -42,7 +43,7 @@ class EpochReport:
 
     def __post_init__(self) -> None:
         check_options("be at least 1", epoch=self.epoch)
-        shape = tuple(self.prevalence.shape)
+        shape = tuple(check_prevalence(self.prevalence).shape)
         for split, scores in (("train", self.train), ("val", self.val)):
             for name, values in scores.items():
                 if not isinstance(values, Tensor) or tuple(values.shape) != shape:
@@ -71,29 +72,29 @@ def noting_arguments(init: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(init)
     def noting(self: Any, *args: Any, **options: Any) -> None:
+        named = dict(zip([*parameters][1:], args, strict=False)) | options
         if "arguments" not in vars(self):  # the outermost class's, not those that it hands on
-            named = dict(zip([*parameters][1:], args, strict=False)) | options
             defaults = {n: p.default for n, p in parameters.items() if p.default is not p.empty}
             self.arguments = {n: (defaults | named)[n] for n in parameters if n in defaults | named} | named
-            for name in parameters.keys() & named.keys():
-                hint = parameters[name].annotation
-                if {*(get_args(hint) or (hint,))} <= {bool, int, float, str, NoneType}:
-                    check_type(name, hint, named[name])
+        for name in parameters.keys() & named.keys():
+            hint = parameters[name].annotation
+            if {*(get_args(hint) or (hint,))} <= {bool, int, float, str, NoneType}:
+                check_type(name, hint, named[name])
         init(self, *args, **options)
 
     return noting
 
 
 def check_state(
-    what: str, value: Tensor, shape: tuple[int, ...] = (), signed: bool = False, start: Tensor | None = None
+    what: str, value: Tensor, shape: tuple[int, ...] = (), signed: bool = False, start: float = 0.0
 ) -> Tensor:
     """The value of a state to load; ValueError unless it begins with this shape and has numbers that training leaves: finite,
     and not negative unless `signed`. NaN or infinity passes if the `start` is it: it means "not known yet"."""
     if value.shape[: len(shape)] != shape:
         raise ValueError(f"{what} should begin with shape {shape} in a state to load. Found {tuple(value.shape)}.")
     good = value.isfinite() & (signed | (value >= 0))
-    if start is not None:
-        good |= value.isnan() & start.isnan() | (value == torch.inf) & (start == torch.inf)
+    if math.isnan(start) or start == math.inf:
+        good |= value.isnan() if math.isnan(start) else value == math.inf
     if not good.all():
         wanted, found = "finite" if signed else "finite and not negative", value[~good][:5].tolist()
         raise ValueError(f"{what} should be {wanted} in a state to load. Found {found}. Load another, or start anew.")
@@ -103,20 +104,31 @@ def check_state(
 class Stateful(nn.Module):
     """A module that refuses a state with numbers that no training leaves, by `check_state`, before it takes it over.
     Parameters and the buffers named in `signed` may be negative. A buffer that may be "not known yet" starts so for all
-    tasks. Classes from outside this package take any state."""
+    tasks. Classes from outside this package take any state. The state keeps its types: `network.half()` of a network that
+    holds the module moves it, and no more."""
 
     signed: tuple[str, ...] = ()
 
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
         super().register_buffer(name, tensor, persistent)
-        vars(self).setdefault("_starts", {})[name] = None if tensor is None else tensor.flatten()[:1].sum()
+        unknown = tensor is None or tensor.is_meta
+        vars(self).setdefault("_starts", {})[name] = (
+            math.nan if unknown else float(cast(Tensor, tensor).flatten()[:1].sum())
+        )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Stateful":
+        def keep_type(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return cast(Stateful, super()._apply(keep_type, recurse))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         ours = type(self).__module__.startswith("deepchest_utils.")
         for name in (*self._parameters, *self._buffers):
             if ours and isinstance(value := state_dict.get(prefix + name), Tensor):
                 signed, what = name in self._parameters or name in self.signed, f"{name} of {type(self).__name__}"
-                check_state(what.lstrip("_"), value, (), signed, vars(self).get("_starts", {}).get(name))
+                check_state(what.lstrip("_"), value, (), signed, vars(self).get("_starts", {}).get(name, 0.0))
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
@@ -155,7 +167,8 @@ class Method(Stateful):
 
     @property
     def weights(self) -> Float[Tensor, " k"]:
-        """(K,) task weights in force, for the log; by default the mean of those recorded in this epoch, or ones."""
+        """(K,) task weights in force, for the log; by default the mean of those recorded in this epoch, or ones. Where they
+        change in each step `backward` records them; a plain call does not."""
         return torch.where(self._steps > 0, self._used / self._steps.clamp(min=1), 1.0)
 
     @property
@@ -176,9 +189,9 @@ class Method(Stateful):
 
         Args:
             losses: (K,), or a list of K. A loss of NaN makes the gradients NaN.
-            features: The trunk's output, (B, F) or (B, K, F).
+            features: The trunk's output, (B, F) or (B, K, F). An input that requires a gradient would count as a parameter.
             mask: (K,), True where the batch has a label of the task; None: everywhere. The loss of a task without one
-                counts as 0, whatever it is.
+                counts as 0, whatever it is; but 0 / 0 has a gradient of NaN, so divide by `known.sum(0).clamp(min=1)`.
         """
         raise NotImplementedError
 
@@ -186,10 +199,10 @@ class Method(Stateful):
         """The losses as one tensor (K,), 0 where the mask is False, float32 if they were of less; with their gradient.
         ValueError for another shape."""
         if not isinstance(losses, Tensor):
-            if isinstance(losses, Mapping) or not isinstance(losses, Iterable):
+            if isinstance(losses, Mapping | Set) or not isinstance(losses, Iterable):
                 kind = type(losses).__name__
                 raise ValueError(f"losses should be a tensor or a list, one loss a task in order. Found a {kind}.")
-            losses = torch.stack([torch.as_tensor(loss) for loss in losses]) if losses else torch.empty(0)
+            losses = torch.stack([torch.as_tensor(loss) for loss in losses]) if len(losses) else torch.empty(0)
         shape = (self.num_tasks,)
         if losses.shape != shape:
             of_images = losses.ndim == 0 or (losses.ndim == 2 and losses.shape[1:] == shape)
@@ -200,6 +213,7 @@ class Method(Stateful):
             losses = losses.float()
         if mask is None:
             return losses
+        mask = torch.as_tensor(mask, device=losses.device)
         if mask.shape != shape or mask.dtype != torch.bool:
             found = f"{tuple(mask.shape)} and {mask.dtype}"
             raise ValueError(f"mask should have shape {shape} and type torch.bool. Found {found}.")
@@ -225,19 +239,23 @@ class Method(Stateful):
         raise NotImplementedError(f"{name} takes no scores. Call {call}.")
 
     def end_epoch(self, report: EpochReport) -> None:
-        """Learn from the epoch. An override calls this one too, which starts the log of the next epoch."""
+        """Learn from the epoch. An override calls this one too, which starts the log of the next epoch. ValueError for a
+        report of another number of tasks."""
+        if (found := len(report.prevalence)) != self.num_tasks:
+            raise ValueError(f"the report should be of {self.num_tasks} tasks. Found {found}.")
         self._used.zero_()
         self._steps.zero_()
 
 
 class LossWeighting(Method):
     """A method whose step is one scalar and one backward pass. Called, it checks the losses and turns autocast off,
-    under which a dot product of float32 would be one of bfloat16."""
+    under which a dot product of float32 would be one of bfloat16. Called in `no_grad`, for validation, it learns nothing."""
 
     def __call__(self, losses: Losses, mask: Mask = None) -> Float[Tensor, ""]:
         losses = self.checked(losses, mask)
+        rule = self if torch.is_grad_enabled() else copy.deepcopy(self)
         with without_autocast(losses):
-            return cast(Tensor, super().__call__(losses, mask))
+            return cast(Tensor, super(LossWeighting, rule).__call__(losses, mask))
 
     def forward(self, losses: Float[Tensor, " k"], mask: Bool[Tensor, " k"] | None = None) -> Float[Tensor, ""]:
         """sum_k w_k L_k, differentiable, for losses (K,), 0 where the mask, (K,), is False."""
@@ -266,7 +284,8 @@ class Composed(Method):
 
     def __init__(self, outer: LossWeighting, inner: Method):
         super().__init__(outer.num_tasks)
-        if not isinstance(outer, LossWeighting) or isinstance(outer, Scalarization):
+        by_weights = isinstance(outer, LossWeighting) and type(outer).forward is LossWeighting.forward
+        if not by_weights or type(outer).backward is not LossWeighting.backward:
             kind = type(outer).__name__
             raise ValueError(f"outer should be a loss weighting that holds its weights over an epoch. Found {kind}.")
         if outer.num_tasks != inner.num_tasks:
@@ -297,6 +316,15 @@ class Composed(Method):
     def end_epoch(self, report: EpochReport) -> None:
         self.outer.end_epoch(report)
         self.inner.end_epoch(report)
+
+
+def check_prevalence(prevalence: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
+    """The shares of positives, (K,); ValueError unless they are between 0 and 1, or NaN for a task without a label."""
+    good = isinstance(prevalence, Tensor) and prevalence.ndim == 1
+    if not good or not ((prevalence >= 0) & (prevalence <= 1) | prevalence.isnan()).all():
+        found = " ".join(repr(prevalence).split())
+        raise ValueError(f"prevalence should be a tensor of shape (K,), shares between 0 and 1. Found {found}.")
+    return prevalence
 
 
 def present_tasks(losses: Float[Tensor, " k"], mask: Mask) -> Bool[Tensor, " k"]:

@@ -97,8 +97,8 @@ class Anneal(Scalarization):
             self.register_buffer(name, torch.full((num_tasks,), torch.nan, dtype=torch.float64))
 
     def begin(self, prevalence: Float[Tensor, " k"]) -> None:
-        self.start.copy_(prevalence_entropy(clamped_prevalence(prevalence.to(self.start))))
-        self.running.copy_(self.start)
+        self.start.copy_(prevalence_entropy(clamped_prevalence(prevalence, self.start)))
+        self.running.copy_(torch.where(self.running.isnan(), self.start, self.running))  # a state's goes on
 
     def current(self) -> Float[Tensor, " k"]:
         """The weights of the next step, (K,) of mean 1; a task without a loss so far has the mean of the others."""

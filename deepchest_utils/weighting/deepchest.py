@@ -100,8 +100,8 @@ class DeepChest(LossWeighting):
             call = "end_epoch(EpochReport(epoch, prevalence, train={'loss': losses}))"
             raise ValueError(f"signal {self.signal!r} is no score that update could take. Call {call}.")
         s = self._numbers("scores", scores)
+        n = torch.ones_like(s) if counts is None else self._numbers("counts", counts)
         if world_size() > 1:
-            n = torch.ones_like(s) if counts is None else self._numbers("counts", counts)
             parts = torch.tensor(gather_objects([s.tolist(), n.tolist()]), dtype=s.dtype, device=s.device)
             s, n = parts.unbind(1)
             n = n.where(~s.isnan(), 0)
@@ -124,6 +124,7 @@ class DeepChest(LossWeighting):
             raise ValueError(f"{name} should have shape ({self.num_tasks},). Found {tuple(numbers.shape)}.")
         return numbers
 
+    @torch.inference_mode(False)  # in which new weights could be neither loaded into nor trained with
     @torch.no_grad()
     def _learn(self, s: Float[Tensor, " k"]) -> None:
         if s.isinf().any():

@@ -32,7 +32,7 @@ class LBTW(Scalarization):
 
     def begin(self, prevalence: Float[Tensor, " k"]) -> None:
         if self.initial_loss == "entropy":
-            self.first_loss.copy_(prevalence_entropy(clamped_prevalence(prevalence.to(self.first_loss))))
+            self.first_loss.copy_(prevalence_entropy(clamped_prevalence(prevalence, self.first_loss)))
 
     def forward(self, losses: Float[Tensor, " k"], mask: Mask = None) -> Float[Tensor, ""]:
         self.check_positive(losses)
@@ -70,5 +70,5 @@ class IGB(Scalarization):
 
     def end_epoch(self, report: EpochReport) -> None:
         super().end_epoch(report)
-        if report.epoch == self.base_epoch:
+        if report.epoch >= self.base_epoch and self.base.isnan().all():
             self.base.copy_(report.score("loss", learner=self))

@@ -147,9 +147,9 @@ class STCH(Scalarization):
 
     def end_epoch(self, report: EpochReport) -> None:
         super().end_epoch(report)
-        if report.epoch <= self.warmup:
+        if not self.warm:
             self.nadir.copy_(report.score("loss", learner=self))
-            self.warm.fill_(report.epoch == self.warmup)
+            self.warm.fill_(report.epoch >= self.warmup)
 
 
 class Adam(Stateful):
@@ -253,7 +253,7 @@ class GradNorm(Method):
 
     def begin(self, prevalence: Float[Tensor, " k"]) -> None:
         if self.initial_loss == "entropy":
-            self.first_loss.copy_(prevalence_entropy(clamped_prevalence(prevalence.to(self.first_loss))))
+            self.first_loss.copy_(prevalence_entropy(clamped_prevalence(prevalence, self.first_loss)))
 
     def backward(self, losses: Losses, features: Features = None, mask: Mask = None) -> None:
         losses = self.checked(losses, mask)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from deepchest_utils.config import did_you_mean
 from deepchest_utils.models.losses import prevalence_entropy
-from deepchest_utils.weighting.base import LossWeighting
+from deepchest_utils.weighting.base import LossWeighting, check_prevalence
 
 
 def initial_weights(accuracies: Sequence[float] | Tensor) -> Float[Tensor, " k"]:
@@ -34,8 +34,12 @@ PREVALENCE_RULES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def clamped_prevalence(prevalence: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
-    """(K,) in [5e-4, 1 - 5e-4], or a rare finding would have all the weight; NaN, without a label, counts as 1/2."""
+def clamped_prevalence(prevalence: Float[Tensor, " k"], like: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
+    """(K,) in [5e-4, 1 - 5e-4], or a rare finding would have all the weight; NaN, without a label, counts as 1/2. ValueError
+    for other shares than those of `like`'s tasks."""
+    prevalence = check_prevalence(prevalence).to(like)
+    if prevalence.shape != like.shape:
+        raise ValueError(f"prevalence should have shape {tuple(like.shape)}. Found {tuple(prevalence.shape)}.")
     return prevalence.nan_to_num(0.5).clamp(5e-4, 1 - 5e-4)
 
 
@@ -63,7 +67,7 @@ class Static(LossWeighting):
         if isinstance(values, str) and values not in PREVALENCE_RULES:
             names, hint = " or ".join(map(repr, PREVALENCE_RULES)), did_you_mean(values, PREVALENCE_RULES)
             raise ValueError(f"values should be {num_tasks} numbers or {names}. Found {values!r}.{hint}")
-        self.by_prevalence = PREVALENCE_RULES[values] if isinstance(values, str) else None
+        self.by_prevalence = values if isinstance(values, str) else None
         numbers = torch.ones(num_tasks) if isinstance(values, str) else values
         self.register_buffer("values", as_weights("values", numbers, num_tasks))
 
@@ -73,7 +77,7 @@ class Static(LossWeighting):
 
     def begin(self, prevalence: Float[Tensor, " k"]) -> None:
         if self.by_prevalence:
-            raw = self.by_prevalence(clamped_prevalence(prevalence.to(self.values)))
+            raw = PREVALENCE_RULES[self.by_prevalence](clamped_prevalence(prevalence, self.values))
             self.values.copy_(raw / raw.mean())
 
 

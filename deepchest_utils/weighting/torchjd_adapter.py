@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deepchest_utils.config import check_choice
 from deepchest_utils.distributed import all_gather, all_reduce_sum, only_on_rank_zero, shard
-from deepchest_utils.weighting.autograd_graph import trainable_leaves
+from deepchest_utils.weighting.autograd_graph import check_apart, trainable_leaves
 from deepchest_utils.weighting.base import (
     EpochReport,
     Features,
@@ -97,6 +97,7 @@ class GradientBalancing(Method):
             raise ValueError("features should be the trunk's output: there is where the tasks part.")
         if not features.requires_grad:
             raise ValueError("features should come from a trunk that is trained. Found it frozen.")
+        check_apart(features, losses)
         present = present_tasks(losses, mask)
         with without_autocast(losses):
             if not present.any():

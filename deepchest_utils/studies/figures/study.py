@@ -33,8 +33,7 @@ from deepchest_utils.studies.sharing import EQUAL_SIZE, FULL_SIZE
 def expected_best(
     curves: pd.DataFrame, named: Sequence[str], ylabel: str = "expected best macro AUROC on validation"
 ) -> Figure:
-    """`tuning_curves`: a line a method over the number of settings; those of `named` in colour, the first on
-    top, with names at their ends."""
+    """`tuning_curves`: a line a method over the number of settings; those of `named` have colours and names, the first on top."""
     fig, ax = plt.subplots(figsize=(8, 4.2))
     for method in curves.index.difference(list(named), sort=False):
         ax.plot(curves.columns, curves.loc[method], color=GREY, linewidth=0.8, alpha=0.5)
@@ -43,9 +42,8 @@ def expected_best(
     places = isotonic_regression(ends.to_numpy() - steps).x + steps
     for (method, end), place in zip(ends.items(), places, strict=True):
         color = BLACK if method == "equal" else family_color(str(method))
-        style: dict[str, Any] = {"color": color, "linestyle": "-", "markersize": 5}
-        order = 3 - 0.1 * list(named).index(str(method))
-        ax.plot(curves.columns, curves.loc[method], family_marker(str(method)), zorder=order, **style)
+        line, order = family_marker(str(method)) + "-", 3 - 0.1 * list(named).index(str(method))
+        ax.plot(curves.columns, curves.loc[method], line, color=color, markersize=5, zorder=order)
         text: dict[str, Any] = {"color": color, "fontsize": 8, "va": "center", "annotation_clip": False}
         ax.annotate(method_label(str(method)), (curves.columns[-1], end), (curves.columns[-1] * 1.08, place), **text)
     ax.set_xscale("log", base=2)
