@@ -8,7 +8,7 @@ from claims import Committed, row
 
 from deepchest_utils.datasets.findings import FINDINGS
 from deepchest_utils.paths import PROJECT
-from deepchest_utils.results.statistics import format_interval, judge_differences, paired_differences
+from deepchest_utils.results.statistics import format_interval, holm, judge_differences, paired_differences
 from deepchest_utils.results.store import RunTable
 from deepchest_utils.studies import judgement
 from deepchest_utils.studies.better_rule import better_rule_bar, nominate, rule_candidates, saturated_halves
@@ -127,9 +127,10 @@ def test_the_bar_ends_at_its_third_question_as_written():
     assert bar.measured.iloc[0] in text
     assert all(line in NOTEBOOK.printed for line in bar.measured)
     small = compare(rows).query("num_train == 1000").set_index(["phantom", "metric"])
-    mean = small["mean"].xs("auroc", level="metric").mean()
-    assert mean < 0
-    assert f"below Equal, by {-mean:.4f}" in text
+    both = compare(rows[rows.num_train == 1000], ["metric"], average=["phantom"]).set_index("metric").loc["auroc"]
+    assert f"below Equal's, {format_interval(both)}, so the third question ends it" in text
+    assert both.high > 0 > both["mean"]
+    assert both.verdict == "equivalent"
     assert small.verdict["default", "average_precision"] == "lower"
     assert f"by {-small['mean']['default', 'average_precision']:.3f}" in text
 
@@ -157,7 +158,12 @@ def test_the_setting_explains_most_of_the_gain_as_written():
     assert f"{moved['mean']:.4f} of the {gain['mean']:.4f}" in text
     left = compare(rows[1]).query("metric == 'auroc' and p < 0.05").sort_values("mean")
     assert set(left.num_train) == {16000}
-    assert "a lead of {:.3f} and {:.3f} is left".format(*left["mean"]) in text.lower()
+    assert "a lead of {:.3f} (default) and {:.3f} (NIH) is left".format(*left["mean"]) in text
+    six = compare(rows[1]).query("metric == 'auroc'")
+    corrected = pd.Series(holm(six.p.to_numpy()), zip(six.phantom, six.num_train, strict=True))
+    assert corrected.index[corrected < 0.05].tolist() == [("default", 16000)]
+    assert f"the first is significant (p {corrected.min():.3f})" in text
+    assert left.verdict.str.endswith("equivalent").all()
 
 
 def test_saturated_findings_give_no_weight_away_for_free_as_written():
