@@ -47,6 +47,13 @@ def find_notebooks(names: Sequence[str] = (), part: str = "") -> list[Path]:
 
 
 def notebook_parameters(path: Path) -> dict[str, dict[str, Any]]:
+def check_folder(option: str, folder: Path, paths: Sequence[Path]) -> None:
+    """Raise NotebookError if a copy of one of the notebooks in `folder` would lie among the originals."""
+    originals = [FOLDER, FOLDER / "solutions", FOLDER / "appendix", *(path.parent for path in paths)]
+    if {place.resolve() for place in originals} & {(folder / path.name).resolve().parent for path in paths}:
+        raise NotebookError(f"{option} should be another folder than that of the notebooks. Found {folder}.")
+
+
     """papermill's reading of the parameters cell: name -> {"default", "help", "inferred_type_name"}."""
     import papermill
 
