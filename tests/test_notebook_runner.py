@@ -161,6 +161,17 @@ def test_without_parameters_figures_go_where_the_notebook_says_and_it_runs_once(
     assert dict(os.environ) == before
     assert run_notebooks(find_notebooks(["06"]), {}, tmp_path / "out") == 0
     said, warned = capfd.readouterr()
+@pytest.mark.parametrize("place", [".", "solutions", "appendix", "link"])
+def test_copies_never_replace_the_notebooks(place, folder, capsys):
+    (folder / "link").symlink_to(folder)
+    before = {path.name: path.read_bytes() for path in folder.glob("*.ipynb")}
+    assert main(["notebooks", "01", "--again", "-o", str(folder / place)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: output should be another folder than that of the notebooks. Found /")
+    assert error.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in folder.glob("*.ipynb")} == before
+
+
     copy = tmp_path / "out" / "06_says.ipynb"
     start, done, again = filter(None, said.splitlines())
     assert (start, done.startswith("06_says done in")) == ("06_says ...", True)

@@ -109,6 +109,7 @@ def run_notebooks(
     import papermill
 
     check_parameters(paths, parameters)
+    check_folder("output", output, paths)
     output.mkdir(parents=True, exist_ok=True)
     say, failures = partial(print, flush=True), []
     with _kernel_options(output / "figures" if parameters else None) as options:
