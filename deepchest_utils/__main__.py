@@ -342,9 +342,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:  # here, and not when Python ends, a closed pipe is noticed
             if sys.stdout is not None:
                 sys.stdout.flush()
-    except BrokenPipeError:  # the reader has seen enough, as `head` does
+    except OSError as error:  # of standard output: the reader has seen enough, as `head` does, or its disk is full
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left to write
-        return 141  # 128 + SIGPIPE, which Windows has no name for
+        if isinstance(error, BrokenPipeError):
+            return 141  # 128 + SIGPIPE, which Windows has no name for
+        print(f"error: standard output cannot be written ({error.strerror}).", file=sys.stderr)
+        return 2
 
 
 def _run(argv: Sequence[str]) -> int:

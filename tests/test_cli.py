@@ -262,6 +262,16 @@ def test_a_warning_is_one_line_without_a_line_of_source(tmp_path):
     assert re.fullmatch(r"note: phantom: findings without a positive image, .*\n", done.stderr)
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has a disk that is always full")
+@pytest.mark.parametrize("arguments", [["--help"], ["notebooks", "--list"]])
+def test_full_disk_behind_standard_output_is_one_line(arguments):
+    command = [sys.executable, "-m", "deepchest_utils", *arguments]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "No space left on device" in done.stderr
+
+
 @pytest.mark.slow
 def test_options_of_no_plain_type_are_checked_too():
     """In a process of its own: here the types of arguments are checked before the reader looks at them."""

@@ -172,6 +172,27 @@ def test_copies_never_replace_the_notebooks(place, folder, capsys):
     assert {path.name: path.read_bytes() for path in folder.glob("*.ipynb")} == before
 
 
+def test_folder_that_cannot_be_written_to_is_one_line(folder, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "out" / "01_first.ipynb").mkdir(parents=True)  # the rights of a folder do not stop root
+    for place, reason in (("file/out", "Not a directory"), ("out", "Is a directory")):
+        assert main(["notebooks", "01", "-o", str(tmp_path / place)]) == 2
+        error = capsys.readouterr().err
+        assert f"01_first.ipynb: cannot be written ({reason}). Choose a folder that can be written to" in error
+        assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("place", [".", "solutions", "appendix", "link"])
+def test_copies_never_replace_the_notebooks(place, folder, capsys):
+    (folder / "link").symlink_to(folder)
+    before = {path.name: path.read_bytes() for path in folder.glob("*.ipynb")}
+    assert main(["notebooks", "01", "--again", "-o", str(folder / place)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: output should be another folder than that of the notebooks. Found /")
+    assert error.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in folder.glob("*.ipynb")} == before
+
+
     copy = tmp_path / "out" / "06_says.ipynb"
     start, done, again = filter(None, said.splitlines())
     assert (start, done.startswith("06_says done in")) == ("06_says ...", True)
