@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 from deepchest_utils import missing_extra
-from deepchest_utils.config import TrainConfig, count_of, did_you_mean
+from deepchest_utils.config import TrainConfig, check_choice, count_of, did_you_mean
 from deepchest_utils.files import one_line
 from deepchest_utils.notebook import runner
 from deepchest_utils.notebook.parameters import parse_value
@@ -189,10 +189,12 @@ class Predict:
             raise ValueError(f"out should end in .png, .svg or .pdf. Found {Path(self.out).name!r}.")
         path, trained = Path(self.image), load_trained(self.checkpoint, self.device)
         for name in set(self.findings) - set(trained.findings):
+        from deepchest_utils.explain import CAM_METHODS
             suggestion = did_you_mean(name, trained.findings)
             raise ValueError(f"findings should be among {', '.join(trained.findings)}. Found {name!r}.{suggestion}")
         image = decode(path, trained.image_size)
         table = predict_image(trained, image)
+        check_choice("cam", self.cam, CAM_METHODS)
         if self.out:  # before anything is printed: what is refused comes alone
             from deepchest_utils.notebook.figures import draw_maps
 
