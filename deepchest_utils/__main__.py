@@ -109,9 +109,15 @@ class Sweep(_Many):
 
     def run(self) -> int:
         from deepchest_utils.results.statistics import compare_methods
+        from deepchest_utils.results.store import RunTable
         from deepchest_utils.sweep import run_sweep, tuning_scores
 
+        if self.tune and self.baseline:
+            raise ValueError("baseline compares test scores, and tune keeps none. Leave one of them out.")
         trials = self.trials(tune=self.tune, history=self.history)
+        for name in self.baseline:  # before anything is trained
+            known = [*(trial.method for trial in trials), *RunTable(self.out).cells.get("method", ())]
+            check_choice("baseline", name, dict.fromkeys(known))
         tables = run_sweep(trials, self.out, self.jobs, self.backend, self.scheduler)
         asked = tables.cells[tables.cells.cell.isin([trial.id for trial in trials])]
         for row in asked[asked.status == "failed"].itertuples():
@@ -123,7 +129,7 @@ class Sweep(_Many):
             test = finished.query("split == 'test' and task == 'macro' and metric in ['auroc', 'average_precision']")
             table = test.pivot_table("value", "method", "metric", aggfunc=["mean", "std", "count"])
         print(f"{count_of(len(asked), 'run')} in {tables.out}, {'validation' if self.tune else 'test'}, macro")
-        print(table.round(4).to_string(na_rep="-"))
+        print("no run finished" if table.empty else table.round(4).to_string(na_rep="-"))
         if self.baseline:
             tables.write_summary(compare_methods(tables, self.baseline))
             print(f"compared with {', '.join(self.baseline)}: {tables.summary_path}")
@@ -183,18 +189,18 @@ class Predict:
 
     def run(self) -> None:
         from deepchest_utils.datasets.decode import MIN_LEVELS, decode, has_few_levels
+        from deepchest_utils.explain import CAM_METHODS
         from deepchest_utils.explain.predict import NOTE, load_trained, predict_image
 
         if self.out and Path(self.out).suffix.lower() not in (".png", ".svg", ".pdf"):
             raise ValueError(f"out should end in .png, .svg or .pdf. Found {Path(self.out).name!r}.")
+        check_choice("cam", self.cam, CAM_METHODS)
         path, trained = Path(self.image), load_trained(self.checkpoint, self.device)
         for name in set(self.findings) - set(trained.findings):
-        from deepchest_utils.explain import CAM_METHODS
             suggestion = did_you_mean(name, trained.findings)
             raise ValueError(f"findings should be among {', '.join(trained.findings)}. Found {name!r}.{suggestion}")
         image = decode(path, trained.image_size)
         table = predict_image(trained, image)
-        check_choice("cam", self.cam, CAM_METHODS)
         if self.out:  # before anything is printed: what is refused comes alone
             from deepchest_utils.notebook.figures import draw_maps
 
