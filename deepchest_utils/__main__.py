@@ -116,7 +116,7 @@ class Sweep(_Many):
             raise ValueError("baseline compares test scores, and tune keeps none. Leave one of them out.")
         trials = self.trials(tune=self.tune, history=self.history)
         for name in self.baseline:  # before anything is trained
-            known = [*(trial.method for trial in trials), *RunTable(self.out).cells.get("method", ())]
+            known = [*(trial.method for trial in trials), *RunTable(self.out).rows.query("split == 'test'").method]
             check_choice("baseline", name, dict.fromkeys(known))
         tables = run_sweep(trials, self.out, self.jobs, self.backend, self.scheduler)
         asked = tables.cells[tables.cells.cell.isin([trial.id for trial in trials])]

@@ -430,6 +430,8 @@ def test_sweep_in_which_a_cell_fails_names_it_and_exits_1(in_tmp, capsys):
     shown = capsys.readouterr()
     assert failing in shown.err
     assert shown.out == f"1 run in {in_tmp / 'out.csv'}, test, macro\nno run finished\n"
+    assert main([*command, "--method", "equal", "--baseline", failing]) == 2  # what has failed is no baseline
+    assert "baseline should be one of equal. Found" in one_error(capsys)
     assert main([*command, "--method", "equal"]) == 0  # a failure of another command is not this one's
     assert capsys.readouterr().err == ""
     assert main([*command, "--method", "equal", failing, "--baseline", failing]) == 2
