@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 from deepchest_utils import missing_extra
-from deepchest_utils.config import TrainConfig, count_of, did_you_mean
+from deepchest_utils.config import TrainConfig, check_choice, count_of, did_you_mean
 from deepchest_utils.files import one_line
 from deepchest_utils.notebook import runner
 from deepchest_utils.notebook.parameters import parse_value
@@ -109,9 +109,15 @@ class Sweep(_Many):
 
     def run(self) -> int:
         from deepchest_utils.results.statistics import compare_methods
+        from deepchest_utils.results.store import RunTable
         from deepchest_utils.sweep import run_sweep, tuning_scores
 
+        if self.tune and self.baseline:
+            raise ValueError("baseline compares test scores, and tune keeps none. Leave one of them out.")
         trials = self.trials(tune=self.tune, history=self.history)
+        for name in self.baseline:  # before anything is trained
+            known = [*(trial.method for trial in trials), *RunTable(self.out).rows.query("split == 'test'").method]
+            check_choice("baseline", name, dict.fromkeys(known))
         tables = run_sweep(trials, self.out, self.jobs, self.backend, self.scheduler)
         asked = tables.cells[tables.cells.cell.isin([trial.id for trial in trials])]
         for row in asked[asked.status == "failed"].itertuples():
@@ -123,7 +129,7 @@ class Sweep(_Many):
             test = finished.query("split == 'test' and task == 'macro' and metric in ['auroc', 'average_precision']")
             table = test.pivot_table("value", "method", "metric", aggfunc=["mean", "std", "count"])
         print(f"{count_of(len(asked), 'run')} in {tables.out}, {'validation' if self.tune else 'test'}, macro")
-        print(table.round(4).to_string(na_rep="-"))
+        print("no run finished" if table.empty else table.round(4).to_string(na_rep="-"))
         if self.baseline:
             tables.write_summary(compare_methods(tables, self.baseline))
             print(f"compared with {', '.join(self.baseline)}: {tables.summary_path}")
@@ -183,10 +189,12 @@ class Predict:
 
     def run(self) -> None:
         from deepchest_utils.datasets.decode import MIN_LEVELS, decode, has_few_levels
+        from deepchest_utils.explain import CAM_METHODS
         from deepchest_utils.explain.predict import NOTE, load_trained, predict_image
 
         if self.out and Path(self.out).suffix.lower() not in (".png", ".svg", ".pdf"):
             raise ValueError(f"out should end in .png, .svg or .pdf. Found {Path(self.out).name!r}.")
+        check_choice("cam", self.cam, CAM_METHODS)
         path, trained = Path(self.image), load_trained(self.checkpoint, self.device)
         for name in set(self.findings) - set(trained.findings):
             suggestion = did_you_mean(name, trained.findings)
@@ -342,9 +350,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:  # here, and not when Python ends, a closed pipe is noticed
             if sys.stdout is not None:
                 sys.stdout.flush()
-    except BrokenPipeError:  # the reader has seen enough, as `head` does
+    except OSError as error:  # of standard output: the reader has seen enough, as `head` does, or its disk is full
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left to write
-        return 141  # 128 + SIGPIPE, which Windows has no name for
+        if isinstance(error, BrokenPipeError):
+            return 141  # 128 + SIGPIPE, which Windows has no name for
+        print(f"error: standard output cannot be written ({error.strerror}).", file=sys.stderr)
+        return 2
 
 
 def _run(argv: Sequence[str]) -> int:

@@ -38,7 +38,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         FileError: The disk is full, or the folder cannot be written to. The old file stays.
     """
     path = Path(path)
-    with _writable(path), ExitStack() as stack:
+    with writable(path), ExitStack() as stack:
         _remove_abandoned(path)
         temporary = _open_temporary(path, stack)
         stack.callback(temporary.unlink, missing_ok=True)
@@ -70,7 +70,7 @@ def _remove_abandoned(path: Path) -> None:
 
 
 @contextmanager
-def _writable(path: Path) -> Iterator[None]:
+def writable(path: Path) -> Iterator[None]:
     """Make the folder of a file; an OSError of the block becomes a FileError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,7 +113,7 @@ def exclusive_lock(path: str | Path, what: str, wait: bool = False) -> Iterator[
 
     path = Path(path)
     guarded = path.parent if path.name == "lock" else path.with_suffix("")
-    with _writable(path):
+    with writable(path):
         # filelock follows no link, empties nothing and waits for no FIFO; here they get their message
         if path.is_symlink() or (path.exists() and not path.is_file()):
             kind = "a link" if path.is_symlink() else "no file"

@@ -371,6 +371,8 @@ def tuning_scores(tables: RunTable) -> pd.DataFrame:
 def best_lr(out: str | Path) -> dict[str, float]:
     """The learning rate of each method with the best mean in `tuning_scores` of the sweep whose long table is `out`."""
     scores = tuning_scores(RunTable(out))
+    if not Path(out).exists():
+        raise ValueError(f"{out}: no such file. lr_from should be the table of a sweep with --tune.")
     if scores.empty:
         raise ValueError(f"{out} holds no finished run: nothing to choose a learning rate from.")
     return {method: group.idxmax()[1] for method, group in scores["mean"].groupby("method")}

@@ -210,7 +210,15 @@ def one_error(capsys) -> str:
         (["sweep", "--backend", "ray"], "joblib, dask"),
         (["sweep", "--scheduler", "tcp://host:1"], "dask"),
         (["sweep", "--out", "table.txt"], ".csv"),
-        (["sweep", "--lr-from", "/nowhere/at/all.csv"], "/nowhere/at/all.csv holds no finished run"),
+        (
+            ["sweep", "--lr-from", "/nowhere/at/all.csv"],
+            "/nowhere/at/all.csv: no such file. lr_from should be the table",
+        ),
+        (["sweep", "--tune", "--baseline", "equal"], "baseline compares test scores, and tune keeps none. Leave one"),
+        (
+            ["sweep", "--method", "equal", "--baseline", "equl", "--out", "/nowhere/at/all.csv"],
+            "baseline should be one of equal. Found 'equl'. Did you mean 'equal'?",
+        ),
     ],
     ids=lambda value: " ".join(value[:3]) if isinstance(value, list) else value,
 )
@@ -252,6 +260,16 @@ def test_closed_pipe_is_a_quiet_end(arguments, tmp_path):
     os.close(write)
     assert done.returncode == 128 + signal.SIGPIPE
     assert "Error" not in done.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has a disk that is always full")
+@pytest.mark.parametrize("arguments", [["--help"], ["notebooks", "--list"]])
+def test_full_disk_behind_standard_output_is_one_line(arguments):
+    command = [sys.executable, "-m", "deepchest_utils", *arguments]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "No space left on device" in done.stderr
 
 
 def test_a_warning_is_one_line_without_a_line_of_source(tmp_path):
@@ -409,7 +427,11 @@ def test_sweep_in_which_a_cell_fails_names_it_and_exits_1(in_tmp, capsys):
     assert "equal" in shown.out
     assert cells(in_tmp / "out_cells.csv") == [("equal", 0, 2e-3, "done"), (failing, 0, 2e-3, "failed")]
     assert main([*command, "--method", failing]) == 1  # also where nothing is left to show
-    assert failing in capsys.readouterr().err
+    shown = capsys.readouterr()
+    assert failing in shown.err
+    assert shown.out == f"1 run in {in_tmp / 'out.csv'}, test, macro\nno run finished\n"
+    assert main([*command, "--method", "equal", "--baseline", failing]) == 2  # what has failed is no baseline
+    assert "baseline should be one of equal. Found" in one_error(capsys)
     assert main([*command, "--method", "equal"]) == 0  # a failure of another command is not this one's
     assert capsys.readouterr().err == ""
     assert main([*command, "--method", "equal", failing, "--baseline", failing]) == 2

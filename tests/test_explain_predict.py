@@ -81,14 +81,14 @@ def wrong_checkpoint(folder, tmp_path):
 @pytest.mark.parametrize(
     ("checkpoint", "image", "more", "named"),
     [
-        ("nowhere.pt", "first.png", [], "nowhere.pt: no such checkpoint"),
-        ("text.pt", "first.png", [], "text.pt: not a readable checkpoint"),
+        ("nowhere.pt", "first.png", [], r"nowhere\.pt: no such checkpoint\. Name checkpoint\.pt of a run, or its folder\.$"),
+        ("text.pt", "first.png", [], r"text\.pt: not a readable checkpoint \(.*\)\. Name checkpoint\.pt of a run, or its f"),
         ("old.pt", "first.png", [], r"old\.pt: not a .*checkpoint .* version"),
         ("other", "first.png", [], "calibration.json: should have a slope and an offset for each of Atelectasis"),
         (None, "absent.png", [], "absent.png: no such image"),
         (None, "checkpoint.pt", [], "checkpoint.pt: not a readable image"),
         (None, "first.png", ["--findings", "Flu"], "findings should be among Atelectasis, .* Found 'Flu'"),
-        (None, "first.png", ["--out", "m.png", "--cam", "saliency"], "method should be one of gradcam.*'saliency'"),
+        (None, "first.png", ["--cam", "layer_cam"], "cam should be one of gradcam.*'layer_cam'. Did you mean 'layercam'"),
         (None, "first.png", ["--out", "m.docx"], r"out should end in .*\.png.*m\.docx"),
         ("nowhere.pt", "first.png", ["--out", "m.docx"], r"out should end in .*\.png.*m\.docx"),
         (None, "first.png", ["--out", "text.pt/m.png"], r"text\.pt/m\.png: cannot be written"),

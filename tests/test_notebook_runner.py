@@ -3,6 +3,7 @@ twice."""
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 
 from deepchest_utils.__main__ import main
 from deepchest_utils.notebook import runner
+from deepchest_utils.notebook.parameters import check_values, declared_types
 from deepchest_utils.notebook.runner import NotebookError, check_parameters, find_notebooks, run_notebooks
 
 PARAMETERS = "epochs: int = 3  # passes over the training set\ndataset: str = 'phantom'  # which data set"
@@ -128,7 +130,56 @@ def test_parameters_are_listed_with_default_and_help(folder, capsys):
     assert not (folder.parent / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("cell", "given", "said"),
+    [
+        (
+            "method: str = 'equal'",
+            "equal@mtan",
+            "method should have no @, which goes with a sweep. Found 'equal@mtan'.",
+        ),
+        ("methods: str = 'equal deepchest'", "equal slaw@mtan", "method should have no @"),  # trained one by one
+        ("methods: str = None", "deepchest", "methods should have equal and one more. Found 'deepchest'."),
+        ("methods: str = None", "equal equal", "methods should have equal and one more. Found 'equal equal'."),
+        ("methods: str = None", "", "methods should have equal and one more. Found ''."),
+        ("num_seeds: int = 2", 0, "num_seeds should be at least 1. Found 0."),
+        ("num_rates: int = 2", -1, "num_rates should be at least 1. Found -1."),
+    ],
+)
+def test_what_a_notebook_cannot_compare_is_refused_at_once(cell, given, said):
+    types = declared_types(cell)
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}"):
+        check_values(types, dict.fromkeys(types, given))
+
+
+def test_a_sweep_in_a_notebook_takes_architectures_and_the_default_methods():
+    types = declared_types("study: str = 'committed'\nmethods: str = None\nnum_seeds: int = 2")
+    for methods in ("equal deepchest@mtan", "equal equal@single_task", None):
+        check_values(types, {"methods": methods, "num_seeds": 1})
+
+
 # running
+
+
+@pytest.mark.parametrize("place", [".", "solutions", "appendix", "link"])
+def test_copies_never_replace_the_notebooks(place, folder, capsys):
+    (folder / "link").symlink_to(folder)
+    before = {path.name: path.read_bytes() for path in folder.glob("*.ipynb")}
+    assert main(["notebooks", "01", "--again", "-o", str(folder / place)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: output should be another folder than that of the notebooks. Found /")
+    assert error.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in folder.glob("*.ipynb")} == before
+
+
+def test_folder_that_cannot_be_written_to_is_one_line(folder, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "out" / "01_first.ipynb").mkdir(parents=True)  # the rights of a folder do not stop root
+    for place, reason in (("file/out", "Not a directory"), ("out", "Is a directory")):
+        assert main(["notebooks", "01", "-o", str(tmp_path / place)]) == 2
+        error = capsys.readouterr().err
+        assert f"01_first.ipynb: cannot be written ({reason}). Choose a folder that can be written to" in error
+        assert error.count("\n") == 1
 
 
 def test_parameters_reach_the_notebook_and_a_failing_cell_is_named(folder, tmp_path, monkeypatch, capfd, printed):

@@ -7,6 +7,7 @@ import pytest
 from nbclient import NotebookClient
 
 from deepchest_utils.__main__ import main
+from deepchest_utils.files import FileError
 from deepchest_utils.notebook import runner
 from deepchest_utils.notebook.runner import NotebookError, find_notebooks
 from deepchest_utils.notebook.student import ABOUT, student_copy, write_student_copies
@@ -104,10 +105,7 @@ def test_copy_keeps_questions_checks_and_heads_and_no_answer(book):
     assert all(c.outputs == [] and c.execution_count is None for c in copy.cells if c.cell_type == "code")
 
 
-def test_notebook_without_answers_and_its_own_folder_are_refused(book, tmp_path):
-    nbformat.write(book, tmp_path / "01_roots.ipynb")
-    with pytest.raises(NotebookError, match="student should be another folder than that of the solutions"):
-        write_student_copies([tmp_path / "01_roots.ipynb"], tmp_path)
+def test_notebook_without_answers_is_refused(book):
     for c in book.cells:
         c.metadata.tags = []
     with pytest.raises(NotebookError, match="01_roots has no cell with the tag `solution`"):
@@ -123,6 +121,49 @@ def test_command_writes_the_copies(book, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.split() == [str(tmp_path / "copies" / "02_powers.ipynb")]
     assert "NotImplementedError" in (tmp_path / "copies" / "02_powers.ipynb").read_text()
     assert [file.name for file in (tmp_path / "copies").iterdir()] == ["02_powers.ipynb"]
+
+
+@pytest.mark.parametrize("place", [".", "solutions", "appendix", "link"])
+def test_folders_of_originals_are_refused(place, book, tmp_path, monkeypatch):
+    (tmp_path / "solutions").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path)
+    for folder in (tmp_path, tmp_path / "solutions"):
+        nbformat.write(book, folder / "01_roots.ipynb")
+    monkeypatch.setattr(runner, "FOLDER", tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.ipynb")}
+    with pytest.raises(NotebookError, match=r"student should be another folder than that of the notebooks\. Found /"):
+        write_student_copies(find_notebooks(["01"], "solutions"), tmp_path / place)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.ipynb")} == before
+    assert write_student_copies(find_notebooks(["01"], "solutions"), tmp_path / "students")
+
+
+def test_a_copy_that_has_been_worked_on_is_kept(book, tmp_path):
+    paths, copies = [tmp_path / f"{name}.ipynb" for name in ("01_roots", "02_powers")], tmp_path / "copies"
+    for path in paths:
+        nbformat.write(book, path)
+    first, second = write_student_copies(paths, copies)
+    fresh = first.read_bytes()
+    write_student_copies(paths, copies)  # nothing is lost
+    assert first.read_bytes() == fresh
+    worked = nbformat.read(second, as_version=4)
+    worked.cells[7].source = "total = start + 1"
+    nbformat.write(worked, second)
+    first.unlink()
+    answers = second.read_bytes()
+    with pytest.raises(
+        NotebookError, match=r"02_powers\.ipynb: it has been worked on\. Choose another folder, or delete"
+    ):
+        write_student_copies(paths, copies)
+    assert second.read_bytes() == answers
+    assert not first.exists()  # nothing is written before it is refused
+
+
+def test_folder_that_cannot_be_written_to_is_one_line(book, tmp_path):
+    nbformat.write(book, tmp_path / "01_roots.ipynb")
+    with pytest.raises(
+        FileError, match=r"cannot be written \(Not a directory\)\. Choose a folder that can be written to"
+    ):
+        write_student_copies([tmp_path / "01_roots.ipynb"], tmp_path / "01_roots.ipynb" / "copies")
 
 
 @BY_NAME

@@ -240,7 +240,7 @@ def test_where_the_last_epoch_is_tested_it_is_the_one_that_counts(tmp_path):
 
 
 def test_best_lr_of_nothing_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match=r"none\.csv holds no finished run"):
+    with pytest.raises(ValueError, match=r"none\.csv: no such file\. lr_from should be the table of a sweep"):
         best_lr(tmp_path / "none.csv")
     pd.DataFrame(columns=["cell", "method", "seed", "epoch", "split", "task", "metric", "value"]).to_csv(
         tmp_path / "failed.csv", index=False

@@ -52,7 +52,7 @@ def load_trained(checkpoint: str | Path, device: str = "auto") -> Trained:
     for other findings.
     """
     path = Path(checkpoint).expanduser()
-    state, path = read_checkpoint(path)
+    state, path = read_checkpoint(path, "Name checkpoint.pt of a run, or its folder.")
     findings = tuple(state["findings"])
     try:
         config = TrainConfig(**{name: value for name, value in state["identity"].items() if name != "data"})

@@ -63,8 +63,16 @@ def check_values(types: Mapping[str, Any], values: Mapping[str, Any]) -> dict[st
         check_backbone(checked["backbone"])
     if checked.get("split") is not None:
         fold_of(checked["split"])
-    for method in [*([checked["method"]] if "method" in checked else []), *split_methods(checked.get("methods") or "")]:
+    for name in ("num_seeds", "num_methods", "num_rates"):
+        if checked.get(name, 1) < 1:
+            raise ValueError(f"{name} should be at least 1. Found {checked[name]}.")
+    asked = split_methods(checked.get("methods") or "")
+    for method in [*([checked["method"]] if "method" in checked else []), *asked]:
+        if "@" in method and "study" not in types:
+            raise ValueError(f"method should have no @, which goes with a sweep. Found {method!r}.")
         check_method(method.partition("@")[0])  # a sweep's method@architecture
+    if checked.get("methods") is not None and ("equal" not in asked or len({*asked}) < 2):
+        raise ValueError(f"methods should have equal and one more. Found {checked['methods']!r}.")
     return checked
 
 

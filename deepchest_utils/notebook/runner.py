@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from deepchest_utils.config import did_you_mean
+from deepchest_utils.files import writable
 from deepchest_utils.notebook.parameters import check_values, declared_types
 from deepchest_utils.paths import PROJECT, runs_dir
 
@@ -44,6 +45,13 @@ def find_notebooks(names: Sequence[str] = (), part: str = "") -> list[Path]:
         if not any(stem.startswith(name) for stem in stems):
             raise NotebookError(f"no notebook {name!r}. There are {', '.join(stems)}.{did_you_mean(name, stems)}")
     return list(dict.fromkeys(path for name in names or [""] for path in notebooks if path.stem.startswith(name)))
+
+
+def check_folder(option: str, folder: Path, paths: Sequence[Path]) -> None:
+    """Raise NotebookError if a copy of one of the notebooks in `folder` would lie among the originals."""
+    originals = [FOLDER, FOLDER / "solutions", FOLDER / "appendix", *(path.parent for path in paths)]
+    if {place.resolve() for place in originals} & {(folder / path.name).resolve().parent for path in paths}:
+        raise NotebookError(f"{option} should be another folder than that of the notebooks. Found {folder}.")
 
 
 def notebook_parameters(path: Path) -> dict[str, dict[str, Any]]:
@@ -101,8 +109,8 @@ def run_notebooks(
     import nbformat
     import papermill
 
+    check_folder("output", output, paths)
     check_parameters(paths, parameters)
-    output.mkdir(parents=True, exist_ok=True)
     say, failures = partial(print, flush=True), []
     with _kernel_options(output / "figures" if parameters else None) as options:
         for path in paths:
@@ -110,7 +118,8 @@ def run_notebooks(
             if not again and _key_of_copy(target) == key:
                 say(f"{path.stem} done before: {target} (--again runs it anew)", results(target), sep="\n")
                 continue
-            say(f"{path.stem} ...")
+            with writable(target), open(target, "ab"):  # before a kernel starts
+                say(f"{path.stem} ...")
             start = time.perf_counter()
             options["progress_bar"] = {"desc": path.stem, "leave": False} if sys.stderr.isatty() else False
             try:

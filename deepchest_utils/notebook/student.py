@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deepchest_utils.notebook.runner import NotebookError
+from deepchest_utils.files import write_file
+from deepchest_utils.notebook.runner import NotebookError, check_folder
 
 ABOUT = "Cells that fail are yours to write; the cells below them say when an answer is right."
 
@@ -15,18 +16,20 @@ def write_student_copies(paths: Sequence[Path], folder: Path) -> list[Path]:
     """Write each solutions notebook into `folder` as a student gets it, see `student_copy`; returns the files.
 
     Raises:
-        NotebookError: A notebook has no cell with the tag `solution`, or the folder is its own.
+        NotebookError: A notebook has no cell with the tag `solution`, the folder has originals, or a file in it has been
+            worked on. Then nothing is written.
     """
     import nbformat
 
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for path in paths:
-        if folder.resolve() == path.parent.resolve():
-            raise NotebookError(f"student should be another folder than that of the solutions. Found {folder}.")
-        nbformat.write(student_copy(nbformat.read(path, as_version=4), path.stem), folder / path.name)
-        written.append(folder / path.name)
-    return written
+    check_folder("student", folder, paths)
+    copies = {folder / path.name: student_copy(nbformat.read(path, as_version=4), path.stem) for path in paths}
+    texts = {file: f"{nbformat.writes(copy)}\n" for file, copy in copies.items()}
+    for file, text in texts.items():
+        if file.is_file() and file.read_bytes() != text.encode():
+            raise NotebookError(f"{file}: it has been worked on. Choose another folder, or delete it.")
+    for file, text in texts.items():
+        write_file(file, text)
+    return [*texts]
 
 
 def student_copy(notebook: Any, name: str) -> Any:

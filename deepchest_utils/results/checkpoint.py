@@ -18,6 +18,7 @@ from deepchest_utils.files import FileError, atomic_write
 
 CHECKPOINT, PREVIOUS, DAMAGED = "checkpoint.pt", "checkpoint.previous.pt", "checkpoint.damaged.pt"
 VERSION = 7  # 5: the file ends with its checksum; 6: with the moving average of the weights; 7: the history is JSON
+DELETE = "Delete {}, or choose another run_dir."  # advice for a file, or for "both"
 _DICTIONARIES = ("identity", "best", "rng", "net", "average", "method", "optimizer", "schedule", "scaler")
 _CONTENT = {"findings": list, "epoch": int, "history": list, **dict.fromkeys(_DICTIONARIES, dict)}
 _ROW = {"method": str, "seed": int, "epoch": int, "split": str, "task": str, "metric": str, "value": float}
@@ -58,9 +59,9 @@ def load_checkpoint(run_dir: str | Path, identity: dict[str, Any]) -> dict[str, 
     return state
 
 
-def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], Path]:
+def read_checkpoint(path: str | Path, advice: str = DELETE) -> tuple[dict[str, Any], Path]:
     """The state in a file, on the CPU, and the file. For a missing or damaged `checkpoint.pt`, which its folder names too,
-    that is PREVIOUS beside it, with a warning. Raises FileError if there is no checkpoint of this version.
+    that is PREVIOUS beside it, with a warning. Raises FileError, which ends in `advice`, if none is of this version.
     """
     path = Path(path)
     path = path / CHECKPOINT if path.is_dir() else path
@@ -69,12 +70,12 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], Path]:
         return _read_state(path), path
     except ValueError as error:
         if path.name != CHECKPOINT or not previous.exists():
-            raise FileError(f"{path}: {error}. Delete it, or choose another run_dir.") from error
+            raise FileError(f"{path}: {error}. {advice.format('it')}") from error
         found = f"{path}: {error}"
     try:
         state = _read_state(previous)
     except ValueError as error:
-        raise FileError(f"{found}; {previous}: {error}. Delete both, or choose another run_dir.") from error
+        raise FileError(f"{found}; {previous}: {error}. {advice.format('both')}") from error
     warnings.warn(f"{found}. {previous}, the one before it, is used.", stacklevel=3)
     return state, previous
 

@@ -334,7 +334,8 @@ def _patient_scores(tables: RunTable, done: pd.DataFrame) -> tuple[pd.DataFrame,
         for m, metric in enumerate(BOOTSTRAP_METRICS):
             scores = test[test.metric == metric].set_index("task").value
             if scores.empty or not scores.index.isin(prevalence.index).all():
-                raise ValueError(f"{tables.out} has lost rows of {trial.method} seed {trial.seed}. Choose another out.")
+                why = "they were lost, or it ran with --tune. Choose another out."
+                raise ValueError(f"{tables.out} lacks test rows of {trial.method} seed {trial.seed}: {why}")
             sample = tables.replicates[trial.cell][m] if trial.cell in tables.replicates else np.empty((0, len(scores)))
             ranked = prevalence[scores.index[scores.notna()]].sort_values(ascending=False, kind="stable").index
             half = (len(ranked) + 1) // 2
