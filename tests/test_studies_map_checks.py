@@ -92,7 +92,6 @@ def squares(count=3):
 
 
 def test_probability_falls_with_the_pixels_that_matter(known_network):
-    known_network.eval()
     images, masks = squares()
     tasks, shares = np.zeros(3, np.int64), np.array([0, 16 / 256, 0.5, 1.0])
     right = perturbation_curves(known_network, images, tasks, masks, shares)
@@ -109,9 +108,20 @@ def test_probability_falls_with_the_pixels_that_matter(known_network):
     assert (back[:, 1] > back[:, 0]).all()
 
 
+def test_curves_are_of_eval_mode_and_leave_the_network_as_it_was(net):
+    images, masks = squares(5)
+    tasks, shares = np.array([0, 1, 2, 0, 1]), np.array([0.0, 0.3])
+    with torch.no_grad():
+        right = net(to_input(torch.from_numpy(images))).gather(1, torch.from_numpy(tasks)[:, None])[:, 0].sigmoid()
+    before = {name: value.clone() for name, value in net.train().state_dict().items()}
+    curves = perturbation_curves(net, images, tasks, masks, shares, batch_size=2)
+    np.testing.assert_allclose(curves[:, 0], right, rtol=1e-5)
+    assert all(module.training for module in net.modules())
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
 def test_each_image_is_asked_about_its_own_finding(known_network):
     """Task 0 looks left, where the square is; task 1 right, where nothing is."""
-    known_network.eval()
     images, masks = squares(2)
     shares = np.array([0.0, 16 / 256])
     both = perturbation_curves(known_network, images, np.array([0, 1]), masks, shares, batch_size=1)

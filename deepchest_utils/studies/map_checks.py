@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from deepchest_utils.datasets import ChestXrays, Splits
-from deepchest_utils.explain.cam import heat_maps
+from deepchest_utils.explain.cam import evaluated, heat_maps
 from deepchest_utils.explain.regions import Regions
 from deepchest_utils.models.augment import to_input
 from deepchest_utils.models.network import MultiTaskNet
@@ -52,7 +52,6 @@ def shuffle_labels(data: Splits, rng: np.random.Generator) -> Splits:
     return replace(data, train=splits["train"], val=splits["val"])
 
 
-@torch.no_grad()
 def perturbation_curves(
     net: MultiTaskNet,
     images: UInt8[np.ndarray, "n h w"],
@@ -64,7 +63,8 @@ def perturbation_curves(
 ) -> Float[np.ndarray, "n s"]:
     """The probability of each image's finding as its pixels go, those that its map ranks highest first.
 
-    A pixel that is gone shows the image blurred beyond recognition: a hole might look like a sign itself.
+    A pixel that is gone shows the image blurred beyond recognition: a hole might look like a sign itself. The
+    network predicts in eval mode, and is left as it was.
 
     Args:
         tasks: (N,), the finding asked about in each image.
@@ -73,16 +73,17 @@ def perturbation_curves(
     """
     device, side = next(net.parameters()).device, images.shape[-1]
     curves = np.empty((len(images), len(shares)))
-    for start in range(0, len(images), batch_size):
-        batch = slice(start, start + batch_size)
-        x = to_input(torch.tensor(images[batch])).to(device)
-        blurred = gaussian_blur(x, [side // 2 * 2 - 1] * 2, [side / 6] * 2)
-        ranks = torch.from_numpy(_pixel_ranks(maps[batch])).to(device)[:, None]
-        before, after = (blurred, x) if insert else (x, blurred)
-        asked = torch.from_numpy(tasks[batch]).to(device)[:, None]
-        for column, share in enumerate(shares):
-            logits: Tensor = net(torch.where(ranks < share, after, before))
-            curves[batch, column] = logits.gather(1, asked)[:, 0].double().sigmoid().cpu().numpy()
+    with torch.no_grad(), evaluated(net):
+        for start in range(0, len(images), batch_size):
+            batch = slice(start, start + batch_size)
+            x = to_input(torch.tensor(images[batch])).to(device)
+            blurred = gaussian_blur(x, [side // 2 * 2 - 1] * 2, [side / 6] * 2)
+            ranks = torch.from_numpy(_pixel_ranks(maps[batch])).to(device)[:, None]
+            before, after = (blurred, x) if insert else (x, blurred)
+            asked = torch.from_numpy(tasks[batch]).to(device)[:, None]
+            for column, share in enumerate(shares):
+                logits: Tensor = net(torch.where(ranks < share, after, before))
+                curves[batch, column] = logits.gather(1, asked)[:, 0].double().sigmoid().cpu().numpy()
     return curves
 
 
