@@ -4,8 +4,12 @@ import re
 from functools import cached_property
 
 import nbformat
+import numpy as np
+import pandas as pd
 
 from deepchest_utils.notebook.runner import FOLDER
+from deepchest_utils.results.statistics import ALPHA, is_significant
+from deepchest_utils.studies.better_rule import split_halves
 
 
 class Committed:
@@ -38,3 +42,23 @@ def row(table: str, name: str) -> list[float]:
     found = re.findall(rf"^ *{re.escape(name)}  +([-+\d.einfa% ]+)$", table, re.MULTILINE)
     assert len(found) == 1, f"{len(found)} rows {name!r}"
     return [float(number.rstrip("%")) for number in found[0].split()]
+
+
+def finding_statements(rows: pd.DataFrame) -> pd.DataFrame:
+    """What may be said of single findings: significant on the odd replicates (Holm over a method's findings of the
+    endpoint), and on the even ones of the same sign with p below 0.05.
+
+    Args:
+        rows: Of `study_rows`.
+
+    Returns:
+        Columns phantom, method, task, odd and even (mean differences to Equal), p_odd (after Holm), p_even, claimed (on
+        the odd ones) and holds (on both).
+    """
+    keys = ["phantom", "method", "task"]
+    odd, even = (half.set_index(keys) for half in split_halves(rows))
+    even = even.reindex(odd.index)
+    claimed = is_significant(odd.p_holm, odd.pairs)
+    holds = claimed & (even.p < ALPHA) & (np.sign(even["mean"]) == np.sign(odd["mean"]))
+    columns = {"odd": odd["mean"], "even": even["mean"], "p_odd": odd.p_holm, "p_even": even.p}
+    return pd.DataFrame({**columns, "claimed": claimed, "holds": holds}).reset_index()

@@ -7,8 +7,10 @@ import pytest
 from claims import Committed, row
 from scipy.stats import chi2, poisson
 
+from deepchest_utils.datasets import load_dataset
 from deepchest_utils.datasets.findings import FINDINGS, NIH_COOCCURRENCE, NIH_IMAGES, NIH_PREVALENCE
 from deepchest_utils.datasets.phantom.load import phantom_of
+from deepchest_utils.results.labels import pretty
 from deepchest_utils.studies.figures import data as drawn
 
 pytestmark = pytest.mark.usefixtures("close_figures")
@@ -125,6 +127,29 @@ def test_the_image_most_like_another_is_its_copy():
     small = drawn.shrink(images[:1], 8)
     blocks = images[0].astype(float).reshape(8, 8, 8, 6).mean((1, 3)).ravel()
     assert np.allclose(small[0], (blocks - blocks.mean()) / blocks.std(), atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:phantom. findings without a positive")
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"difficulty": "nih"}, {"controlled": {"visibility": {"Mass": 3.0}}}, {"split": "image"}],
+    ids=["usual", "hard", "controlled", "by image"],
+)
+def test_the_montage_shows_the_images_of_the_data(options):
+    """Drawn again at the size of the data, they would be those of the data."""
+    data = load_dataset("phantom", image_size=32, num_train=60, num_val=40, num_test=120, **options)
+    axes = drawn.draw_montage(data).axes
+    shown = [ax.images[0].get_array() for ax in axes if ax.images]
+    redrawn = "split" not in options
+    assert {picture.shape for picture in shown} == {(128, 128) if redrawn else (32, 32)}
+    same = phantom_of(0, "test", 120, **options).render(128) if redrawn else data.test.images
+    titles = [ax.get_title() for ax in axes if ax.images]
+    assert len(shown) > 4
+    for picture, title in zip(shown, titles, strict=True):
+        rows = np.flatnonzero((same == picture).all((1, 2)))
+        assert len(rows) == 1, title
+        positive = [pretty(FINDINGS[k]) for k in np.flatnonzero(data.test.labels[rows[0]])]
+        assert positive == ([] if title == "no finding" else [title])
 
 
 @pytest.mark.parametrize("findings", [FINDINGS, ("Effusion", "Pleural_Thickening"), ("Effusion",)])

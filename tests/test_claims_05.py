@@ -103,19 +103,22 @@ def test_shuffling_takes_the_hits_away():
 
 
 def test_deletion_and_insertion_are_told_as_drawn():
-    whole, blurred, prevalence = re.search(
-        r"whole image ([\d.]+), blurred chest ([\d.]+); prevalence ([\d.]+)", NOTEBOOK.shown("normalised_curves(")
+    whole, normal, prevalence = re.search(
+        r"whole image ([\d.]+), normal chest ([\d.]+); prevalence ([\d.]+)", NOTEBOOK.shown("normalised_curves(")
     ).groups()
-    assert f"a mean probability of {whole}, the blurred chests {blurred}" in SAID
-    assert f"and {prevalence} is also the mean prevalence" in SAID
-    assert abs(float(blurred) - float(prevalence)) < 0.02  # the blur does not look like a finding
+    assert f"a mean probability of {whole}, the normal chest {normal}" in SAID
+    assert f"near the mean prevalence of these findings, {prevalence}" in SAID
+    assert float(normal) - float(prevalence) < 0.1 * (float(whole) - float(prevalence))
     deletion, insertion = NOTEBOOK.shown("draw.draw_perturbation").split("insertion ")
-    _, fall, low, high = row(deletion.replace("deletion ", ""), "network")
+    area, fall, low, high = row(deletion.replace("deletion ", ""), "network")
     assert f"smaller by {-fall:.3f} [{-high:.3f}, {-low:.3f}]" in SAID
     assert high < 0
     _, rise, low, high = row(insertion, "network")
     assert f"larger by {rise:.3f} [{low:.3f}, {high:.3f}]" in SAID
     assert low > 0
+    of_region, _, low, high = row(deletion, "the region itself")
+    assert high < 0
+    assert abs(of_region - area) < 0.05  # "as good an order as the map"
 
 
 def test_weighting_changes_the_maps_by_nothing_that_one_sees():
@@ -198,7 +201,7 @@ def test_every_film_stands_above_its_map_and_the_truth_is_dashed_in_one_colour(v
     assert [len(outlines(ax)) for ax in layers.axes[:3]] == [1, 1, 1]
 
 
-def test_a_curve_lies_where_its_mean_is_and_the_prevalence_below_the_blur():
+def test_a_curve_lies_where_its_mean_is_and_the_prevalence_below_the_normal_chest():
     shares = np.array([0, 0.5, 1])
     curves = {
         what: {"network": (mean, np.repeat(mean[None], 9, axis=0))}

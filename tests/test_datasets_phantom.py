@@ -170,6 +170,16 @@ def test_controlled_factors_are_checked(controlled, named):
         load(controlled=controlled)
 
 
+def test_the_fingerprint_knows_how_visible_signs_are():
+    """Labels do not say it. What was drawn without it has the fingerprint that it always had."""
+    faint, strong = (load(controlled={"visibility": {"Mass": v}}) for v in (0.2, 3.0))
+    np.testing.assert_array_equal(faint.train.labels, strong.train.labels)
+    assert (faint.test.images != strong.test.images).any()
+    assert faint.fingerprint() != strong.fingerprint()
+    assert load(controlled={}).fingerprint() == load(controlled={"visibility": {}}).fingerprint() == "e0b786b4758a2ca0"
+    assert load().fingerprint() == "6e14b72ec084e9c4"
+
+
 # --- the difficulty of real radiographs
 
 

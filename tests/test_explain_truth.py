@@ -27,6 +27,20 @@ def test_masks_are_those_of_the_phantom_behind(splits, part):
     assert truth.masks.any((1, 2)).all()
 
 
+def test_faint_signs_have_the_masks_of_what_is_drawn():
+    """A sign that changes the anatomy has another region where it is faint."""
+    sizes = {"num_train": 40, "num_val": 40, "num_test": 80, "image_size": 32}
+    options = {"difficulty": "nih"}
+    with pytest.warns(DataWarning):
+        data = load_dataset("phantom", **sizes, **options)
+    truth = load_regions(TrainConfig(image_size=32, data_options=options), data)
+    behind = phantom_of(0, "test", 80, **options)
+    np.testing.assert_array_equal(behind.render(32), data.test.images)
+    np.testing.assert_array_equal(truth.masks, behind.masks(32)[truth.rows, truth.tasks])
+    usual = phantom_of(0, "test", 80).masks(32)[truth.rows, truth.tasks]
+    assert (truth.masks != usual).any()
+
+
 def test_unknown_and_noisy_labels_do_not_hide_a_region():
     """What is drawn is the truth, whatever the label says."""
     sizes = {"num_train": 40, "num_val": 60, "num_test": 60, "image_size": 28}

@@ -7,15 +7,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from claims import finding_statements
 
 from deepchest_utils.datasets.findings import FINDINGS
 from deepchest_utils.studies import better_rule
 from deepchest_utils.studies.better_rule import (
-    at_each_setting,
     at_one_setting,
     better_rule_bar,
     expected_best,
-    finding_statements,
     longer_training,
     luck_in_tuning,
     nominate,
@@ -266,6 +265,3 @@ def test_luck_in_tuning_is_the_range_of_equal_s_settings_and_can_be_taken_out(tm
     assert judged["own"]["nih", "dwa"] == pytest.approx(0.006, abs=1e-4)  # its rate's, and none of its own
     assert judged["same"]["nih", "dwa"] == pytest.approx(0.0, abs=1e-4)
     assert judged["same"]["default", "gls"] == pytest.approx(0.02, abs=1e-4)
-    each = at_each_setting(*tables, method="dwa")
-    assert each[["phantom", "lr"]].to_numpy().tolist() == [[p, lr] for lr in (0.01, 0.002) for p in PHANTOMS]
-    assert each["mean"].tolist() == pytest.approx([0.0] * 4, abs=1e-4)

@@ -12,6 +12,7 @@ from deepchest_utils.models.network import MultiTaskNet
 from deepchest_utils.studies.map_checks import (
     cascading_randomization,
     maps_of_pairs,
+    normal_chest,
     normalised_curves,
     perturbation_curves,
     shuffle_labels,
@@ -91,31 +92,52 @@ def squares(count=3):
     return images, masks
 
 
+EMPTY = np.full((16, 16), 110, np.uint8)
+
+
 def test_probability_falls_with_the_pixels_that_matter(known_network):
-    known_network.eval()
     images, masks = squares()
     tasks, shares = np.zeros(3, np.int64), np.array([0, 16 / 256, 0.5, 1.0])
-    right = perturbation_curves(known_network, images, tasks, masks, shares)
-    wrong = perturbation_curves(known_network, images, tasks, 1 - masks, shares)
+    right = perturbation_curves(known_network, images, tasks, masks, shares, EMPTY)
+    wrong = perturbation_curves(known_network, images, tasks, 1 - masks, shares, EMPTY)
     with torch.no_grad():
         whole = known_network(to_input(torch.from_numpy(images)))[:, 0].sigmoid()
     np.testing.assert_allclose(right[:, 0], whole, rtol=1e-5)
     assert (right[:, 1] < right[:, 0] - 0.02).all()  # the square is gone at once
     assert (wrong[:, 1] > right[:, 1] + 0.02).all()  # something else is
     np.testing.assert_allclose(right[:, 3], wrong[:, 3])  # all is gone, whatever the order
-    back = perturbation_curves(known_network, images, tasks, masks, shares, insert=True)
+    back = perturbation_curves(known_network, images, tasks, masks, shares, EMPTY, insert=True)
     np.testing.assert_allclose(back[:, 0], right[:, 3], rtol=1e-5)
     np.testing.assert_allclose(back[:, 3], right[:, 0], rtol=1e-5)
     assert (back[:, 1] > back[:, 0]).all()
 
 
+def test_curves_are_of_eval_mode_and_leave_the_network_as_it_was(net):
+    images, masks = squares(5)
+    tasks, shares = np.array([0, 1, 2, 0, 1]), np.array([0.0, 0.3])
+    with torch.no_grad():
+        right = net(to_input(torch.from_numpy(images))).gather(1, torch.from_numpy(tasks)[:, None])[:, 0].sigmoid()
+    before = {name: value.clone() for name, value in net.train().state_dict().items()}
+    curves = perturbation_curves(net, images, tasks, masks, shares, EMPTY, batch_size=2)
+    np.testing.assert_allclose(curves[:, 0], right, rtol=1e-5)
+    assert all(module.training for module in net.modules())
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
 def test_each_image_is_asked_about_its_own_finding(known_network):
     """Task 0 looks left, where the square is; task 1 right, where nothing is."""
-    known_network.eval()
     images, masks = squares(2)
     shares = np.array([0.0, 16 / 256])
-    both = perturbation_curves(known_network, images, np.array([0, 1]), masks, shares, batch_size=1)
+    both = perturbation_curves(known_network, images, np.array([0, 1]), masks, shares, EMPTY, batch_size=1)
     assert both[0, 0] - both[0, 1] > 10 * abs(both[1, 0] - both[1, 1])
+
+
+def test_a_normal_chest_is_the_mean_of_those_without_a_finding():
+    images = np.repeat(np.array([10, 20, 40, 90], np.uint8), 4).reshape(4, 2, 2)
+    labels = np.array([[0, 0], [0, 0], [0, 1], [0, np.nan]], np.float32)
+    data = ChestXrays(images, labels, np.arange(4), ("A", "B"), np.arange(4))
+    assert (normal_chest(data) == 15).all()
+    assert (normal_chest(data.subset(np.array([2, 3]))) == 65).all()  # of all, as none is known to be normal
 
 
 def pairs_of(patients, tasks):

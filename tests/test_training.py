@@ -568,7 +568,7 @@ def test_epoch_with_the_best_validation_auroc_is_chosen_and_tested(tiny):
     assert set(run.test.epoch) == {run.best_epoch}
     with torch.no_grad():
         x = to_input(torch.from_numpy(np.array(tiny.test.images)))
-        logits = run.model.eval()(x).numpy()
+        logits = run.model(x).numpy()  # in eval mode already
     np.testing.assert_allclose(run.logits["test"], logits, rtol=1e-3, atol=1e-4)
     for split, part, table in (("val", tiny.val, run.history), ("test", tiny.test, run.test)):
         table = table[table.epoch == run.best_epoch]

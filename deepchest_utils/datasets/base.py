@@ -3,9 +3,10 @@
 import hashlib
 import re
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations, compress
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -97,6 +98,7 @@ class Splits:
             "image".
         patients_known: False where the data set does not say which images belong to one patient (ChestMNIST).
         source: The table that was read, if there is one.
+        population: Of a phantom, what `phantom_of` draws it with again, beside seed, split and number of images.
     """
 
     train: ChestXrays
@@ -106,6 +108,7 @@ class Splits:
     split: str
     patients_known: bool = True
     source: str | None = None
+    population: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for (first, a), (second, b) in combinations(self.parts.items(), 2):
@@ -135,8 +138,8 @@ class Splits:
     def fingerprint(self) -> str:
         """A short hash of labels, patients and pixels: a run is only continued on the data it began with.
 
-        The phantom's pixels stay out of it. They follow from options that the configuration holds, and another processor may
-        round one of them differently.
+        The phantom's pixels stay out of it, as another processor may round one of them differently. The visibility of its
+        signs, of which its labels know nothing, stands for them.
         """
         return self._fingerprint
 
@@ -148,6 +151,8 @@ class Splits:
             digest.update(xrays.labels.tobytes() + xrays.patients.tobytes())
             for start in range(0, len(xrays) if self.name != "phantom" else 0, 1024):  # it may be larger than memory
                 digest.update(hashlib.blake2b(xrays.images[start : start + 1024].tobytes()).digest())
+        if visibility := (self.population.get("controlled") or {}).get("visibility"):
+            digest.update(repr(sorted(visibility.items())).encode())
         return digest.hexdigest()[:16]
 
     def summary(self) -> pd.DataFrame:

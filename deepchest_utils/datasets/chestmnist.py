@@ -70,7 +70,8 @@ def load_chestmnist(
         patients = first_patient + np.arange(len(rows))
         splits[name] = ChestXrays(images[rows], labels[rows].astype(np.float32), patients, FINDINGS, ids)
         first_patient += len(rows)
-    return Splits(**splits, name="chestmnist", split="official", patients_known=False, source=str(path))
+    train, val, test = splits.values()
+    return Splits(train, val, test, name="chestmnist", split="official", patients_known=False, source=str(path))
 
 
 def _read_split(path: Path, name: str, image_size: int) -> tuple[np.ndarray, np.ndarray]:

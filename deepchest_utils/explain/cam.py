@@ -48,7 +48,7 @@ def default_layers(net: nn.Module, image_size: int, method: str = FUSED) -> tupl
     if before_attention := [name for name, _ in net.trunk.named_modules() if name.endswith(".ln_1")]:
         return (before_attention[-1],)
     sides: list[tuple[str, int]] = []
-    with torch.no_grad(), _restored(net), ExitStack() as hooks:
+    with torch.no_grad(), evaluated(net), ExitStack() as hooks:
         for name, module in net.trunk.named_modules():
             hook = module.register_forward_hook(lambda _, __, out, name=name: sides.append((name, _side(out))))
             hooks.callback(hook.remove)
@@ -120,7 +120,7 @@ def heat_maps(
 
     device = next(net.parameters()).device
     maps = np.empty((len(images), len(tasks), *images.shape[1:]), np.float32)
-    with _restored(net), ExitStack() as hooks:
+    with evaluated(net), ExitStack() as hooks:
         target_layers = [modules[name] for name in layers]
         cam = getattr(pytorch_grad_cam, CAM_METHODS[method])(net, target_layers, reshape_transform=_channels_first)
         hooks.callback(cam.__exit__, None, None, None)  # as a context manager it would swallow an IndexError
@@ -139,7 +139,7 @@ def heat_maps(
 
 
 @contextmanager
-def _restored(net: nn.Module) -> Iterator[None]:
+def evaluated(net: nn.Module) -> Iterator[None]:
     """The network in eval mode without gradients; afterwards modes and gradients are as before."""
     modes = [(module, module.training) for module in net.modules()]
     gradients = [(parameter, parameter.grad) for parameter in net.parameters()]

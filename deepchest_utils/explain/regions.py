@@ -39,7 +39,7 @@ def load_regions(config: TrainConfig, data: Splits, part: str = "test", per_find
     images = data.parts[part]
     size = images.images.shape[-1]
     if config.dataset == "phantom" and data.split == "patient":
-        phantom = phantom_of(config.data_seed, part, len(images), config.data_options.get("controlled"))
+        phantom = phantom_of(config.data_seed, part, len(images), **data.population)
         rows, tasks = _first_positives(phantom.labels == 1, per_finding)
         masks = np.empty((len(rows), size, size), bool)
         for start in range(0, len(rows), 64):  # in blocks: the masks of all 14 findings come at once, and one is kept

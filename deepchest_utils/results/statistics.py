@@ -54,16 +54,11 @@ def bootstrap_metric(
     return out
 
 
-def interval(
-    replicates: Float[np.ndarray, "r *k"], level: float = 0.95
-) -> tuple[Float[np.ndarray, "*k"], Float[np.ndarray, "*k"]]:
-    """Percentile interval over the first axis, undefined replicates left out; NaN where all are undefined."""
-    if not 0 < level < 1:
-        raise ValueError(f"level should be between 0 and 1. Found {level}.")
-    tail = 100 * (1 - level) / 2
+def interval(replicates: Float[np.ndarray, "r *k"]) -> tuple[Float[np.ndarray, "*k"], Float[np.ndarray, "*k"]]:
+    """95% percentile interval over the first axis, undefined replicates left out; NaN where all are undefined."""
     defined = ~np.isnan(replicates).all(axis=0)
     ends = np.full((2, *defined.shape), np.nan)
-    ends[:, defined] = np.nanpercentile(replicates[:, defined], [tail, 100 - tail], axis=0)
+    ends[:, defined] = np.nanpercentile(replicates[:, defined], [2.5, 97.5], axis=0)
     return ends[0, ...], ends[1, ...]
 
 
@@ -98,10 +93,8 @@ def compare_runs(
     return pd.DataFrame(rows, index=pd.Index([*tasks, "macro"], name="task"))
 
 
-def mean_interval(
-    values: Float[np.ndarray, " s"], replicates: Float[np.ndarray, " r"], level: float = 0.95
-) -> dict[str, float]:
-    """The mean over training seeds of a score or a paired difference, with an interval for other seeds and patients.
+def mean_interval(values: Float[np.ndarray, " s"], replicates: Float[np.ndarray, " r"]) -> dict[str, float]:
+    """The mean over training seeds of a score or a paired difference, with a 95% interval for other seeds and patients.
 
     The squared standard error is var(values) / S + var(replicates), and the interval Student's with the degrees of
     freedom of Welch and Satterthwaite, S - 1 without replicates. With S = 1 it holds for that one network. Both
@@ -115,8 +108,6 @@ def mean_interval(
         mean, low, high, p (two-sided, that the mean is 0), seed_sd (of one value), patient_sd (of the mean). A NaN
         among values or replicates makes the interval NaN.
     """
-    if not 0 < level < 1:
-        raise ValueError(f"level should be between 0 and 1. Found {level}.")
     count = len(values)
     if count == 0:
         raise ValueError("values should hold at least one seed. Found none.")
@@ -125,7 +116,7 @@ def mean_interval(
     terms = (seed_sd**2 / count if count > 1 else 0.0, patient_variance if len(replicates) > 1 else 0.0)
     error = np.sqrt(sum(terms)) if count > 1 or len(replicates) > 1 else np.nan
     freedom = sum(terms) ** 2 / (terms[0] ** 2 / (count - 1)) if terms[0] > 0 else np.inf
-    mean, reach = values.mean(), stats.t.ppf(0.5 + level / 2, freedom) * error
+    mean, reach = values.mean(), stats.t.ppf(1 - ALPHA / 2, freedom) * error
     # without an error, in every seed and every replicate the same: certain if it is a difference of 0
     p = 2 * stats.t.sf(abs(mean) / error, freedom) if error != 0 else float(mean == 0)
     numbers = (mean, mean - reach, mean + reach, p, seed_sd, np.sqrt(patient_variance))

@@ -79,26 +79,6 @@ def split_halves(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     return odd, even
 
 
-def finding_statements(rows: pd.DataFrame) -> pd.DataFrame:
-    """What may be said of single findings: significant on the odd replicates (Holm over a method's findings of the
-    endpoint), and on the even ones of the same sign with p below 0.05.
-
-    Args:
-        rows: Of `study_rows`.
-
-    Returns:
-        Columns phantom, method, task, odd and even (mean differences to Equal), p_odd (after Holm), p_even, claimed (on
-        the odd ones) and holds (on both).
-    """
-    keys = ["phantom", "method", "task"]
-    odd, even = (half.set_index(keys) for half in split_halves(rows))
-    even = even.reindex(odd.index)
-    claimed = is_significant(odd.p_holm, odd.pairs)
-    holds = claimed & (even.p < ALPHA) & (np.sign(even["mean"]) == np.sign(odd["mean"]))
-    columns = {"odd": odd["mean"], "even": even["mean"], "p_odd": odd.p_holm, "p_even": even.p}
-    return pd.DataFrame({**columns, "claimed": claimed, "holds": holds}).reset_index()
-
-
 def longer_training(main: Path, curves: Path) -> tuple[pd.DataFrame, pd.DataFrame, float]:
     """Training for once, twice and four times the epochs, in the replicates that have all lengths.
 
@@ -144,15 +124,6 @@ def at_one_setting(main: Path, settings: Path) -> dict[str, pd.DataFrame]:
     same = paired_differences(pd.concat([rows[equal], beside]), "equal", ["phantom"], pair)
     own = paired_differences(pd.concat([rows[equal & rows.chosen], beside]), "equal", ["phantom"])
     return {name: judge_differences(table, ["phantom"]) for name, table in {"own": own, "same": same}.items()}
-
-
-def at_each_setting(main: Path, settings: Path, method: str = "deepchest") -> pd.DataFrame:
-    """A method minus Equal with each setting that both have, judged: columns phantom, lr, weight_decay and the rest."""
-    rows = _with_settings(main, settings, FIRST)
-    differences = paired_differences(
-        rows[rows.method.isin(["equal", method])], "equal", ["phantom", "lr", "weight_decay"]
-    )
-    return judge_differences(differences, ["phantom"])
 
 
 def over_findings(rows: pd.DataFrame, findings: Sequence[str]) -> pd.DataFrame:

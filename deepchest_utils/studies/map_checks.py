@@ -10,10 +10,9 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
-from torchvision.transforms.v2.functional import gaussian_blur
 
 from deepchest_utils.datasets import ChestXrays, Splits
-from deepchest_utils.explain.cam import heat_maps
+from deepchest_utils.explain.cam import evaluated, heat_maps
 from deepchest_utils.explain.regions import Regions
 from deepchest_utils.models.augment import to_input
 from deepchest_utils.models.network import MultiTaskNet
@@ -52,38 +51,48 @@ def shuffle_labels(data: Splits, rng: np.random.Generator) -> Splits:
     return replace(data, train=splits["train"], val=splits["val"])
 
 
-@torch.no_grad()
 def perturbation_curves(
     net: MultiTaskNet,
     images: UInt8[np.ndarray, "n h w"],
     tasks: np.ndarray,
     maps: Float[np.ndarray, "n h w"],
     shares: Float[np.ndarray, " s"],
+    normal: UInt8[np.ndarray, "h w"],
     insert: bool = False,
     batch_size: int = 256,
 ) -> Float[np.ndarray, "n s"]:
     """The probability of each image's finding as its pixels go, those that its map ranks highest first.
 
-    A pixel that is gone shows the image blurred beyond recognition: a hole might look like a sign itself.
+    A pixel that is gone shows `normal`: a hole, or the image blurred, looks like a sign itself. The network predicts in
+    eval mode, and is left as it was.
 
     Args:
         tasks: (N,), the finding asked about in each image.
         shares: of the pixels that are gone, in [0, 1].
-        insert: the other way round, pixels come into the blurred image.
+        normal: a chest without findings, as `normal_chest` makes one.
+        insert: the other way round, pixels come into the normal chest.
     """
-    device, side = next(net.parameters()).device, images.shape[-1]
+    device = next(net.parameters()).device
     curves = np.empty((len(images), len(shares)))
-    for start in range(0, len(images), batch_size):
-        batch = slice(start, start + batch_size)
-        x = to_input(torch.tensor(images[batch])).to(device)
-        blurred = gaussian_blur(x, [side // 2 * 2 - 1] * 2, [side / 6] * 2)
-        ranks = torch.from_numpy(_pixel_ranks(maps[batch])).to(device)[:, None]
-        before, after = (blurred, x) if insert else (x, blurred)
-        asked = torch.from_numpy(tasks[batch]).to(device)[:, None]
-        for column, share in enumerate(shares):
-            logits: Tensor = net(torch.where(ranks < share, after, before))
-            curves[batch, column] = logits.gather(1, asked)[:, 0].double().sigmoid().cpu().numpy()
+    with torch.no_grad(), evaluated(net):
+        for start in range(0, len(images), batch_size):
+            batch = slice(start, start + batch_size)
+            x = to_input(torch.tensor(images[batch])).to(device)
+            gone = to_input(torch.tensor(normal[None])).to(device).expand_as(x)
+            ranks = torch.from_numpy(_pixel_ranks(maps[batch])).to(device)[:, None]
+            before, after = (gone, x) if insert else (x, gone)
+            asked = torch.from_numpy(tasks[batch]).to(device)[:, None]
+            for column, share in enumerate(shares):
+                logits: Tensor = net(torch.where(ranks < share, after, before))
+                curves[batch, column] = logits.gather(1, asked)[:, 0].double().sigmoid().cpu().numpy()
     return curves
+
+
+def normal_chest(data: ChestXrays) -> UInt8[np.ndarray, "h w"]:
+    """The mean of the images that are known to show no finding; of all, if none is."""
+    normal = np.flatnonzero((data.labels == 0).all(1))
+    images = data.images[normal] if len(normal) else data.images
+    return np.asarray(images.mean(0).round().astype(np.uint8))
 
 
 def _pixel_ranks(maps: Float[np.ndarray, "n h w"]) -> Float[np.ndarray, "n h w"]:

@@ -171,11 +171,11 @@ def compare_sharing(rows: pd.DataFrame) -> pd.DataFrame:
     return judge_differences(paired_differences(rows, "single", ["kind", "num_train", "metric"]), ["kind", "metric"])
 
 
-def transfers(out: Path, metric: str = "auroc") -> Float[np.ndarray, "r k k"]:
-    """Of R replicates whose networks are all there, the score of each of the K `counted` findings when it is trained with
+def transfers(out: Path) -> Float[np.ndarray, "r k k"]:
+    """Of R replicates whose networks are all there, the AUROC of each of the K `counted` findings when it is trained with
     another one, minus that alone. NaN on the diagonal."""
     rows = RunTable(out / "sharing_transfer.csv").rows
-    rows = rows[(rows.metric == metric) & (rows.method != ALL)]
+    rows = rows[(rows.metric == "auroc") & (rows.method != ALL)]
     partners = [
         next((f for f in m.split(AND) if f != task), task) for m, task in zip(rows.method, rows.task, strict=True)
     ]
@@ -230,9 +230,7 @@ def repeatability(transfer: Float[np.ndarray, "r k k"]) -> float:
     return float(np.mean([agreement(transfer[h].mean(0), transfer[[*every - {*h}]].mean(0)) for h in halves]))
 
 
-def judge_predictors(
-    transfer: Float[np.ndarray, "r k k"], named: dict[str, Matrix], draws: int = 2000, seed: int = 0
-) -> pd.DataFrame:
+def judge_predictors(transfer: Float[np.ndarray, "r k k"], named: dict[str, Matrix], draws: int = 2000) -> pd.DataFrame:
     """How well each predictor tells which partners a finding gains from.
 
     Returns:
@@ -240,7 +238,7 @@ def judge_predictors(
         are drawn with replacement; p, two-sided, from permutations of the findings of the predictor (Mantel's test, since
         entries share findings); p_holm; behind, how far its agreement lies below the best one's, with behind_low and behind_high.
     """
-    rng, (r, k, _), mean = np.random.default_rng(seed), transfer.shape, transfer.mean(0)
+    rng, (r, k, _), mean = np.random.default_rng(0), transfer.shape, transfer.mean(0)
     rows, drawn = [], np.empty((draws, len(named)))
     for name, values in named.items():
         known = np.flatnonzero(~np.isnan(values).all(1))  # without the findings whose gradient has no signal

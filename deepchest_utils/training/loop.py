@@ -48,7 +48,7 @@ class Run:
     history: pd.DataFrame  # training and validation of each epoch, with thresholds at the training prevalence
     test: pd.DataFrame  # the test split in the chosen epoch, with thresholds chosen on validation
     best_epoch: int  # the chosen one, from 1: that with the highest macro AUROC on validation, or the last by `select`
-    model: nn.Module  # the network of that epoch
+    model: nn.Module  # the network of that epoch, in eval mode
     method: Method  # after the last epoch
     logits: dict[str, np.ndarray]  # "val" and "test" -> (N, K) of the chosen epoch, in the order of the data
 
@@ -354,7 +354,7 @@ def _test(loop: Loop) -> Run:
         calibration = fit_calibration(data.val.labels, logits["val"]).tolist()
         by_finding = dict(zip(data.findings, calibration, strict=True))
         store.write_run(config.run_dir, config, data.fingerprint(), history, test, by_finding)
-    return Run(config, history, test, loop.best["epoch"], loop.tested, loop.method, logits)
+    return Run(config, history, test, loop.best["epoch"], loop.tested.eval(), loop.method, logits)
 
 
 def train_once(config: TrainConfig, data: Splits | None = None) -> Run:

@@ -138,7 +138,8 @@ def load_phantom(
             labels[rows, columns] = labels[np.roll(rows, 1), columns]
         labels[rng.random(labels.shape) < unknown] = np.nan
         parts[name] = replace(xrays, labels=labels)
-    return Splits(parts["train"], parts["val"], parts["test"], name="phantom", split=split or "patient")
+    population = {"controlled": controlled, "difficulty": difficulty}
+    return Splits(parts["train"], parts["val"], parts["test"], "phantom", split or "patient", population=population)
 
 
 def _cached_films(

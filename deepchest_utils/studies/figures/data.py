@@ -85,20 +85,21 @@ def _box(ax: Axes, x: float, y: float, width: float, text: str, face: str, edge:
 def draw_montage(data: Splits, seed: int = 0) -> Figure:
     """Of each finding a test image with that finding alone, and two without any.
 
-    The phantom's are those with the strongest sign, drawn again at 128 px with the outline of the truth; of other data
-    it is the first. Findings that never occur alone are left out.
+    Of a phantom split by patient, they have the strongest sign, and are drawn again at 128 px with the outline of the truth;
+    of other data each is the first. Findings that never occur alone are left out. `seed` is that of the data.
     """
     labels = data.test.labels
     alone = (np.nansum(labels, axis=1) == 1)[:, None] & (labels == 1)
     rows = {name: np.flatnonzero(alone[:, k]) for k, name in enumerate(data.findings)}
-    truth = phantom_of(seed, "test", len(data.test)) if data.name == "phantom" else None
+    redrawn = data.name == "phantom" and data.split == "patient"  # else the images are of several populations
+    truth = phantom_of(seed, "test", len(data.test), **data.population) if redrawn else None
     if truth is not None:
         rows = {name: r[np.argsort(-truth.strengths[r, k])] for k, (name, r) in enumerate(rows.items())}
     chosen = [(pretty(name), r[0]) for name, r in rows.items() if len(r)]
     chosen += [("no finding", row) for row in np.flatnonzero((labels == 0).all(1))[:2]]
     index = np.array([row for _, row in chosen], int)
-    pictures = data.test.images[index] if truth is None else truth.render(128, index)
-    masks = None if truth is None else truth.masks(128, index)
+    pictures = truth.render(128, index) if truth else data.test.images[index]
+    masks = truth.masks(128, index) if truth else None
     fig, axes = plt.subplots(-(-max(len(chosen), 1) // 4), 4, figsize=(7.6, 2.1 * -(-max(len(chosen), 1) // 4)))
     for ax in axes.flat:
         ax.axis("off")

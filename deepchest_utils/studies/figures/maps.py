@@ -130,32 +130,32 @@ def draw_perturbation(
     ends: tuple[float, float],
     prevalence: float,
 ) -> Figure:
-    """Deletion and insertion as a share of the way from the blurred chest (0) to the whole image (1).
+    """Deletion and insertion as a share of the way from the normal chest (0) to the whole image (1).
 
     Args:
         curves: "deletion" and "insertion", and in each for every order of the pixels the mean curve (S,) and its bootstrap
             replicates (R, S).
-        ends: Mean probability of the finding for the blurred chest and for the whole image; the scale at the right.
-        prevalence: Drawn as a line: below the blur, if the blur looks like a finding.
+        ends: Mean probability of the finding for the normal chest and for the whole image; the scale at the right.
+        prevalence: Drawn as a line: below the normal chest, if that looks like a finding.
     """
-    blurred, whole = ends
-    span = whole - blurred or 1.0
+    normal, whole = ends
+    span = whole - normal or 1.0
     fig, axes = plt.subplots(1, 2, figsize=(10, 3.7), sharey=True)
     for ax, (what, orders) in zip(axes, curves.items(), strict=True):
         for name, (mean, samples) in orders.items():
             color, marker = SOURCE_STYLE.get(name, SOURCE_STYLE["network"])
             ax.fill_between(shares, *np.quantile(samples, [0.025, 0.975], axis=0), color=color, alpha=0.2, linewidth=0)
             ax.plot(shares, mean, marker=marker, markersize=4, linewidth=1.3, color=color, label=name)
-        ax.axhline((prevalence - blurred) / span, color=BLACK, linewidth=1, linestyle=":")
+        ax.axhline((prevalence - normal) / span, color=BLACK, linewidth=1, linestyle=":")
         ax.annotate(
-            "prevalence of the findings", (0.99, (prevalence - blurred) / span), (0, -11), textcoords="offset points",
+            "prevalence of the findings", (0.99, (prevalence - normal) / span), (0, -11), textcoords="offset points",
             fontsize=8, ha="right",
         )  # fmt: skip
         early = "fall" if what == "deletion" else "rise"
-        moved = "replaced by the blur" if what == "deletion" else "brought back"
+        moved = "replaced" if what == "deletion" else "brought back"
         ax.set(title=f"{what.capitalize()} (an early {early} is good)", xlabel=f"share of the pixels {moved}")
-    axes[0].set_ylabel("0: blurred chest, 1: whole image")
-    right = axes[1].secondary_yaxis("right", functions=(lambda v: blurred + span * v, lambda p: (p - blurred) / span))
+    axes[0].set_ylabel("0: normal chest, 1: whole image")
+    right = axes[1].secondary_yaxis("right", functions=(lambda v: normal + span * v, lambda p: (p - normal) / span))
     right.set_ylabel("mean probability of the finding")
     axes[0].legend(fontsize=8, loc="upper right")
     return fig

@@ -9,7 +9,6 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator
 
-from deepchest_utils.config import check_choice
 from deepchest_utils.notebook.figures import BAND, family_legend, forest_plot, zero_line
 from deepchest_utils.paths import PROJECT
 from deepchest_utils.results.labels import BLUE, GREY, VERMILION, pretty
@@ -22,26 +21,23 @@ def results_table(name: str) -> RunTable:
     return RunTable(PROJECT / (name if name.endswith(".csv") else f"data/results/{name}.csv"))
 
 
-def run_scores(name: str, metric: str = "auroc", task: str = "macro") -> pd.DataFrame:
-    """The test scores of a sweep in one metric and task, as `paired_differences` takes them: a row a run."""
+def run_scores(name: str) -> pd.DataFrame:
+    """The macro AUROC of a sweep's runs on test, as `paired_differences` takes them: a row a run."""
     rows = results_table(name).rows
-    return rows[(rows.split == "test") & (rows.metric == metric) & (rows.task == task)]
+    return rows[(rows.split == "test") & (rows.metric == "auroc") & (rows.task == "macro")]
 
 
-def seed_scores(name: str, metric: str = "auroc", task: str = "macro") -> pd.DataFrame:
+def seed_scores(name: str) -> pd.DataFrame:
     """`run_scores` with a row a seed and a column a method."""
-    return run_scores(name, metric, task).pivot_table("value", "seed", "method")
+    return run_scores(name).pivot_table("value", "seed", "method")
 
 
-def resampled_scores(
-    name: str, method: str = "equal", metric: str = "auroc"
-) -> tuple[list[str], Float[np.ndarray, "s k"], Float[np.ndarray, "s r k"]]:
-    """The findings, and the test scores of a method's S networks on all patients and in R resamplings of them.
+def resampled_scores(name: str, method: str) -> tuple[list[str], Float[np.ndarray, "s k"], Float[np.ndarray, "s r k"]]:
+    """The findings, and the test AUROC of a method's S networks on all patients and in R resamplings of them.
 
     Raises:
         ValueError: The sweep has fewer than two such networks, or one without resamplings.
     """
-    check_choice("metric", metric, BOOTSTRAP_METRICS)
     sweep = results_table(name)
     cells = sweep.cells[(sweep.cells.method == method) & sweep.cells.cell.isin(list(sweep.replicates))].sort_values(
         "seed"
@@ -49,10 +45,10 @@ def resampled_scores(
     if len(cells) < 2:
         text = f"two runs or more of {method} with replicates. Found {len(cells)} in {name}: give the table of another sweep"
         raise ValueError(f"table should have {text}.")
-    rows = sweep.rows[(sweep.rows.split == "test") & (sweep.rows.metric == metric)]
+    rows = sweep.rows[(sweep.rows.split == "test") & (sweep.rows.metric == "auroc")]
     values = rows.pivot_table("value", "cell", "task", sort=False)
     findings = [task for task in values.columns if task not in ("macro", "worst")]
-    samples = np.stack([sweep.replicates[cell][BOOTSTRAP_METRICS.index(metric)] for cell in cells.cell])
+    samples = np.stack([sweep.replicates[cell][BOOTSTRAP_METRICS.index("auroc")] for cell in cells.cell])
     return findings, values.loc[cells.cell, findings].to_numpy(), samples.astype(float)
 
 

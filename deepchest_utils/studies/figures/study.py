@@ -116,10 +116,10 @@ def lengths(curves: pd.DataFrame, differences: pd.DataFrame) -> Figure:
     return fig
 
 
-def weight_spread(spread: pd.Series, differences: pd.Series, named: float = -0.05) -> Figure:
+def weight_spread(spread: pd.Series, differences: pd.Series) -> Figure:
     """Each method's difference to Equal over the ratio of its largest to its smallest weight; both indexed by method.
 
-    Methods below `named` have their name; those above it lie too close together.
+    Methods below -0.05 have their name; those above it lie too close together.
     """
     fig, ax = plt.subplots(figsize=(9, 4.4))
     zero_line(ax, MARGIN, of_y=True)
@@ -127,7 +127,7 @@ def weight_spread(spread: pd.Series, differences: pd.Series, named: float = -0.0
     for method, after in zip_longest(methods, methods[1:]):
         place = spread[method], differences[method]
         ax.plot(*place, family_marker(method), color=family_color(method), markersize=6)
-        if place[1] < named:
+        if place[1] < -0.05:
             crowded = after and spread[after] < 3 * place[0] and abs(differences[after] - place[1]) < 0.02
             style: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7.5, "va": "center"}
             style |= {"xytext": (-6, 0), "ha": "right"} if crowded else {"xytext": (6, 0)}
