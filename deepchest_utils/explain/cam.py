@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from math import isqrt
 
 import numpy as np
 import torch
@@ -45,14 +46,21 @@ def default_layers(net: nn.Module, image_size: int, method: str = FUSED) -> tupl
     vision transformer, it is the normalisation before the last attention. Raises ValueError if there is none.
     """
     net = _checked(net)
-    if before_attention := [name for name, _ in net.trunk.named_modules() if name.endswith(".ln_1")]:
-        return (before_attention[-1],)
-    sides: list[tuple[str, int]] = []
+    sides, before_attention = list[tuple[str, int]](), list[str]()
+
+    def note(name: str, out: object) -> None:
+        sides.append((name, _side(out)))
+        if name.endswith((".ln_1", ".norm1")) and isinstance(out, Tensor) and out.ndim == 3:  # of torchvision and timm
+            before_attention.extend([name] * (isqrt(out.shape[1]) >= MIN_SIDE))
+
     with torch.no_grad(), _restored(net), ExitStack() as hooks:
         for name, module in net.trunk.named_modules():
-            hook = module.register_forward_hook(lambda _, __, out, name=name: sides.append((name, _side(out))))
-            hooks.callback(hook.remove)
+            if not isinstance(module, nn.modules.dropout._DropoutNd | nn.Softmax):  # theirs may be attention: no map
+                hook = module.register_forward_hook(lambda _, __, out, name=name: note(name, out))
+                hooks.callback(hook.remove)
         net.trunk(next(net.parameters()).new_zeros(1, 1, image_size, image_size))
+    if before_attention:
+        return (before_attention[-1],)
     last = {side: name for name, side in sides if side >= MIN_SIDE}
     if not last:
         finest = max(side for _, side in sides)
@@ -77,10 +85,10 @@ def _side(out: object) -> int:
 
 
 def _channels_first(out: Tensor) -> Tensor:
-    """A map as (B, C, H, W), from channels last (Swin) or from tokens after the class token (ViT)."""
+    """A map as (B, C, H, W), from channels last (Swin) or from tokens (ViT), which follow a class token or several."""
     if out.ndim == 3:
-        side = int((out.shape[1] - 1) ** 0.5)
-        return out[:, 1:].mT.reshape(len(out), -1, side, side)
+        side = isqrt(out.shape[1])
+        return out[:, -(side**2) :].mT.reshape(len(out), -1, side, side)
     return out if out.shape[2] == out.shape[3] else out.permute(0, 3, 1, 2)
 
 
