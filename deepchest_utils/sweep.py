@@ -176,7 +176,7 @@ def _load(arguments: str) -> Splits:
 
 def data_of(c: TrainConfig) -> Splits:
     """The run's data; those of the last run stay in memory."""
-    return _load(json.dumps([c.dataset, c.data_root, c.image_size, c.data_seed, c.split, c.data_options]))
+    return _load(json.dumps([c.dataset, c.data_root, c.image_size, c.data_seed, c.split, c.identity()["data_options"]]))
 
 
 def run_trial(trial: Trial, threads: int, folder: str | None = None) -> TrialResult:
@@ -229,7 +229,7 @@ def _read_trial(trial: Trial, folder: Path, data: Splits) -> TrialResult:
 def check_data(tables: RunTable, trials: Sequence[Trial]) -> None:
     """Raise ValueError if a finished trial ran on other data than it would now: its id does not say where data lie."""
     done = tables.cells[tables.cells.status == "done"].set_index("cell")
-    for trial in sorted(trials, key=lambda trial: json.dumps(trial.config.data_options, sort_keys=True)):
+    for trial in sorted(trials, key=lambda trial: json.dumps(trial.config.identity()["data_options"], sort_keys=True)):
         if trial.id in done.index and done.data[trial.id] != data_of(trial.config).fingerprint():
             run = f"{trial.method} seed {trial.config.seed}"
             now = f"{trial.config.dataset} in {trial.config.data_root} now"

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from deepchest_utils.config import TrainConfig
+from deepchest_utils.config import TrainConfig, to_plain
 from deepchest_utils.distributed import world_size
 from deepchest_utils.files import FileError, atomic_write, csv_path, one_line, write_file
 from deepchest_utils.paths import PROJECT
@@ -121,7 +121,7 @@ def write_table(path: str | Path, table: pd.DataFrame) -> None:
 
 
 def write_json(path: str | Path, value: object) -> None:
-    write_file(path, json.dumps(value, indent=1, default=str) + "\n")
+    write_file(path, json.dumps(value, indent=1, default=to_plain) + "\n")
 
 
 def write_run(
