@@ -369,8 +369,10 @@ def tuning_scores(tables: RunTable) -> pd.DataFrame:
 
 
 def best_lr(out: str | Path) -> dict[str, float]:
-    """The learning rate of each method with the best mean in `tuning_scores` of the sweep whose long table is `out`."""
-    scores = tuning_scores(RunTable(out))
+    """The learning rate of each method with the best mean in `tuning_scores` of the sweep whose long table is `out`. A rate
+    at which more runs failed than at another does not count."""
+    scores = tuning_scores(RunTable(out, "lr_from"))
     if scores.empty:
         raise ValueError(f"{out} holds no finished run: nothing to choose a learning rate from.")
     return {method: group.idxmax()[1] for method, group in scores["mean"].groupby("method")}
+    scores = scores[scores["count"] == scores["count"].groupby("method").transform("max")]

@@ -212,6 +212,7 @@ def one_error(capsys) -> str:
         (["sweep", "--out", "table.txt"], ".csv"),
         (["sweep", "--lr-from", "/nowhere/at/all.csv"], "/nowhere/at/all.csv holds no finished run"),
     ],
+        (["sweep", "--lr-from", "runs/mine"], "lr_from should be the name of a .csv. Found 'runs/mine'"),
     ids=lambda value: " ".join(value[:3]) if isinstance(value, list) else value,
 )
 @small_phantom

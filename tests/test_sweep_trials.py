@@ -252,6 +252,12 @@ def test_best_lr_of_nothing_is_an_error(tmp_path):
         best_lr(tmp_path / "failed.csv")
     with pytest.raises(ValueError, match=r"\.csv.*'tuning'"):
         best_lr("tuning")
+def test_a_rate_at_which_runs_failed_is_not_the_best(tmp_path):
+    out, seeds = tmp_path / "tuning.csv", (0, 1, 2)
+    write_tuning(out, {("equal", 1e-3, seed): [0.801] for seed in seeds} | {("equal", 8e-3, 1): [0.81]})
+    assert best_lr(out) == {"equal": 1e-3}
+
+
 
 
 @pytest.mark.filterwarnings("ignore::deepchest_utils.datasets.base.DataWarning")  # too few for every finding
@@ -265,6 +271,9 @@ def test_without_history_the_test_scores_and_the_prevalence_stay():
     pd.testing.assert_frame_equal(kept.rows.reset_index(drop=True), more.reset_index(drop=True))
     np.testing.assert_array_equal(kept.replicates, all_rows.replicates)
     assert {"weight"} < set(all_rows.rows.metric)
+    (tmp_path / "other.csv").write_text("a\n1\n")
+    with pytest.raises(ValueError, match=r"other\.csv has no column .* Choose another lr_from\."):
+        best_lr(tmp_path / "other.csv")
     assert short.id == full.id
 
 
