@@ -141,9 +141,10 @@ class Localize(_Many):
     def run(self) -> None:
         from deepchest_utils.studies.localization import SCORES, localize_runs
         from deepchest_utils.studies.overlap import write_box_tables
+    jobs: int | None = None  # runs at a time, one a core if not given
 
         trials = self.trials()
-        scores = localize_runs(trials, self.out, self.cam, self.per_finding)
+        scores = localize_runs(trials, self.out, self.cam, self.per_finding, self.jobs)
         table = scores.groupby(["method", "seed", "finding"])[[*SCORES]].mean().groupby("method").mean().round(3)
         print(f"{count_of(len(trials), 'run')} in {self.out}, mean over findings and seeds\n{table.to_string()}")
         boxes, path = write_box_tables(scores, self.out)
