@@ -116,7 +116,7 @@ def make_trials(
     Args:
         base: All that has no list.
         lists: Field of TrainConfig -> values. Those of "method" may carry options, an architecture and a loss, such as
-            `deepchest(floor=0.25)`, `equal@single_task` or `equal@focal`; a list of losses is written into their names.
+            `deepchest(floor=0.25)`, `equal@single_task` or `equal@focal`; lists of these are written into their names.
         lr: A learning rate for each method, from `best_lr`, in place of the lists'. Another architecture or loss takes the
             method's unless it has its own.
 
@@ -146,6 +146,8 @@ def make_trials(
                 settings["architecture"] = architecture
             if loss:
                 settings["loss"], settings["loss_options"] = loss, {}
+        if not architecture and settings.get("architecture", ARCHITECTURES[0]) != ARCHITECTURES[0]:
+            spec += f"@{settings['architecture']}"
         if not loss and settings.get("loss", "bce") != "bce":
             spec += f"@{settings['loss']}"
         if lr is not None:
@@ -353,19 +355,20 @@ def with_dask(trials: list[Trial], scheduler: str, threads: int) -> Iterator[Tri
             yield result
 
 
-def tuning_scores(tables: RunTable) -> pd.DataFrame:
+def tuning_scores(tables: RunTable, fields: Sequence[str] = ("lr",)) -> pd.DataFrame:
     """Macro AUROC on validation in the epoch of each run that would be tested, the best, or the last by `select`: mean, std
-    and count over seeds of each method and lr."""
+    and count over seeds of each method and the fields of its TrainConfig."""
     rows = tables.rows.query("split == 'val' and task == 'macro' and metric == 'auroc'").sort_values("epoch")
     best = rows.groupby("cell").value.max()
     cells = tables.cells[tables.cells.cell.isin(best.index)]
     if cells.empty:
         return pd.DataFrame(columns=["mean", "std", "count"])
-    last = cells.cell[cells.settings.str.contains('"select": "last"', regex=False)]
+    settings = [json.loads(text) for text in cells.settings]
+    last = cells.cell[[given.get("select") == "last" for given in settings]]
     best.update(rows[rows.cell.isin(last)].groupby("cell").value.last())
-    lr = [json.loads(settings).get("lr", TrainConfig.lr) for settings in cells.settings]
-    scores = cells.assign(lr=lr, auroc=cells.cell.map(best))
-    return scores.groupby(["method", "lr"]).auroc.agg(["mean", "std", "count"])
+    values = {name: [given.get(name, getattr(TrainConfig, name)) for given in settings] for name in fields}
+    scores = cells.assign(**values, auroc=cells.cell.map(best))
+    return scores.groupby(["method", *fields], dropna=False).auroc.agg(["mean", "std", "count"])
 
 
 def best_lr(out: str | Path) -> dict[str, float]:
@@ -374,5 +377,5 @@ def best_lr(out: str | Path) -> dict[str, float]:
     scores = tuning_scores(RunTable(out, "lr_from"))
     if scores.empty:
         raise ValueError(f"{out} holds no finished run: nothing to choose a learning rate from.")
-    return {method: group.idxmax()[1] for method, group in scores["mean"].groupby("method")}
     scores = scores[scores["count"] == scores["count"].groupby("method").transform("max")]
+    return {method: group.idxmax()[1] for method, group in scores["mean"].groupby("method")}
