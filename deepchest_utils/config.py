@@ -74,19 +74,15 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
             object.__setattr__(self, name, check_type(name, hint, getattr(self, name)))
-        if "(" in self.method:
-            method, options = parse_method(self.method, self.method_options)
-            object.__setattr__(self, "method", method)
-            object.__setattr__(self, "method_options", options)
-        if "(" in self.loss:
-            loss, options = parse_method(self.loss, self.loss_options)
-            object.__setattr__(self, "loss", loss)
-            object.__setattr__(self, "loss_options", options)
+        for name, own in (("method", {"name", "num_tasks"}), ("loss", {"name", "labels"})):
+            spec, options = getattr(self, name), getattr(self, f"{name}_options")
+            if "(" in spec:
+                spec, options = parse_method(spec, options)
+                object.__setattr__(self, name, spec)
+                object.__setattr__(self, f"{name}_options", options)
+            if taken := own & options.keys():
+                raise ValueError(f"{name}_options should not have {' and '.join(taken)}: the run decides.")
         check_choice("loss", self.loss, LOSSES)
-        if taken := {"name", "num_tasks"} & self.method_options.keys():
-            raise ValueError(f"method_options should not have {' and '.join(taken)}: the run decides.")
-        if taken := {"name", "labels"} & self.loss_options.keys():
-            raise ValueError(f"loss_options should not have {' and '.join(taken)}: the run decides.")
         if taken := {"name", "root", "image_size", "seed", "split"} & self.data_options.keys():
             raise ValueError(f"data_options should not have {min(taken)}: it has an option of its own.")
         for name in ("data_root", "run_dir"):
@@ -113,9 +109,8 @@ class TrainConfig:
             if self.augment_test:
                 raise ValueError("augment_test should be False for dataset 'embeddings': it changes images.")
         if (self.dataset == "embeddings") != (self.backbone == "mlp"):
-            raise ValueError(
-                f"backbone 'mlp' and dataset 'embeddings' go together. Found {self.backbone!r} and {self.dataset!r}."
-            )
+            found = f"{self.backbone!r} and {self.dataset!r}"
+            raise ValueError(f"backbone 'mlp' and dataset 'embeddings' go together. Found {found}.")
         if self.image_size > MAX_SIZE:
             raise ValueError(f"image_size should be at most {MAX_SIZE}. Found {self.image_size}.")
 
@@ -124,8 +119,7 @@ class TrainConfig:
         fields = dataclasses.asdict(self)
         for name in ("data_root", "device", "run_dir"):
             del fields[name]
-        plain: dict[str, Any] = json.loads(json.dumps(fields, default=to_plain))
-        return plain
+        return cast("dict[str, Any]", json.loads(json.dumps(fields, default=to_plain)))
 
 
 # what the authors' code does (commit 0c45bdd, its README's commands for radiographs), on EfficientNet-Lite0 in place of

@@ -146,10 +146,8 @@ def make_trials(
                 settings["architecture"] = architecture
             if loss:
                 settings["loss"], settings["loss_options"] = loss, {}
-        if not architecture and settings.get("architecture", ARCHITECTURES[0]) != ARCHITECTURES[0]:
-            spec += f"@{settings['architecture']}"
-        if not loss and settings.get("loss", "bce") != "bce":
-            spec += f"@{settings['loss']}"
+        for name, own, usual in (("architecture", architecture, ARCHITECTURES[0]), ("loss", loss, "bce")):
+            spec += f"@{settings[name]}" if not own and settings.get(name, usual) != usual else ""
         if lr is not None:
             if not {spec, method} & set(lr):
                 raise ValueError(f"lr should have every method's. Found none for {spec!r}, only {', '.join(lr)}.")

@@ -56,9 +56,7 @@ def load_chestmnist(
     path = (raw_dir() if root is None else Path(root).expanduser()) / file
     if not path.is_file():
         if path.parent.is_file():
-            raise DataError(
-                f"{path.parent}: root (data_root of a run) should be a folder. Found a file: name its folder."
-            )
+            raise DataError(f"{path.parent}: root (data_root of a run) should be a folder. Found a file.")
         if not download:
             raise DataError(f"{path}: no such file, and download=False.")
         _download(f"{SOURCE}/{file}?download=1", path, MD5[image_size])
