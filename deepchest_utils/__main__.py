@@ -120,14 +120,18 @@ class Sweep(_Many):
             check_choice("baseline", name, dict.fromkeys(known))
         tables = run_sweep(trials, self.out, self.jobs, self.backend, self.scheduler)
         asked = tables.cells[tables.cells.cell.isin([trial.id for trial in trials])]
+        named = ("data_options", "method", "loss", "architecture", "seed")  # in the method's text, or averaged over
+        varied = [name for name, given in vars(self.config).items() if name not in named and len({*given}) > 1]
         for row in asked[asked.status == "failed"].itertuples():
             print(f"failed: {row.method} seed {row.seed}: {row.error}", file=sys.stderr)
         if self.tune:
-            table = tuning_scores(tables)
+            table = tuning_scores(tables, [*dict.fromkeys(["lr", *varied])])
         else:
             finished = tables.rows[tables.rows.cell.isin(asked.cell[asked.status == "done"])]
             test = finished.query("split == 'test' and task == 'macro' and metric in ['auroc', 'average_precision']")
-            table = test.pivot_table("value", "method", "metric", aggfunc=["mean", "std", "count"])
+            values = {name: test.cell.map({t.id: getattr(t.config, name) for t in trials}) for name in varied}
+            groups = test.assign(**values).groupby(["method", *varied, "metric"], dropna=False)
+            table = groups.value.agg(["mean", "std", "count"]).unstack()
         print(f"{count_of(len(asked), 'run')} in {tables.out}, {'validation' if self.tune else 'test'}, macro")
         print("no run finished" if table.empty else table.round(4).to_string(na_rep="-"))
         if self.baseline:
@@ -143,13 +147,14 @@ class Localize(_Many):
     out: str = "runs/localization.csv"  # the table
     cam: str = "layercam"  # method of the maps
     per_finding: int = 60  # images of each finding
+    jobs: int | None = None  # runs at a time, one a core if not given
 
     def run(self) -> None:
         from deepchest_utils.studies.localization import SCORES, localize_runs
         from deepchest_utils.studies.overlap import write_box_tables
 
         trials = self.trials()
-        scores = localize_runs(trials, self.out, self.cam, self.per_finding)
+        scores = localize_runs(trials, self.out, self.cam, self.per_finding, self.jobs)
         table = scores.groupby(["method", "seed", "finding"])[[*SCORES]].mean().groupby("method").mean().round(3)
         print(f"{count_of(len(trials), 'run')} in {self.out}, mean over findings and seeds\n{table.to_string()}")
         boxes, path = write_box_tables(scores, self.out)

@@ -7,10 +7,11 @@ import json
 import math
 import os
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from numbers import Integral, Real
-from types import NoneType
-from typing import Any, Literal, cast, get_args, get_origin, get_type_hints, no_type_check
+from types import UnionType
+from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints, no_type_check
 
 Architecture = Literal["hard_sharing", "single_task", "cross_stitch", "mtan"]
 Optimizer = Literal["adamw", "adam", "rmsprop", "sgd"]
@@ -73,19 +74,15 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
             object.__setattr__(self, name, check_type(name, hint, getattr(self, name)))
-        if "(" in self.method:
-            method, options = parse_method(self.method, self.method_options)
-            object.__setattr__(self, "method", method)
-            object.__setattr__(self, "method_options", options)
-        if "(" in self.loss:
-            loss, options = parse_method(self.loss, self.loss_options)
-            object.__setattr__(self, "loss", loss)
-            object.__setattr__(self, "loss_options", options)
+        for name, own in (("method", {"name", "num_tasks"}), ("loss", {"name", "labels"})):
+            spec, options = getattr(self, name), getattr(self, f"{name}_options")
+            if "(" in spec:
+                spec, options = parse_method(spec, options)
+                object.__setattr__(self, name, spec)
+                object.__setattr__(self, f"{name}_options", options)
+            if taken := own & options.keys():
+                raise ValueError(f"{name}_options should not have {' and '.join(taken)}: the run decides.")
         check_choice("loss", self.loss, LOSSES)
-        if taken := {"name", "num_tasks"} & self.method_options.keys():
-            raise ValueError(f"method_options should not have {' and '.join(taken)}: the run decides.")
-        if taken := {"name", "labels"} & self.loss_options.keys():
-            raise ValueError(f"loss_options should not have {' and '.join(taken)}: the run decides.")
         if taken := {"name", "root", "image_size", "seed", "split"} & self.data_options.keys():
             raise ValueError(f"data_options should not have {min(taken)}: it has an option of its own.")
         for name in ("data_root", "run_dir"):
@@ -112,9 +109,8 @@ class TrainConfig:
             if self.augment_test:
                 raise ValueError("augment_test should be False for dataset 'embeddings': it changes images.")
         if (self.dataset == "embeddings") != (self.backbone == "mlp"):
-            raise ValueError(
-                f"backbone 'mlp' and dataset 'embeddings' go together. Found {self.backbone!r} and {self.dataset!r}."
-            )
+            found = f"{self.backbone!r} and {self.dataset!r}"
+            raise ValueError(f"backbone 'mlp' and dataset 'embeddings' go together. Found {found}.")
         if self.image_size > MAX_SIZE:
             raise ValueError(f"image_size should be at most {MAX_SIZE}. Found {self.image_size}.")
 
@@ -123,9 +119,7 @@ class TrainConfig:
         fields = dataclasses.asdict(self)
         for name in ("data_root", "device", "run_dir"):
             del fields[name]
-        # as plain numbers: options may be tensors and arrays, which have no single answer to ==
-        plain: dict[str, Any] = json.loads(json.dumps(fields, default=lambda value: value.tolist()))
-        return plain
+        return cast("dict[str, Any]", json.loads(json.dumps(fields, default=to_plain)))
 
 
 # what the authors' code does (commit 0c45bdd, its README's commands for radiographs), on EfficientNet-Lite0 in place of
@@ -137,6 +131,11 @@ PUBLISHED_RECIPE: dict[str, Any] = {
     "optimizer": "rmsprop", "lr": 1e-3, "weight_decay": 0.0, "schedule": "constant", "batch_size": 128, "epochs": 15,
     "augmentation": "resized_crop", "augment_test": True, "select": "last",
 }  # fmt: skip
+
+
+def to_plain(value: Any) -> Any:
+    """What JSON can hold in place of an option: a list of numbers for a tensor or array, which `==` takes too, else text."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 no_type_check(TrainConfig.__init__)  # by the tests: it checks its values itself, and takes NumPy's numbers too
@@ -222,10 +221,12 @@ def check_type(name: str, hint: Any, value: object, error: type[ValueError] = Va
     if get_origin(hint) is Literal:
         check_choice(name, value, get_args(hint), error)
         return value
-    optional = NoneType in get_args(hint)
-    kind = get_args(hint)[0] if optional else get_origin(hint) or hint
-    if optional and value is None:
-        return None
+    if get_origin(hint) in (Union, UnionType):
+        for member in get_args(hint):
+            with suppress(error):
+                return check_type(name, member, value, error)
+        raise error(f"{name} should be of type {hint}. Found {value!r}.")
+    kind = get_origin(hint) or hint
     if kind in (int, float):
         if not isinstance(value, bool):
             if kind is float and isinstance(value, Real) and math.isfinite(value):
@@ -236,7 +237,7 @@ def check_type(name: str, hint: Any, value: object, error: type[ValueError] = Va
         return os.fspath(value)
     elif isinstance(value, kind):
         return value
-    raise error(f"{name} should be of type {hint if optional else kind.__name__}. Found {value!r}.")
+    raise error(f"{name} should be of type {kind.__name__}. Found {value!r}.")
 
 
 def check_choice(name: str, value: object, allowed: Collection[str], error: type[ValueError] = ValueError) -> None:

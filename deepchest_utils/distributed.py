@@ -7,10 +7,11 @@ A *collective* is a call that all processes must make, in the same order; otherw
 """
 
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -145,9 +146,26 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
+class SyncBatchNormAct2d(SyncBatchNorm2d):
+    """Collective in training: the same for timm's BatchNormAct2d, which goes on to drop and to activate."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        return cast(Tensor, self.act(self.drop(super().forward(x))))
+
+
 def convert_sync_batchnorm(net: nn.Module) -> None:
-    """Let the batch normalisation of the network be SyncBatchNorm2d, in place, if there are several processes."""
-    if world_size() > 1:
-        for module in net.modules():
-            if type(module) is nn.BatchNorm2d:
-                module.__class__ = SyncBatchNorm2d
+    """Let the batch normalisation of the network be synchronised, in place, if there are several processes. ValueError for
+    an unknown kind, in which each process would go by its own shard."""
+    if world_size() == 1:
+        return
+    of_timm = getattr(sys.modules.get("timm.layers"), "BatchNormAct2d", None)  # imported by whoever has such a network
+    known = {nn.BatchNorm2d: SyncBatchNorm2d, of_timm: SyncBatchNormAct2d}
+    for name, module in net.named_modules():
+        if kind := known.get(type(module)):
+            module.__class__ = kind
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, SyncBatchNorm2d):
+            found = f"{type(module).__name__} ({name})"
+            raise ValueError(f"several processes can share BatchNorm2d and timm's BatchNormAct2d alone. Found {found}.")

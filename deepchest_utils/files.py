@@ -91,10 +91,10 @@ def write_file(path: str | Path, data: str | bytes) -> None:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
-def csv_path(out: str | Path) -> Path:
-    """The path of a table; ValueError if its name does not end in .csv."""
+def csv_path(out: str | Path, name: str = "out") -> Path:
+    """The path of a table; ValueError, with the name of the argument, if it does not end in .csv."""
     if Path(out).suffix != ".csv":
-        raise ValueError(f"out should be the name of a .csv. Found {str(out)!r}.")
+        raise ValueError(f"{name} should be the name of a .csv. Found {str(out)!r}.")
     return Path(out)
 
 

@@ -116,7 +116,7 @@ def make_trials(
     Args:
         base: All that has no list.
         lists: Field of TrainConfig -> values. Those of "method" may carry options, an architecture and a loss, such as
-            `deepchest(floor=0.25)`, `equal@single_task` or `equal@focal`; a list of losses is written into their names.
+            `deepchest(floor=0.25)`, `equal@single_task` or `equal@focal`; lists of these are written into their names.
         lr: A learning rate for each method, from `best_lr`, in place of the lists'. Another architecture or loss takes the
             method's unless it has its own.
 
@@ -146,8 +146,8 @@ def make_trials(
                 settings["architecture"] = architecture
             if loss:
                 settings["loss"], settings["loss_options"] = loss, {}
-        if not loss and settings.get("loss", "bce") != "bce":
-            spec += f"@{settings['loss']}"
+        for name, own, usual in (("architecture", architecture, ARCHITECTURES[0]), ("loss", loss, "bce")):
+            spec += f"@{settings[name]}" if not own and settings.get(name, usual) != usual else ""
         if lr is not None:
             if not {spec, method} & set(lr):
                 raise ValueError(f"lr should have every method's. Found none for {spec!r}, only {', '.join(lr)}.")
@@ -176,7 +176,7 @@ def _load(arguments: str) -> Splits:
 
 def data_of(c: TrainConfig) -> Splits:
     """The run's data; those of the last run stay in memory."""
-    return _load(json.dumps([c.dataset, c.data_root, c.image_size, c.data_seed, c.split, c.data_options]))
+    return _load(json.dumps([c.dataset, c.data_root, c.image_size, c.data_seed, c.split, c.identity()["data_options"]]))
 
 
 def run_trial(trial: Trial, threads: int, folder: str | None = None) -> TrialResult:
@@ -229,7 +229,7 @@ def _read_trial(trial: Trial, folder: Path, data: Splits) -> TrialResult:
 def check_data(tables: RunTable, trials: Sequence[Trial]) -> None:
     """Raise ValueError if a finished trial ran on other data than it would now: its id does not say where data lie."""
     done = tables.cells[tables.cells.status == "done"].set_index("cell")
-    for trial in sorted(trials, key=lambda trial: json.dumps(trial.config.data_options, sort_keys=True)):
+    for trial in sorted(trials, key=lambda trial: json.dumps(trial.config.identity()["data_options"], sort_keys=True)):
         if trial.id in done.index and done.data[trial.id] != data_of(trial.config).fingerprint():
             run = f"{trial.method} seed {trial.config.seed}"
             now = f"{trial.config.dataset} in {trial.config.data_root} now"
@@ -353,26 +353,30 @@ def with_dask(trials: list[Trial], scheduler: str, threads: int) -> Iterator[Tri
             yield result
 
 
-def tuning_scores(tables: RunTable) -> pd.DataFrame:
+def tuning_scores(tables: RunTable, fields: Sequence[str] = ("lr",)) -> pd.DataFrame:
     """Macro AUROC on validation in the epoch of each run that would be tested, the best, or the last by `select`: mean, std
-    and count over seeds of each method and lr."""
+    and count over seeds of each method and the fields of its TrainConfig."""
     rows = tables.rows.query("split == 'val' and task == 'macro' and metric == 'auroc'").sort_values("epoch")
     best = rows.groupby("cell").value.max()
     cells = tables.cells[tables.cells.cell.isin(best.index)]
     if cells.empty:
         return pd.DataFrame(columns=["mean", "std", "count"])
-    last = cells.cell[cells.settings.str.contains('"select": "last"', regex=False)]
+    settings = [json.loads(text) for text in cells.settings]
+    last = cells.cell[[given.get("select") == "last" for given in settings]]
     best.update(rows[rows.cell.isin(last)].groupby("cell").value.last())
-    lr = [json.loads(settings).get("lr", TrainConfig.lr) for settings in cells.settings]
-    scores = cells.assign(lr=lr, auroc=cells.cell.map(best))
-    return scores.groupby(["method", "lr"]).auroc.agg(["mean", "std", "count"])
+    values = {name: [given.get(name, getattr(TrainConfig, name)) for given in settings] for name in fields}
+    scores = cells.assign(**values, auroc=cells.cell.map(best))
+    return scores.groupby(["method", *fields], dropna=False).auroc.agg(["mean", "std", "count"])
 
 
 def best_lr(out: str | Path) -> dict[str, float]:
-    """The learning rate of each method with the best mean in `tuning_scores` of the sweep whose long table is `out`."""
-    scores = tuning_scores(RunTable(out))
+    """The learning rate of each method with the best mean in `tuning_scores` of the sweep whose long table is `out`. A rate
+    at which more runs failed than at another does not count."""
+    tables = RunTable(out, "lr_from")
     if not Path(out).exists():
         raise ValueError(f"{out}: no such file. lr_from should be the table of a sweep with --tune.")
+    scores = tuning_scores(tables)
     if scores.empty:
         raise ValueError(f"{out} holds no finished run: nothing to choose a learning rate from.")
+    scores = scores[scores["count"] == scores["count"].groupby("method").transform("max")]
     return {method: group.idxmax()[1] for method, group in scores["mean"].groupby("method")}

@@ -10,12 +10,14 @@ import subprocess
 import sys
 from importlib.metadata import version
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from deepchest_utils import FINDINGS, TrainConfig
 from deepchest_utils.__main__ import COMMANDS, main, parse
 from deepchest_utils.notebook.parameters import parse_value
+from deepchest_utils.results.store import RunTable, task_rows, to_table
 
 SMALL = ["--data-options", "num_train", "96", "--data-options", "num_val", "48"]
 SMALL += ["--data-options", "num_test", "48"]
@@ -219,6 +221,7 @@ def one_error(capsys) -> str:
             ["sweep", "--method", "equal", "--baseline", "equl", "--out", "/nowhere/at/all.csv"],
             "baseline should be one of equal. Found 'equl'. Did you mean 'equal'?",
         ),
+        (["sweep", "--lr-from", "runs/mine"], "lr_from should be the name of a .csv. Found 'runs/mine'"),
     ],
     ids=lambda value: " ".join(value[:3]) if isinstance(value, list) else value,
 )
@@ -413,6 +416,27 @@ def test_sweep_from_tuning_to_summary(in_tmp, capsys):
     assert main(command) == 0
     assert capsys.readouterr().out == shown
     assert {path: path.read_bytes() for path in files} == files
+
+
+@pytest.mark.parametrize("tune", [False, True])
+def test_sweep_prints_a_line_for_each_setting_but_the_seed(in_tmp, capsys, monkeypatch, tune):
+    def made(trials, out, *_):
+        tables = RunTable(out)
+        for trial in trials:
+            run = {"method": trial.method, "seed": trial.config.seed}
+            scores = {"auroc": [100 * trial.config.lr], "average_precision": [0.5]}
+            rows = task_rows({**run, "epoch": 1, "split": "val" if tune else "test"}, scores, ["Mass"])
+            record = {"cell": trial.id, **run, "status": "done", "settings": json.dumps(trial.settings)}
+            tables.add(record, to_table(rows), np.empty(0))
+        return tables
+
+    monkeypatch.setattr("deepchest_utils.sweep.run_sweep", made)
+    lists = ["--architecture", "hard_sharing", "mtan", "--lr", "1e-3", "2e-3", "--weight-decay", "0", "0.1"]
+    given = ["sweep", "--method", "equal", *lists, "--seed", "0", "1", "2", "--out", str(in_tmp / "out.csv")]
+    assert main([*given, *(["--tune"] if tune else [])]) == 0
+    shown = capsys.readouterr().out
+    assert [line.split()[-1] for line in shown.splitlines()].count("3") == 8
+    assert all(name in shown for name in ("equal@mtan", "lr", "weight_decay", "0.1", "0.2"))
 
 
 @small_phantom

@@ -189,9 +189,9 @@ def test_a_whole_folder_does_not_warn(nih_folder):
 
 
 def test_no_folder(tmp_path):
-    with pytest.raises(DataError, match=r"data_root .*nowhere': no such folder"):
+    with pytest.raises(DataError, match=r"root \(data_root of a run\) .*nowhere': no such folder"):
         load(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="data_root should name the folder of NIH ChestX-ray14"):
+    with pytest.raises(DataError, match=r"root \(data_root of a run\) should name the folder of NIH ChestX-ray14"):
         load(None)
 
 

@@ -18,12 +18,14 @@ from torch import nn
 from deepchest_utils import METHODS, TrainConfig
 from deepchest_utils.distributed import (
     SyncBatchNorm2d,
+    SyncBatchNormAct2d,
     convert_sync_batchnorm,
     shard,
     sum_gradients,
     sum_over_ranks,
     world_size,
 )
+from deepchest_utils.models.trunks import build_trunk
 
 TESTS = Path(__file__).parent
 BALANCING = [
@@ -83,6 +85,7 @@ def test_two_processes_do_what_one_does(tmp_path):
     names = ("deepchest", "uncertainty", "gradnorm", "famo")
     configs = [{"method": name, **SGD} for name in names]
     configs += [{"method": "pcgrad", "method_options": {"level": at}, **SGD} for at in ("features", "parameters")]
+    configs += [{"method": "equal", "backbone": "timm:test_efficientnet", **SGD}]  # its BatchNormAct2d
     compare(configs, 2, tmp_path)
 
 
@@ -176,6 +179,24 @@ def test_in_one_process_nothing_is_done():
     assert torch.equal(shard(losses), losses)
     sum_gradients([])
     assert world_size() == 1
+
+
+def test_every_batch_norm_is_synchronised_or_refused(monkeypatch):
+    from timm.layers import BatchNormAct2d
+
+    monkeypatch.setattr("deepchest_utils.distributed.world_size", lambda: 2)
+    net, _ = build_trunk("lite0", 32)
+    convert_sync_batchnorm(net)
+    assert {type(m) for m in net.modules() if isinstance(m, nn.BatchNorm2d)} == {SyncBatchNormAct2d}
+    for kind in (nn.BatchNorm1d, nn.BatchNorm3d, type("Own", (BatchNormAct2d,), {})):
+        with pytest.raises(ValueError, match=rf"Found {kind.__name__} \(head\.1\)"):
+            convert_sync_batchnorm(nn.ModuleDict({"head": nn.Sequential(nn.ReLU(), kind(3))}))
+    one = BatchNormAct2d(3, act_layer=nn.SiLU).eval()  # as PyTorch's in evaluation
+    x = torch.randn(4, 3, 5, 5)
+    expected = one(x)
+    convert_sync_batchnorm(one)
+    assert type(one) is SyncBatchNormAct2d
+    torch.testing.assert_close(one(x), expected, rtol=0, atol=0)
 
 
 def test_batch_norm_alone_is_pytorchs():

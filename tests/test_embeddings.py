@@ -271,7 +271,7 @@ def test_what_is_wrong_with_a_folder_or_a_table_is_said(tmp_path):
         with pytest.raises(DataError, match=message):
             load_dataset("embeddings", options.pop("root", tmp_path), **options)
 
-    refuses("data_root should name a file of features", root=None)
+    refuses(r"root \(data_root of a run\) should name a file of features", root=None)
     refuses(r"one \.npz or \.npy of features\. Found none")
     arrays = made(tmp_path / "f.npz")
     np.save(tmp_path / "g.npy", arrays["features"])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from deepchest_utils.explain.cam import CAM_METHODS, MIN_SIDE, default_layers, heat_maps
+from deepchest_utils.explain.cam import CAM_METHODS, MIN_SIDE, _channels_first, default_layers, heat_maps
 from deepchest_utils.models.augment import MEAN, STD
 from deepchest_utils.models.network import MultiTaskNet
 from deepchest_utils.models.sharing import ARCHITECTURES
@@ -101,6 +101,25 @@ def test_any_trunk_has_a_map(backbone):
     found = heat_maps(net, images, [0, 1])
     assert found.maps.shape == (2, 2, size, size)
     assert found.evidence.any()
+
+
+@pytest.mark.parametrize(
+    ("backbone", "size", "layers"),
+    [
+        ("vit_tiny_patch16_224", 64, ["blocks.11.norm1"]),  # a class token
+        ("deit_tiny_distilled_patch16_224", 64, ["blocks.11.norm1"]),  # and another
+        ("swin_tiny_patch4_window7_224", 224, ["layers.0", "layers.1", "layers.2", "norm"]),  # and no attention
+    ],
+)
+def test_a_transformer_of_timm_has_the_map_of_its_patches(backbone, size, layers):
+    net = MultiTaskNet(f"timm:{backbone}", 2, size)
+    assert list(default_layers(net, size)) == layers
+    if len(layers) == 1:
+        tokens, maps = net.trunk.get_submodule(layers[0]), []
+        tokens.register_forward_hook(lambda _, __, out: maps.append((out, _channels_first(out))))
+        assert heat_maps(net, np.zeros((1, size, size), np.uint8), [0]).maps.shape == (1, 1, size, size)
+        out, grid = maps[-1]
+        assert torch.equal(grid.flatten(2).mT, out[:, -16:])
 
 
 def test_image_too_small_and_other_architectures_are_refused():

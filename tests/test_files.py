@@ -242,4 +242,6 @@ def test_results_of_something_else(tmp_path):
     path.write_text("a,b\n1,2\n")
     with pytest.raises(FileError, match=r"has no column 'cell': no table of a sweep"):
         read_results(path, ["cell", "a"], "sweep")
+    with pytest.raises(FileError, match=r"no table of a run\.$"):  # no advice to write elsewhere: it is only read
+        read_results(path, ["cell"], "run", missing_ok=False)
     assert list(read_results(tmp_path / "none.csv", ["cell", "a"], "sweep").columns) == ["cell", "a"]

@@ -141,7 +141,7 @@ def test_wrong_requests_are_refused():
 
 def test_from_the_command_line(tmp_path, capsys):
     sizes = [word for name, value in SMALL.items() for word in ("--data-options", name, str(value))]
-    arguments = ["--method", "equal", "--seed", "0", "--epochs", "1", "--per-finding", "2", *sizes]
+    arguments = ["--method", "equal", "--seed", "0", "--epochs", "1", "--per-finding", "2", "--jobs", "1", *sizes]
     assert main(["localize", *arguments, "--out", str(tmp_path / "x.csv")]) == 0
     shown = capsys.readouterr().out
     assert "1 run in" in shown

@@ -74,6 +74,19 @@ def test_without_lists_there_is_one_trial_the_base():
     assert make_trials(BASE, {"seed": []}) == []
 
 
+def test_a_listed_architecture_is_in_the_name():
+    lists = {"method": ["equal", "deepchest@single_task"], "architecture": ["hard_sharing", "mtan"], "loss": ["focal"]}
+    made = [(trial.method, trial.config.architecture) for trial in make_trials(BASE, lists)]
+    assert set(made) == {
+        ("equal@focal", "hard_sharing"),
+        ("equal@mtan@focal", "mtan"),
+        ("deepchest@single_task@focal", "single_task"),
+    }
+    (trial,) = make_trials(BASE, {"method": ["equal"], "architecture": ["mtan"]}, {"equal": 1e-3, "equal@mtan": 4e-3})
+    assert trial.config.lr == 4e-3
+    assert trial.id == make_trials(BASE, {"method": ["equal@mtan"], "lr": [4e-3]})[0].id
+
+
 def test_same_settings_twice_are_one_trial():
     assert len(make_trials(BASE, {"method": ["equal", "equal"], "seed": [0, 0, 1]})) == 2
 
@@ -239,6 +252,12 @@ def test_where_the_last_epoch_is_tested_it_is_the_one_that_counts(tmp_path):
     assert best_lr(out) == {"equal": 4e-3}
 
 
+def test_a_rate_at_which_runs_failed_is_not_the_best(tmp_path):
+    out, seeds = tmp_path / "tuning.csv", (0, 1, 2)
+    write_tuning(out, {("equal", 1e-3, seed): [0.801] for seed in seeds} | {("equal", 8e-3, 1): [0.81]})
+    assert best_lr(out) == {"equal": 1e-3}
+
+
 def test_best_lr_of_nothing_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"none\.csv: no such file\. lr_from should be the table of a sweep"):
         best_lr(tmp_path / "none.csv")
@@ -252,6 +271,9 @@ def test_best_lr_of_nothing_is_an_error(tmp_path):
         best_lr(tmp_path / "failed.csv")
     with pytest.raises(ValueError, match=r"\.csv.*'tuning'"):
         best_lr("tuning")
+    (tmp_path / "other.csv").write_text("a\n1\n")
+    with pytest.raises(ValueError, match=r"other\.csv has no column .* Choose another lr_from\."):
+        best_lr(tmp_path / "other.csv")
 
 
 @pytest.mark.filterwarnings("ignore::deepchest_utils.datasets.base.DataWarning")  # too few for every finding

@@ -2,11 +2,14 @@
 network that learns."""
 
 import dataclasses
+import json
 import shutil
 import threading
 import time
 import warnings
 from functools import partial
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -15,13 +18,14 @@ import torch
 from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 
 from deepchest_utils import FINDINGS, METHODS, Method, Run, Splits, TrainConfig, load_dataset, train
+from deepchest_utils.config import check_type
 from deepchest_utils.datasets import DataWarning
 from deepchest_utils.models import augment
 from deepchest_utils.models.augment import apply_augmentation, sample_augmentation, to_input
 from deepchest_utils.models.losses import BCE, masked_bce
 from deepchest_utils.results.checkpoint import read_checkpoint
 from deepchest_utils.results.metrics import choose_thresholds
-from deepchest_utils.results.store import COLUMNS
+from deepchest_utils.results.store import COLUMNS, write_json
 from deepchest_utils.training import loop as loop_module
 from deepchest_utils.training import setup
 from deepchest_utils.training.loop import Loop, train_once
@@ -212,6 +216,34 @@ def run_dir_of_one_epoch(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     train(config(epochs=1, run_dir=str(folder)), tiny)
     return folder
+
+
+def test_options_are_written_and_compared_as_plain_values(tmp_path):
+    options = {"data_options": {"table": Path("films.csv")}, "method_options": {"initial": torch.ones(3)}}
+    plain = {"data_options": {"table": "films.csv"}, "method_options": {"initial": [1.0, 1.0, 1.0]}}
+    config = TrainConfig(**options)
+    write_json(tmp_path / "config.json", dataclasses.asdict(config))
+    for found in (config.identity(), json.loads((tmp_path / "config.json").read_text())):
+        assert {name: found[name] for name in plain} == plain
+
+
+@pytest.mark.parametrize(
+    ("hint", "good", "bad"),
+    [
+        (int | float, [1, 1.0, np.float32(0.5)], ["1", None, True, float("nan")]),
+        (float | str | None, [1.0, "x", None], [True, [1.0]]),
+        (Literal["first", "last"] | None, ["last", None], ["lsat", 1]),
+        (list[float] | None, [[1.0], None], [(1.0,)]),
+    ],
+)
+def test_a_value_is_of_one_of_several_types(hint, good, bad):
+    for value in good:
+        found = check_type("alpha", hint, value)
+        assert found == value
+        assert isinstance(found, type(None) | int | float | str | list)
+    for value in bad:
+        with pytest.raises(ValueError, match=r"^alpha should be of type .*\. Found "):
+            check_type("alpha", hint, value)
 
 
 def test_run_dir_of_other_data_is_refused(run_dir_of_one_epoch, few):

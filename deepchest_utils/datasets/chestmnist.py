@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from tqdm.utils import CallbackIOWrapper
 
 from deepchest_utils.datasets.base import ChestXrays, DataError, Splits, limit_images
@@ -56,9 +56,7 @@ def load_chestmnist(
     path = (raw_dir() if root is None else Path(root).expanduser()) / file
     if not path.is_file():
         if path.parent.is_file():
-            raise DataError(
-                f"{path.parent}: data_root of chestmnist should be a folder. Found a file: name its folder."
-            )
+            raise DataError(f"{path.parent}: root (data_root of a run) should be a folder. Found a file.")
         if not download:
             raise DataError(f"{path}: no such file, and download=False.")
         _download(f"{SOURCE}/{file}?download=1", path, MD5[image_size])
@@ -98,12 +96,12 @@ def _read_split(path: Path, name: str, image_size: int) -> tuple[np.ndarray, np.
 
 
 def _download(url: str, path: Path, md5: str) -> None:
-    """Fetch `url` into `path`. What has arrived stays in `<path>.part`, and a later call resumes from there."""
+    """Fetch `url` into `path`, one process at a time. A later call goes on from what has arrived, `<path>.part`."""
     part = path.with_name(f"{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock", timeout=0):
-            if path.is_file():  # another process finished it a moment ago
+        with FileLock(f"{path}.lock"):
+            if path.is_file():  # another process finished it meanwhile
                 return
             _fetch(url, part)
             with open(part, "rb+") as file:
@@ -114,8 +112,6 @@ def _download(url: str, path: Path, md5: str) -> None:
                 message = f"{path}: the download from {url} has MD5 {arrived_md5}, not {md5}"
                 raise DataError(f"{message}, and is deleted. Try again.")
             os.replace(part, path)
-    except Timeout:
-        raise DataError(f"{path}: another process is downloading it. Wait for it.") from None
     except (OSError, http.client.HTTPException) as error:
         message = f"{path}: the download from {url} stopped ({error})"
         raise DataError(f"{message}. Run again to go on, or put the file there yourself.") from error

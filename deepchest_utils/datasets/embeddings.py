@@ -191,7 +191,7 @@ def _match(file: Path, source: Path, names: pd.Series, ids: np.ndarray | None, c
 
 def _find_file(root: Root, features: str | None) -> Path:
     if root is None:
-        raise DataError(f'data_root should name a file of features, or its folder, for dataset="{NAME}". Found None.')
+        raise DataError("root (data_root of a run) should name a file of features, or its folder. Found None.")
     path = Path(root).expanduser()
     if path.is_file():
         files = [path]

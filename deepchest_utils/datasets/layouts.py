@@ -212,7 +212,7 @@ def _first(root: Path, *names: str) -> Path:
     for name in names:
         if (root / name).is_file():
             return root / name
-    raise DataError(f"{root}: no table {' or '.join(names)} in it. data_root should be the folder of the download.")
+    raise DataError(f"{root}: no table {' or '.join(names)} in it. root (data_root of a run) should be the download.")
 
 
 def _of_view(source: Path, views: str, kinds: pd.Series, **kinds_of: Sequence[str]) -> Bool[np.ndarray, " n"]:

@@ -100,10 +100,8 @@ def _find_table(root: Path) -> Path:
         names = ", ".join(path.name for path in others)
         raise DataError(f"{root}: several tables and none of the official name: {names}. Say which with table=...")
     if not others:
-        message = f"no table {', '.join(TABLES)} or other Data_Entry_2017*.csv in it"
-        raise DataError(
-            f"{root}: {message}. data_root should be the folder of the download; table=... is another name."
-        )
+        message = f"no table {', '.join(TABLES)} or other Data_Entry_2017*.csv in it; table=... is another name"
+        raise DataError(f"{root}: {message}. root (data_root of a run) should be the folder of the download.")
     return others[0]
 
 

@@ -70,10 +70,10 @@ class Table:
 def data_folder(root: str | Path | None, dataset: str, content: str) -> Path:
     """The folder `root`; DataError if there is none. dataset, content: for the message."""
     if root is None:
-        raise DataError(f'data_root should name the folder of {content} for dataset="{dataset}". Found None.')
+        raise DataError(f'root (data_root of a run) should name the folder of {content} for "{dataset}". Found None.')
     folder = Path(os.path.expanduser(root))
     if not os.path.isdir(folder):
-        raise DataError(f"data_root {str(folder)[:200]!r}: no such folder.")
+        raise DataError(f"root (data_root of a run) {str(folder)[:200]!r}: no such folder.")
     return folder
 
 
@@ -294,7 +294,7 @@ def _checked(source: Path, names: pd.Series, plain: bool) -> list[str]:
             raise DataError(f"{source}: the image name in row {row} has {len(name):,} characters: {name[:40]}...")
         for reason, pattern in wrong.items():
             if pattern.search(name):
-                right = "a plain file name" if plain else "relative to data_root"
+                right = "a plain file name" if plain else "relative to root"
                 outside = f"image name {name!r} points outside the folder: {reason}"
                 raise DataError(f"{source}: {outside} (row {row}). It should be {right}.")
     return listed
@@ -323,7 +323,7 @@ def rows_on_disk(source: Path, names: pd.Series, entries: Sequence[Any], looked:
     one file has two names or rows: it could be on both sides of a split. looked: where it was looked for."""
     present = np.array([entry is not None for entry in entries])
     if not present.any():
-        example = f"e.g. {names.iloc[0]}. Looked {looked}. Check data_root"
+        example = f"e.g. {names.iloc[0]}. Looked {looked}. Check root, the run's data_root"
         raise DataError(f"{source}: none of its {len(names)} images is on disk, {example}.")
     rows = np.flatnonzero(present)
     files: list[Any] = [entry for entry in entries if entry is not None]

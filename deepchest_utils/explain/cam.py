@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from math import isqrt
 
 import numpy as np
 import torch
@@ -45,14 +46,17 @@ def default_layers(net: nn.Module, image_size: int, method: str = FUSED) -> tupl
     vision transformer, it is the normalisation before the last attention. Raises ValueError if there is none.
     """
     net = _checked(net)
-    if before_attention := [name for name, _ in net.trunk.named_modules() if name.endswith(".ln_1")]:
-        return (before_attention[-1],)
-    sides: list[tuple[str, int]] = []
+    seen = list[tuple[str, Sequence[int]]]()  # modules with the shapes of their outputs
     with torch.no_grad(), evaluated(net), ExitStack() as hooks:
         for name, module in net.trunk.named_modules():
-            hook = module.register_forward_hook(lambda _, __, out, name=name: sides.append((name, _side(out))))
-            hooks.callback(hook.remove)
+            if not isinstance(module, nn.modules.dropout._DropoutNd | nn.Softmax):  # theirs may be attention: no map
+                hook = module.register_forward_hook(lambda _, __, y, n=name: seen.append((n, getattr(y, "shape", ()))))
+                hooks.callback(hook.remove)
         net.trunk(next(net.parameters()).new_zeros(1, 1, image_size, image_size))
+    norms = [(name, shape) for name, shape in seen if len(shape) == 3 and name.endswith((".ln_1", ".norm1"))]
+    if before_attention := [name for name, shape in norms if isqrt(shape[1]) >= MIN_SIDE]:
+        return (before_attention[-1],)
+    sides = [(name, _side(shape)) for name, shape in seen]
     last = {side: name for name, side in sides if side >= MIN_SIDE}
     if not last:
         finest = max(side for _, side in sides)
@@ -69,18 +73,16 @@ def _checked(net: nn.Module) -> MultiTaskNet:
     return net
 
 
-def _side(out: object) -> int:
+def _side(shape: Sequence[int]) -> int:
     """Cells along a side of a square map, channels first or last; 0 for anything else."""
-    if isinstance(out, Tensor) and out.ndim == 4 and out.shape[2] in (out.shape[1], out.shape[3]):
-        return out.shape[2]
-    return 0
+    return shape[2] if len(shape) == 4 and shape[2] in (shape[1], shape[3]) else 0
 
 
 def _channels_first(out: Tensor) -> Tensor:
-    """A map as (B, C, H, W), from channels last (Swin) or from tokens after the class token (ViT)."""
+    """A map as (B, C, H, W), from channels last (Swin) or from tokens (ViT), which follow a class token or several."""
     if out.ndim == 3:
-        side = int((out.shape[1] - 1) ** 0.5)
-        return out[:, 1:].mT.reshape(len(out), -1, side, side)
+        side = isqrt(out.shape[1])
+        return out[:, -(side**2) :].mT.reshape(len(out), -1, side, side)
     return out if out.shape[2] == out.shape[3] else out.permute(0, 3, 1, 2)
 
 

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from deepchest_utils.config import TrainConfig
+from deepchest_utils.config import TrainConfig, to_plain
 from deepchest_utils.distributed import world_size
 from deepchest_utils.files import FileError, atomic_write, csv_path, one_line, write_file
 from deepchest_utils.paths import PROJECT
@@ -97,10 +97,14 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def read_results(path: str | Path, columns: list[str], what: str, missing_ok: bool = True) -> pd.DataFrame:
-    """Read a CSV of results that has these columns; an empty table if there is no file and `missing_ok`.
+def read_results(
+    path: str | Path, columns: list[str], what: str, missing_ok: bool = True, name: str = "out"
+) -> pd.DataFrame:
+    """Read a CSV of results that has these columns; an empty table if there is no file and `missing_ok`: it may be written,
+    and an error advises another value of the argument `name`.
     Raises FileError: it is no readable CSV, breaks off, or lacks a column: it is no table of `what`, a "sweep", say.
     """
+    advice = f" Choose another {name}." if missing_ok else ""
     if missing_ok and not Path(path).exists():
         return pd.DataFrame(columns=columns)
     try:
@@ -109,9 +113,9 @@ def read_results(path: str | Path, columns: list[str], what: str, missing_ok: bo
             raise ValueError("it breaks off")
         table = pd.read_csv(io.BytesIO(content), dtype=_TYPES)
     except (ValueError, OSError) as error:  # pandas' own errors are of the first type
-        raise FileError(f"{path}: not a readable table ({one_line(error)}). Choose another out.") from None
+        raise FileError(f"{path}: not a readable table ({one_line(error)}).{advice}") from None
     if missing := set(columns) - set(table.columns):
-        raise FileError(f"{path} has no column {min(missing)!r}: no table of a {what}. Choose another out.")
+        raise FileError(f"{path} has no column {min(missing)!r}: no table of a {what}.{advice}")
     return table
 
 
@@ -121,7 +125,7 @@ def write_table(path: str | Path, table: pd.DataFrame) -> None:
 
 
 def write_json(path: str | Path, value: object) -> None:
-    write_file(path, json.dumps(value, indent=1, default=str) + "\n")
+    write_file(path, json.dumps(value, indent=1, default=to_plain) + "\n")
 
 
 def write_run(
@@ -261,14 +265,14 @@ class RunTable:
         folder: `<out>/`, which has the folders of the runs.
     """
 
-    def __init__(self, out: str | Path):
-        self.out = csv_path(out)
+    def __init__(self, out: str | Path, name: str = "out"):
+        self.out = csv_path(out, name)
         self.folder = self.out.with_suffix("")
         self.cells_path, self.summary_path, self.replicates_path = (
             self.out.with_name(self.out.stem + end) for end in (_CELLS, "_summary.csv", "_replicates.npz")
         )
-        self.rows = read_results(self.out, ["cell", *COLUMNS], "sweep")
-        self.cells = read_results(self.cells_path, ["cell", "status"], "sweep")
+        self.rows = read_results(self.out, ["cell", *COLUMNS], "sweep", name=name)
+        self.cells = read_results(self.cells_path, ["cell", "status"], "sweep", name=name)
         self.replicates: dict[str, np.ndarray] = {}
         if self.replicates_path.exists():
             try:
@@ -277,7 +281,7 @@ class RunTable:
                     self.replicates = dict(arrays)
             except Exception as error:  # a damaged archive raises one of several types
                 reason = f"not a readable archive of arrays ({one_line(error)})"
-                raise FileError(f"{self.replicates_path}: {reason}. Choose another out.") from error
+                raise FileError(f"{self.replicates_path}: {reason}. Choose another {name}.") from error
 
     def finished(self) -> set[str]:
         """Ids of the finished runs."""
