@@ -44,7 +44,7 @@ def test_findings_above_each_guess_are_those_that_the_text_names():
         for name in ("usual place", "centre", "random")
     }
     assert set(above["usual place"]) == {"Consolidation", "Mass", "Nodule"}
-    assert "Looking is better only for Consolidation, Mass and Nodule" in SAID
+    assert "Looking is better only for Mass, Consolidation and Nodule" in SAID
     assert len(above["centre"]) == 10
     assert len(above["random"]) == 12
     assert "beat the centre for ten of the fourteen findings, and random maps for twelve" in SAID
@@ -55,10 +55,10 @@ def test_findings_above_each_guess_are_those_that_the_text_names():
 def test_the_table_of_the_papers_is_told_as_printed():
     shown = NOTEBOOK.shown("box_table(found)")
     network, centre, place = (row(shown, name) for name in ("network", "centre", "usual place"))
-    low = f"The network has {network[0]:.0%} of the images at T = 0.1, no more than the centre ({centre[0]:.0%})"
+    low = f"The network has {network[0]:.0%} of the images at T = 0.1, about as many as the centre ({centre[0]:.0%})"
     assert low in SAID
     assert f"at 0.5 it has {network[4]:.0%}, the usual place {place[4]:.0%}" in SAID
-    assert network[0] < centre[0]
+    assert abs(network[0] - centre[0]) < 0.02
     assert len(network) == 8  # seven levels, and the mean IoU
 
 
@@ -80,8 +80,8 @@ def test_the_network_gains_by_looking_and_a_guess_does_not():
     assert row(shown, "usual place") == row(shown, "centre") == [0, 0, 0]
     most = row(shown, "the region itself")[0]
     assert f"would gain {most:.2f}" in SAID
-    assert 1 / 25 < mean / most < 1 / 17
-    assert "win a twentieth of that" in SAID
+    assert round(most / mean) == 13
+    assert "win a thirteenth of that" in SAID
     low, high = row(shown, "random")[1:]
     assert low < 0 < high
 
@@ -89,11 +89,11 @@ def test_the_network_gains_by_looking_and_a_guess_does_not():
 def test_shuffling_takes_the_hits_away():
     shown = NOTEBOOK.shown("sanity = {score")
     (layercam, _, eigencam), head = row(shown, "as trained"), row(shown, "head")
-    assert f"keeps half of its hits ({head[0]:.2f} of {layercam:.2f})" in SAID
-    assert 0.45 < head[0] / layercam < 0.55
+    assert f"keeps over a third of its hits ({head[0]:.2f} of {layercam:.2f})" in SAID
+    assert 1 / 3 < head[0] / layercam < 0.4
     random = row(NOTEBOOK.shown("usual_place(known, truth)"), "random")[0]
     for part in ("layer2", "layer1", "bn1", "conv1"):
-        assert row(shown, part)[0] < random / 4
+        assert row(shown, part)[0] < random / 2
     labels = row(shown, "labels")
     assert f"its maps hit {labels[0]:.2f} where random maps hit {random:.2f}" in SAID
     assert head[2] == eigencam

@@ -151,6 +151,7 @@ def draw_perturbation(
             "prevalence of the findings", (0.99, (prevalence - normal) / span), (0, -11), textcoords="offset points",
             fontsize=8, ha="right",
         )  # fmt: skip
+        ax.set_ylim(bottom=min(ax.get_ylim()[0], (prevalence - normal) / span - 0.15))  # room for these words
         early = "fall" if what == "deletion" else "rise"
         moved = "replaced" if what == "deletion" else "brought back"
         ax.set(title=f"{what.capitalize()} (an early {early} is good)", xlabel=f"share of the pixels {moved}")
