@@ -253,7 +253,7 @@ def test_unreadable_table(make, content, message):
 def test_no_folder(tmp_path):
     with pytest.raises(DataError, match="no such folder"):
         load(tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r'for dataset="csv". Found None'):
+    with pytest.raises(DataError, match=r'root .*should name the folder of the images for "csv"\. Found None'):
         load(None)
 
 

@@ -81,8 +81,8 @@ class Loss(nn.Module):
             raise ValueError(
                 f"logits and labels should have shape {shape}, and be floating point. Found logits {found}."
             )
-        if labels.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere a step would wait for it
-            _check_labels(labels)
+        if not rest and labels.device.type == "cpu" and not torch.compiler.is_compiling():
+            _check_labels(labels)  # elsewhere a step would wait for it, and whoever has the counts knows the labels
         return cast(Tensor, super().__call__(logits, labels, *rest))
 
     def terms(self, z: Float[Tensor, "n k"]) -> Terms:

@@ -151,11 +151,11 @@ def draw_perturbation(
             "prevalence of the findings", (0.99, (prevalence - normal) / span), (0, -11), textcoords="offset points",
             fontsize=8, ha="right",
         )  # fmt: skip
-        ax.set_ylim(bottom=min(ax.get_ylim()[0], (prevalence - normal) / span - 0.15))  # room for these words
         early = "fall" if what == "deletion" else "rise"
         moved = "replaced" if what == "deletion" else "brought back"
         ax.set(title=f"{what.capitalize()} (an early {early} is good)", xlabel=f"share of the pixels {moved}")
     axes[0].set_ylabel("0: normal chest, 1: whole image")
+    axes[0].set_ylim(bottom=min(axes[0].get_ylim()[0], (prevalence - normal) / span - 0.15))  # room for the words
     right = axes[1].secondary_yaxis("right", functions=(lambda v: normal + span * v, lambda p: (p - normal) / span))
     right.set_ylabel("mean probability of the finding")
     axes[0].legend(fontsize=8, loc="upper right")
