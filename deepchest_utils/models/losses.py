@@ -313,6 +313,7 @@ _CLASSES: dict[str, Callable[..., Loss]] = dict(
 
 def make_loss(name: str, labels: Float[Tensor, "n k"] | Float[np.ndarray, "n k"], **options: Any) -> Loss:
     """A loss by name, for `loss(logits, labels)` -> (K,) in any loop; its class here has its equation and its options.
+    Collective: with several processes it is the loss of all their images, whose gradients are to be summed, not averaged.
 
     Args:
         name: bce, balanced, focal, asymmetric, logit_adjusted or ldam; options may stand in brackets: "focal(gamma=3)".

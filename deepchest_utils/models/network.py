@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from deepchest_utils.models.losses import MIN_SHARE
 from deepchest_utils.models.trunks import Backbone, Weights, build_trunk
 
 Prevalence: TypeAlias = Float[Tensor, " k"] | None  # of positives in training, where they are known
@@ -13,7 +14,7 @@ Prevalence: TypeAlias = Float[Tensor, " k"] | None  # of positives in training, 
 
 def prevalence_logit(prevalence: Prevalence, num_tasks: int) -> Float[Tensor, " k"]:
     """Where the biases of the heads start, (K,): zeros if the prevalence is not known."""
-    return torch.zeros(num_tasks) if prevalence is None else torch.logit(prevalence.nan_to_num(0.5), eps=1e-4)
+    return torch.zeros(num_tasks) if prevalence is None else torch.logit(prevalence.nan_to_num(0.5), eps=MIN_SHARE)
 
 
 class TwoWay(nn.Module):
