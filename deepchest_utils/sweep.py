@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 from scipy.stats import qmc
 
-from deepchest_utils.config import ARCHITECTURES, LOSSES, TrainConfig, check_choice, did_you_mean, split_spec
+from deepchest_utils.config import ARCHITECTURES, LOSSES, TrainConfig, check_choice, did_you_mean, split_spec, to_plain
 from deepchest_utils.datasets import Splits, load_dataset
 from deepchest_utils.files import exclusive_lock
 from deepchest_utils.progress import log_line, progress
@@ -176,7 +176,8 @@ def _load(arguments: str) -> Splits:
 
 def data_of(c: TrainConfig) -> Splits:
     """The run's data; those of the last run stay in memory."""
-    return _load(json.dumps([c.dataset, c.data_root, c.image_size, c.data_seed, c.split, c.identity()["data_options"]]))
+    given = [c.dataset, c.data_root, c.image_size, c.data_seed, c.split, c.data_options]
+    return _load(json.dumps(given, default=to_plain))
 
 
 def run_trial(trial: Trial, threads: int, folder: str | None = None) -> TrialResult:
@@ -229,7 +230,8 @@ def _read_trial(trial: Trial, folder: Path, data: Splits) -> TrialResult:
 def check_data(tables: RunTable, trials: Sequence[Trial]) -> None:
     """Raise ValueError if a finished trial ran on other data than it would now: its id does not say where data lie."""
     done = tables.cells[tables.cells.status == "done"].set_index("cell")
-    for trial in sorted(trials, key=lambda trial: json.dumps(trial.config.identity()["data_options"], sort_keys=True)):
+    as_text = partial(json.dumps, sort_keys=True, default=to_plain)
+    for trial in sorted(trials, key=lambda trial: as_text(trial.config.data_options)):
         if trial.id in done.index and done.data[trial.id] != data_of(trial.config).fingerprint():
             run = f"{trial.method} seed {trial.config.seed}"
             now = f"{trial.config.dataset} in {trial.config.data_root} now"

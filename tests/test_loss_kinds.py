@@ -10,7 +10,7 @@ from torchvision.ops import sigmoid_focal_loss
 from deepchest_utils import EpochReport, TrainConfig, make_loss
 from deepchest_utils.__main__ import parse
 from deepchest_utils.config import LOSSES, split_spec
-from deepchest_utils.models.losses import masked_bce, prevalence_entropy
+from deepchest_utils.models.losses import count_known, masked_bce, prevalence_entropy
 from deepchest_utils.models.network import prevalence_logit
 from deepchest_utils.results.labels import method_label
 from deepchest_utils.sweep import make_trials
@@ -243,3 +243,10 @@ def test_a_sweep_names_the_loss_beside_the_method():
     assert label == "DeepChest (floor 0.25), mtan, focal (gamma 3)"
     assert split_spec("my@focal(") == ("my@focal(", "", "")
     assert [split_spec(f"equal@{loss}")[2] for loss in LOSSES] == list(LOSSES)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_counts_may_be_given_by_name(name):
+    logits, labels = (torch.tensor(values) for values in batch())
+    loss = make_loss(name, TRAIN)
+    assert torch.equal(loss(logits, labels, counts=count_known(labels)), loss(logits, labels))

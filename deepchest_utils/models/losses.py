@@ -74,16 +74,16 @@ class Loss(nn.Module):
         for name, value in (("positives", 1), ("negatives", 0)):
             self.register_buffer(name, (labels == value).sum(0).double())
 
-    def __call__(self, logits: Float[Tensor, "b k"], labels: Float[Tensor, "b k"], *rest: Any) -> Float[Tensor, " k"]:
+    def __call__(
+        self, logits: Float[Tensor, "b k"], labels: Float[Tensor, "b k"], counts: Int[Tensor, " k"] | None = None
+    ) -> Float[Tensor, " k"]:
         shape = (len(logits), *self.positives.shape)
         if not labels.is_floating_point() or not logits.shape == labels.shape == shape:  # they would be broadcast
-            found = f"{tuple(logits.shape)}, and labels {tuple(labels.shape)} of {labels.dtype}"
-            raise ValueError(
-                f"logits and labels should have shape {shape}, and be floating point. Found logits {found}."
-            )
-        if not rest and labels.device.type == "cpu" and not torch.compiler.is_compiling():
+            found = f"Found logits {tuple(logits.shape)}, and labels {tuple(labels.shape)} of {labels.dtype}."
+            raise ValueError(f"logits and labels should have shape {shape}, and be floating point. {found}")
+        if counts is None and labels.device.type == "cpu" and not torch.compiler.is_compiling():
             _check_labels(labels)  # elsewhere a step would wait for it, and whoever has the counts knows the labels
-        return cast(Tensor, super().__call__(logits, labels, *rest))
+        return cast(Tensor, super().__call__(logits, labels, counts))
 
     def terms(self, z: Float[Tensor, "n k"]) -> Terms:
         """The cost of each logit where the finding is present, and where it is absent; both (n, K), at least 0."""

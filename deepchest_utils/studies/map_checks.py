@@ -73,12 +73,12 @@ def perturbation_curves(
         insert: the other way round, pixels come into the normal chest.
     """
     device = next(net.parameters()).device
+    gone = to_input(torch.tensor(normal[None])).to(device)
     curves = np.empty((len(images), len(shares)))
     with torch.no_grad(), evaluated(net):
         for start in range(0, len(images), batch_size):
             batch = slice(start, start + batch_size)
             x = to_input(torch.tensor(images[batch])).to(device)
-            gone = to_input(torch.tensor(normal[None])).to(device).expand_as(x)
             ranks = torch.from_numpy(_pixel_ranks(maps[batch])).to(device)[:, None]
             before, after = (gone, x) if insert else (x, gone)
             asked = torch.from_numpy(tasks[batch]).to(device)[:, None]

@@ -93,8 +93,8 @@ def check_state(
     if value.shape[: len(shape)] != shape:
         raise ValueError(f"{what} should begin with shape {shape} in a state to load. Found {tuple(value.shape)}.")
     good = value.isfinite() & (signed | (value >= 0))
-    if math.isnan(start) or start == math.inf:
-        good |= value.isnan() if math.isnan(start) else value == math.inf
+    if not math.isfinite(start):
+        good |= value.isnan() if math.isnan(start) else value == start
     if not good.all():
         wanted, found = "finite" if signed else "finite and not negative", value[~good][:5].tolist()
         raise ValueError(f"{what} should be {wanted} in a state to load. Found {found}. Load another, or start anew.")
@@ -111,10 +111,8 @@ class Stateful(nn.Module):
 
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
         super().register_buffer(name, tensor, persistent)
-        unknown = tensor is None or tensor.is_meta
-        vars(self).setdefault("_starts", {})[name] = (
-            math.nan if unknown else float(cast(Tensor, tensor).flatten()[:1].sum())
-        )
+        start = math.nan if tensor is None or tensor.is_meta else float(tensor.flatten()[:1].sum())
+        vars(self).setdefault("_starts", {})[name] = start
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Stateful":
         def keep_type(tensor: Tensor) -> Tensor:
