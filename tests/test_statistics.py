@@ -519,7 +519,7 @@ def test_a_judged_difference_is_the_paired_t_test_and_two_one_sided_ones(count):
     (row,) = judge_differences(paired_differences(long, by=["task"]), ["task"]).itertuples()
     reference = stats.ttest_rel(one, other)
     assert [row.low, row.high] == pytest.approx(list(reference.confidence_interval()))
-    assert [row.p, row.p_holm, row.freedom] == pytest.approx([reference.pvalue, reference.pvalue, count - 1])
+    assert [row.p, row.p_holm, row.df] == pytest.approx([reference.pvalue, reference.pvalue, count - 1])
     above = stats.ttest_1samp(one - other, -0.01, alternative="greater").pvalue
     below = stats.ttest_1samp(one - other, 0.01, alternative="less").pvalue
     assert row.p_equivalent == pytest.approx(max(above, below))

@@ -115,10 +115,10 @@ def mean_interval(values: Float[np.ndarray, " s"], replicates: Float[np.ndarray,
     patient_variance = replicates.var(ddof=1) if len(replicates) > 1 else np.nan
     terms = (seed_sd**2 / count if count > 1 else 0.0, patient_variance if len(replicates) > 1 else 0.0)
     error = np.sqrt(sum(terms)) if count > 1 or len(replicates) > 1 else np.nan
-    freedom = sum(terms) ** 2 / (terms[0] ** 2 / (count - 1)) if terms[0] > 0 else np.inf
-    mean, reach = values.mean(), stats.t.ppf(1 - ALPHA / 2, freedom) * error
+    df = sum(terms) ** 2 / (terms[0] ** 2 / (count - 1)) if terms[0] > 0 else np.inf
+    mean, reach = values.mean(), stats.t.ppf(1 - ALPHA / 2, df) * error
     # without an error, in every seed and every replicate the same: certain if it is a difference of 0
-    p = 2 * stats.t.sf(abs(mean) / error, freedom) if error != 0 else float(mean == 0)
+    p = 2 * stats.t.sf(abs(mean) / error, df) if error != 0 else float(mean == 0)
     numbers = (mean, mean - reach, mean + reach, p, seed_sd, np.sqrt(patient_variance))
     return dict(zip(NUMBERS, map(float, numbers), strict=True))
 
@@ -216,7 +216,7 @@ def paired_differences(
     return adjust_p(result, by if family is None else family)
 
 
-VERDICT = ["freedom", "p_equivalent", "chance", "smallest", "verdict"]  # what `judge_differences` adds
+VERDICT = ["df", "p_equivalent", "chance", "smallest", "verdict"]  # what `judge_differences` adds
 
 
 def judge_differences(
@@ -240,7 +240,7 @@ def judge_differences(
             resampled t-test of Nadeau and Bengio (2003, Machine Learning 52).
 
     Returns:
-        The table with low and high (95%), p and p_holm anew, and with the columns of `VERDICT`. freedom: the degrees of
+        The table with low and high (95%), p and p_holm anew, and with the columns of `VERDICT`. df: the degrees of
         freedom. p_equivalent: the larger p of two one-sided tests against the margin, for this row alone. chance: that
         the method is above the baseline in another pair. smallest: the true difference that one test at level 0.05
         finds with 80% power. verdict: "higher" or "lower" (significant: p_holm below 0.05 and at least 5
@@ -249,28 +249,28 @@ def judge_differences(
     """
     pairs = differences["pairs" if "pairs" in differences else "seeds"].to_numpy(float)
     mean, sd = differences["mean"].to_numpy(), differences.seed_sd.to_numpy()
-    freedom = np.where(pairs > 1, pairs - 1, np.nan)
+    df = np.where(pairs > 1, pairs - 1, np.nan)
     error = np.sqrt(sd**2 * (1 / pairs + overlap) + differences.patient_sd.fillna(0.0).to_numpy() ** 2)
-    reach = stats.t.ppf(1 - ALPHA / 2, freedom) * error
+    reach = stats.t.ppf(1 - ALPHA / 2, df) * error
     with np.errstate(divide="ignore", invalid="ignore"):  # the same in every pair: certain, unless both are 0
-        p = np.where((mean == 0) & (error == 0), 1.0, 2 * stats.t.sf(np.abs(mean) / error, freedom))
-        p_equivalent = stats.t.sf((margin - np.abs(mean)) / error, freedom)
-        chance = stats.t.cdf(mean / np.sqrt(sd**2 + error**2), freedom)
+        p = np.where((mean == 0) & (error == 0), 1.0, 2 * stats.t.sf(np.abs(mean) / error, df))
+        p_equivalent = stats.t.sf((margin - np.abs(mean)) / error, df)
+        chance = stats.t.cdf(mean / np.sqrt(sd**2 + error**2), df)
     table = adjust_p(differences.assign(low=mean - reach, high=mean + reach, p=p), family)
     enough = pairs >= MIN_PAIRS
     significant, equivalent = is_significant(table.p_holm.to_numpy(), pairs), enough & (p_equivalent < ALPHA)
     words = np.select([significant & (mean > 0), significant, equivalent], ["higher", "lower", "equivalent"], "open")
     words = np.where(significant & equivalent, np.char.add(words.astype(str), ", equivalent"), words)
-    smallest = smallest_difference(error, freedom)
-    verdict = dict(zip(VERDICT, (freedom, p_equivalent, chance, smallest, words), strict=True))
+    smallest = smallest_difference(error, df)
+    verdict = dict(zip(VERDICT, (df, p_equivalent, chance, smallest, words), strict=True))
     return table.assign(**verdict)
 
 
 def smallest_difference(
-    error: Float[np.ndarray, " n"], freedom: Float[np.ndarray, " n"], alpha: float = ALPHA, power: float = 0.8
+    error: Float[np.ndarray, " n"], df: Float[np.ndarray, " n"], alpha: float = ALPHA, power: float = 0.8
 ) -> Float[np.ndarray, " n"]:
     """The true difference that a two-sided t-test with this standard error finds with the given power."""
-    kinds, kind_of = np.unique(freedom, return_inverse=True)
+    kinds, kind_of = np.unique(df, return_inverse=True)
     critical = stats.t.ppf(1 - alpha / 2, kinds)
     low, high = np.zeros_like(critical), 2 * critical + 10  # in standard errors
     for _ in range(60):  # bisection: the power grows with the difference

@@ -263,9 +263,11 @@ def finetune(out: Path, images: Path, methods: Sequence[str]) -> Rounds:
     yield table, [cell(m, TUNING, 1, rate) for rate in RATES for m in (*ASKED[:2], SCRATCH)]
     rate, own = (tuned_rate(out / f"{table}.csv", chosen_by) for chosen_by in (ASKED[:2], [SCRATCH]))
     asked = (*ASKED, *(best_two(out / "real_main.csv") or ("uncertainty", "hedge")))
-    order = [(number, part) for number in range(1, FEW + 1) for part in range(1, FOLDS + 1)]
-    cells = [cell(m, *place, rate) for place in order for m in asked]
-    yield "real_finetune", cells + [cell(SCRATCH, *place, own) for place in order[:FOLDS]]
+    order = [
+        (number, part, m) for number in range(1, FEW + 1) for part in range(1, FOLDS + 1) for m in (*asked, SCRATCH)
+    ]
+    wanted = [place for place in order if place[0] == 1 or place[2] != SCRATCH]
+    yield "real_finetune", [cell(m, n, part, own if m == SCRATCH else rate) for n, part, m in wanted]
 
 
 def ladder_fields(rate: float) -> dict[str, dict[str, Any]]:
@@ -290,9 +292,8 @@ def ladder(out: Path, images: Path, methods: Sequence[str]) -> Rounds:
     rungs = ladder_fields(tuned_rate(out / "real_ladder_tuning.csv", pair))
     order = [(number, rung, m) for number in range(1, SPLITS + 1) for rung in RUNGS for m in pair]
     wanted = [(number, rung, m) for number, rung, m in order if rung != "published" or number <= WIDE_SPLITS]
-    wanted.sort(
-        key=lambda cell: (cell[0] > WIDE_SPLITS, cell[1] == "published")
-    )  # cells at 128 px take five times as long
+    # cells at 128 px take five times as long
+    wanted.sort(key=lambda cell: (cell[0] > WIDE_SPLITS, cell[1] == "published"))
     # Equal has no weights that could start anywhere else: its last rung is the one before
     yield (
         "real_ladder",
