@@ -166,11 +166,19 @@ def test_the_ladder(steps):
     first, last = auroc.iloc[0], auroc.iloc[-1]
     assert f"is {format_interval(accuracy.iloc[0])} in accuracy and {format_interval(first)} in AUROC" in section
     assert f"it is {format_interval(last)}, {last.verdict} in AUROC" in section
-    for name, table in {"accuracy": accuracy, "AUROC": auroc}.items():
+    found = {
+        name: [row.words for row in table.itertuples() if is_significant(row.p_holm, row.pairs)]
+        for name, table in {"accuracy": accuracy, "AUROC": auroc}.items()
+    }
+    nowhere = "On no rung does DeepChest differ from Equal significantly, in accuracy or in AUROC."
+    assert (nowhere in section) != any(found.values())
+    for name, words in found.items() if any(found.values()) else ():
         sentence = re.search(rf"In {name} DeepChest differs from Equal significantly on (.*?)\.", section).group(1)
-        found = [row.words for row in table.itertuples() if is_significant(row.p_holm, row.pairs)]
-        assert re.findall(r"\*(.*?)\*", sentence) == found
-        assert bool(found) != (sentence == "no rung")
+        assert re.findall(r"\*(.*?)\*", sentence) == words
+    assert f"no interval in accuracy reaches beyond {accuracy[['low', 'high']].abs().to_numpy().max():.3f}." in section
+    clear = (auroc.step_low > 0) | (auroc.step_high < 0)
+    assert ("No step's interval excludes zero" in section) != clear.any()
+    assert all(f"*{words}*" in section for words in auroc.words[clear])
     assert f"AUROC goes from {first.equal:.3f} to {last.equal:.3f}" in section
     big = auroc.step.abs().idxmax()
     for rung in (big, "patients"):

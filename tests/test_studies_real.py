@@ -242,6 +242,11 @@ def test_the_ladder_is_read_rung_by_rung(tmp_path):
     assert auroc.step.to_list()[1:] == pytest.approx([0.1] + [0] * 7)
     accuracy = found[found.metric == "accuracy"]
     assert set(accuracy["mean"]) == {0.0}
+    write_table(tmp_path / "narrow.csv", [row for row in made if row[0].config.image_size == 64])
+    narrow = ladder_table(tmp_path / "narrow.csv")
+    assert narrow.words[0] == "as published, 64 px"
+    assert list(narrow.rung.unique()) == list(RUNGS)[1:]
+    assert np.isnan(narrow.step[0])
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -263,10 +263,9 @@ def finetune(out: Path, images: Path, methods: Sequence[str]) -> Rounds:
     yield table, [cell(m, TUNING, 1, rate) for rate in RATES for m in (*ASKED[:2], SCRATCH)]
     rate, own = (tuned_rate(out / f"{table}.csv", chosen_by) for chosen_by in (ASKED[:2], [SCRATCH]))
     asked = (*ASKED, *(best_two(out / "real_main.csv") or ("uncertainty", "hedge")))
-    order = [
-        (number, part, m) for number in range(1, FEW + 1) for part in range(1, FOLDS + 1) for m in (*asked, SCRATCH)
-    ]
+    order = product(range(1, FEW + 1), range(1, FOLDS + 1), (*asked, SCRATCH))
     wanted = [place for place in order if place[0] == 1 or place[2] != SCRATCH]
+    wanted.sort(key=lambda place: (place[0], place[2] not in (*ASKED, SCRATCH)))
     yield "real_finetune", [cell(m, n, part, own if m == SCRATCH else rate) for n, part, m in wanted]
 
 
@@ -295,10 +294,8 @@ def ladder(out: Path, images: Path, methods: Sequence[str]) -> Rounds:
     # cells at 128 px take five times as long
     wanted.sort(key=lambda cell: (cell[0] > WIDE_SPLITS, cell[1] == "published"))
     # Equal has no weights that could start anywhere else: its last rung is the one before
-    yield (
-        "real_ladder",
-        [cell(m, number, rungs[rung]) for number, rung, m in wanted if (rung, m) != ("initial", "equal")],
-    )
+    cells = [cell(m, number, rungs[rung]) for number, rung, m in wanted if (rung, m) != ("initial", "equal")]
+    yield "real_ladder", cells
 
 
 def ladder_table(table: Path) -> pd.DataFrame:
@@ -338,7 +335,9 @@ def ladder_table(table: Path) -> pd.DataFrame:
             here = found.rung == rung
             for name, column in (("step", "mean"), ("step_low", "low"), ("step_high", "high")):
                 found.loc[here, name] = found.metric[here].map(step[column])
-    found.insert(1, "words", found.rung.map({rung: words for rung, (words, _) in RUNGS.items()}))
+    found.insert(1, "words", [RUNGS[rung][0] for rung in found.rung])
+    if "published" not in set(found.rung):
+        found.loc[found.rung == "size", "words"] = f"as published, {RUNGS['size'][0]}"
     return found
 
 
