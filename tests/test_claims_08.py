@@ -137,7 +137,8 @@ def test_tuning_and_chosen_epochs(rows, chosen):
 def test_the_encoder_fine_tuned():
     rows = real.finetune_rows(RESULTS / "real_finetune.csv")
     shared = by_method(real.compare_folds(rows[rows.method != real.SCRATCH]))
-    assert set(shared.index) == {*real.ASKED[1:], *real.best_two(RESULTS / "real_main.csv")}
+    named = "Validation scores on the frozen encoder named two further methods" in SAID
+    assert set(shared.index) == {*real.ASKED[1:], *(real.best_two(RESULTS / "real_main.csv") if named else ())}
     row = shared.loc["deepchest"]
     folds = {5: "five", 10: "ten"}[row.pairs]
     assert f"at 128 px for 10 epochs, in {folds} folds" in SAID

@@ -265,7 +265,7 @@ def finetune(out: Path, images: Path, methods: Sequence[str]) -> Rounds:
     asked = (*ASKED, *(best_two(out / "real_main.csv") or ("uncertainty", "hedge")))
     order = product(range(1, FEW + 1), range(1, FOLDS + 1), (*asked, SCRATCH))
     wanted = [place for place in order if place[0] == 1 or place[2] != SCRATCH]
-    wanted.sort(key=lambda place: (place[0], place[2] not in (*ASKED, SCRATCH)))
+    wanted.sort(key=lambda place: (place[0], place[2] not in (*ASKED, SCRATCH)))  # the best two at the end of a round
     yield "real_finetune", [cell(m, n, part, own if m == SCRATCH else rate) for n, part, m in wanted]
 
 
