@@ -52,6 +52,9 @@ def test_the_expected_best_is_the_mean_over_all_choices(count):
     values = np.random.default_rng(0).random(6)
     wanted = np.mean([max(choice) for choice in combinations(values, count)])
     assert expected_best(values, count) == pytest.approx(wanted)
+    scores = np.random.default_rng(1).random(6)
+    wanted = np.mean([max(choice)[1] for choice in combinations(zip(scores, values, strict=True), count)])
+    assert expected_best(values, count, scores) == pytest.approx(wanted)
 
 
 def test_more_settings_than_there_are_is_an_error():

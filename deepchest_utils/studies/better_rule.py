@@ -44,14 +44,15 @@ REGIME_TITLES = {  # table -> title
 }  # fmt: skip
 
 
-def expected_best(values: Float[np.ndarray, " n"], count: int) -> float:
-    """The mean, over all choices of `count` of the N values, of the largest of them."""
+def expected_best(values: Float[np.ndarray, " n"], count: int, scores: Float[np.ndarray, " n"] | None = None) -> float:
+    """The mean, over all choices of `count` of the N values, of the one with the largest score (default: the value itself)."""
     n = len(values)
     if not 1 <= count <= n:
         raise ValueError(f"count should be between 1 and the {n} values. Found {count}.")
-    # the i-th largest is the best of those choices that take it and the rest from the smaller ones
+    # the i-th best is the best of those choices that take it and the rest from the worse ones
     ways = [comb(n - 1 - i, count - 1) / comb(n, count) for i in range(n)]
-    return float(np.sort(values)[::-1] @ np.array(ways))
+    order = np.argsort(values if scores is None else scores)[::-1]
+    return float(values[order] @ np.array(ways))
 
 
 def tuning_curves(table: Path) -> pd.DataFrame:

@@ -21,6 +21,7 @@ from deepchest_utils.datasets import ChestXrays, Splits, load_dataset
 from deepchest_utils.datasets.findings import FINDINGS
 from deepchest_utils.results import store
 from deepchest_utils.results.statistics import judge_differences, paired_differences
+from deepchest_utils.studies.better_rule import expected_best
 from deepchest_utils.studies.replication import DEARER, ENDPOINT, METHODS, VAL_POSITIVES, run_rounds, with_settings
 from deepchest_utils.sweep import Setting, Trial, draw_settings
 from deepchest_utils.training import Run
@@ -32,6 +33,7 @@ COUNTED = tuple(finding for finding in FINDINGS if finding not in RARE)  # findi
 FOLDS, FEW, ROUNDS = 5, 2, 10  # folds a round, rounds of every method, rounds of `ASKED`
 OVERLAP = 1 / (FOLDS - 2)  # test images over training images: a fold is test, the next one validation
 SETTINGS = draw_settings(0, 8, (1e-4, 1e-3), (0.01, 1.0))
+COUNTS = (1, 2, 4, 8)  # of settings, in tuning curves
 BASE: dict[str, Any] = {
     "dataset": "embeddings",
     "epochs": 40,
@@ -206,16 +208,21 @@ def network_rows(out: Path) -> pd.DataFrame:
 
 
 def budget_curves(rows: pd.DataFrame) -> pd.DataFrame:
-    """What tuning is worth: of each method (rows) the tested AUROC of the best on validation of the first 1, 2, 4 and 8
-    settings (columns), mean over the folds that all methods have.
+    """What tuning is worth: of each method (rows) the tested AUROC of the best on validation of 1, 2, 4 and 8 settings
+    (columns), mean over all choices of so many, and over the folds that all methods have.
 
     Args:
         rows: Of `fold_rows`.
     """
     rows = rows[rows.groupby(["seed", "fold"]).method.transform("nunique") == rows.method.nunique()]
-    counts = [2**k for k in range(len(SETTINGS).bit_length())]
-    chosen = {count: choose(rows, count).query("metric == 'auroc'") for count in counts}
-    return pd.DataFrame({count: found.groupby("method").value.mean() for count, found in chosen.items()})
+    auroc = rows[rows.metric == "auroc"].pivot_table("value", ["method", "seed", "fold", "cell"], "split")
+    curves = {
+        key: {
+            count: expected_best(part.test.to_numpy(), min(count, len(part)), part.val.to_numpy()) for count in COUNTS
+        }
+        for key, part in auroc.groupby(["method", "seed", "fold"])
+    }
+    return pd.DataFrame(curves).T.groupby(level=0).mean()
 
 
 def best_two(table: Path) -> list[str]:
@@ -294,22 +301,14 @@ def ladder(out: Path, images: Path, methods: Sequence[str]) -> Rounds:
     # cells at 128 px take five times as long
     wanted.sort(key=lambda cell: (cell[0] > WIDE_SPLITS, cell[1] == "published"))
     # Equal has no weights that could start anywhere else: its last rung is the one before
-    cells = [cell(m, number, rungs[rung]) for number, rung, m in wanted if (rung, m) != ("initial", "equal")]
+    cells: list[Fold] = [
+        cell(m, number, rungs[rung]) for number, rung, m in wanted if (rung, m) != ("initial", "equal")
+    ]
     yield "real_ladder", cells
 
 
-def ladder_table(table: Path) -> pd.DataFrame:
-    """DeepChest minus Equal on each rung of the ladder, and how Equal changes from rung to rung.
-
-    Args:
-        table: Of the stage `ladder`.
-
-    Returns:
-        A row a rung and metric (auroc, average_precision over the findings of the endpoint; accuracy at 0.5 over all):
-        rung, words, metric, equal and deepchest (their means over the splits that both have), the columns of
-        `judge_differences` with Holm over the rungs, and step, step_low, step_high: Equal minus Equal on the rung above,
-        paired by split, with the correction for overlap; NaN on the first.
-    """
+def ladder_rows(table: Path) -> pd.DataFrame:
+    """The test rows of the stage `ladder`, with `rung`; the last rung has Equal's rows of the rung before."""
     changed = dict.fromkeys(name for _, changes in RUNGS.values() for name in changes if name != "method_options")
     rows = with_settings(
         table,
@@ -321,20 +320,38 @@ def ladder_table(table: Path) -> pd.DataFrame:
         here = rows.place == json.dumps([fields[name] for name in changed])
         own = (rows.method == "equal") | (rows.options == json.dumps(fields["method_options"]))
         parts.append(rows[here & own].assign(rung=rung))
-    rungs = pd.concat(parts, ignore_index=True)
+    return pd.concat(parts, ignore_index=True)
+
+
+def ladder_step(rows: pd.DataFrame, above: str, rung: str) -> pd.DataFrame:
+    """Equal on a rung minus Equal on one above it, paired by split, with the correction for overlap: a row a metric."""
+    equal = rows[(rows.method == "equal") & rows.rung.isin([above, rung])]
+    pairs = paired_differences(equal.assign(method=equal.rung), above, ["metric"])
+    return judge_differences(pairs, ["metric"], overlap=HELD_OUT).set_index("metric")
+
+
+def ladder_table(table: Path) -> pd.DataFrame:
+    """DeepChest minus Equal on each rung of the ladder, and how Equal changes from rung to rung.
+
+    Args:
+        table: Of the stage `ladder`.
+
+    Returns:
+        A row a rung and metric (auroc, average_precision over the findings of the endpoint; accuracy at 0.5 over all):
+        rung, words, metric, equal and deepchest (their means over the splits that both have), the columns of
+        `judge_differences` with Holm over the rungs, and step, step_low, step_high: `ladder_step` from the rung above; NaN
+        on the first.
+    """
+    rungs = ladder_rows(table)
     differences = paired_differences(rungs, "equal", ["rung", "metric"], family=["metric"])
     judged = judge_differences(differences, ["metric"], overlap=HELD_OUT).drop(columns="method")
     both = rungs[rungs.groupby(["rung", "metric", "seed"]).method.transform("nunique") == 2]
     levels = both.pivot_table(index=["rung", "metric"], columns="method", values="value").reset_index()
     found = judged.merge(levels, on=["rung", "metric"]).assign(step=np.nan, step_low=np.nan, step_high=np.nan)
-    equal = rungs[rungs.method == "equal"].assign(method=rungs.rung)
-    for above, rung in pairwise(RUNGS):
-        if {above, rung} <= set(equal.method):
-            pairs = paired_differences(equal[equal.method.isin([above, rung])], above, ["metric"])
-            step = judge_differences(pairs, ["metric"], overlap=HELD_OUT).set_index("metric")
-            here = found.rung == rung
-            for name, column in (("step", "mean"), ("step_low", "low"), ("step_high", "high")):
-                found.loc[here, name] = found.metric[here].map(step[column])
+    for above, rung in pairwise(found.rung.unique()):
+        step, here = ladder_step(rungs, above, rung), found.rung == rung
+        for name, column in (("step", "mean"), ("step_low", "low"), ("step_high", "high")):
+            found.loc[here, name] = found.metric[here].map(step[column])
     found.insert(1, "words", [RUNGS[rung][0] for rung in found.rung])
     if "published" not in set(found.rung):
         found.loc[found.rung == "size", "words"] = f"as published, {RUNGS['size'][0]}"
