@@ -133,7 +133,7 @@ def make_trials(
             advice = f"Found {options}: write them into the {name}'s text, as in {example}."
             raise ValueError(f"{name}_options belong to one {name}, and the sweep has its own. {advice}")
     fields = sorted(lists, key=lambda name: name != "seed")
-    trials = {}
+    trials: dict[str, Trial] = {}
     for values in itertools.product(*(lists[name] for name in fields)):
         settings = dict(zip(fields, values, strict=True))
         spec = settings.get("method", base.method)
@@ -153,7 +153,8 @@ def make_trials(
                 raise ValueError(f"lr should have every method's. Found none for {spec!r}, only {', '.join(lr)}.")
             settings["lr"] = lr[spec if spec in lr else method]
         trial = Trial(spec, dataclasses.replace(base, **settings), tune, history)
-        trials[trial.id] = trial
+        if trials.setdefault(trial.id, trial).config != trial.config:
+            raise ValueError("data_root and device should have one value each: they do not tell runs of a sweep apart.")
     return list(trials.values())
 
 
@@ -272,7 +273,14 @@ def run_sweep(
         tables = RunTable(out)  # read under the lock: another sweep may have ended just now
         if backend == "joblib":  # a cluster may have data that are not here
             check_data(tables, trials)
-        finished, tested = tables.finished(), set(tables.rows.cell[tables.rows.split == "test"])
+        finished = tables.finished()
+        tested, validated = (set(tables.rows.cell[tables.rows.split == split]) for split in ("test", "val"))
+        for trial in trials:
+            if trial.tune and trial.id in tested - validated:
+                run = f"{trial.method} seed {trial.config.seed}, lr {trial.config.lr:g},"
+                raise ValueError(
+                    f"{tables.out} has {run} without its validation scores. Choose another out to tune it."
+                )
         waiting = [trial for trial in trials if trial.id not in finished or not (trial.tune or trial.id in tested)]
         joblib = with_joblib(waiting, jobs, threads, tables.folder)
         results = joblib if scheduler is None else with_dask(waiting, scheduler, threads)
@@ -373,10 +381,14 @@ def tuning_scores(tables: RunTable, fields: Sequence[str] = ("lr",)) -> pd.DataF
 
 def best_lr(out: str | Path) -> dict[str, float]:
     """The learning rate of each method with the best mean in `tuning_scores` of the sweep whose long table is `out`. A rate
-    at which more runs failed than at another does not count."""
+    at which more runs failed than at another does not count. Raises ValueError if more than the rate was tuned."""
     tables = RunTable(out, "lr_from")
     if not Path(out).exists():
         raise ValueError(f"{out}: no such file. lr_from should be the table of a sweep with --tune.")
+    apart = ["method", "method_options", "loss", "loss_options", "architecture", "lr", "seed", "data_seed"]
+    settings = pd.DataFrame(map(json.loads, tables.cells.settings)).drop(columns=apart, errors="ignore").astype(str)
+    if both := [name for name, values in settings.items() if values.nunique(dropna=False) > 1]:
+        raise ValueError(f"{out} has several values of {', '.join(both)}: lr_from chooses among learning rates alone.")
     scores = tuning_scores(tables)
     if scores.empty:
         raise ValueError(f"{out} holds no finished run: nothing to choose a learning rate from.")

@@ -122,6 +122,13 @@ def test_a_transformer_of_timm_has_the_map_of_its_patches(backbone, size, layers
         assert torch.equal(grid.flatten(2).mT, out[:, -16:])
 
 
+def test_a_map_that_was_pooled_up_is_no_map():
+    """AlexNet pools whatever it has to 6 x 6 cells."""
+    net = MultiTaskNet("alexnet", 2, 64)
+    assert default_layers(net, 64) == ("features.1", "features.4")
+    assert default_layers(net, 64, "gradcam") == ("features.4",)
+
+
 def test_image_too_small_and_other_architectures_are_refused():
     net = MultiTaskNet("resnet18_thin", 2)
     with pytest.raises(ValueError, match=rf"image_size should give some layer a map of {MIN_SIDE} cells.*Found 2"):

@@ -630,3 +630,16 @@ def test_equivalence_is_seldom_said_of_what_is_just_not_equivalent():
     values = rng.normal(0.01, 0.012, (20_000, 20))
     table = judged(differences(values.mean(1), values.std(1, ddof=1)))
     assert (table.p_equivalent < 0.05).mean() == pytest.approx(0.05, abs=0.006)
+
+
+@pytest.mark.parametrize(("undefined", "known"), [(0, True), (5, True), (6, False), (10, True)])
+def test_replicates_of_which_fewer_than_half_are_defined_give_no_interval(undefined, known):
+    """If none is, patients are left out."""
+    rng = np.random.default_rng(0)
+    pairs = [(method, seed) for method in ("equal", "famo") for seed in range(3)]
+    rows = pd.DataFrame(pairs, columns=["method", "seed"]).assign(value=rng.random(6), metric="auroc", task="macro")
+    replicates = rng.random((6, 10))
+    replicates[:, :undefined] = np.nan
+    (row,) = paired_differences(rows, replicates=replicates).itertuples()
+    assert np.isfinite(row.low) == np.isfinite(row.p) == known
+    assert np.isnan(row.patient_sd) == (undefined > 5)

@@ -220,3 +220,6 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
     tables.cells = pd.concat([tables.cells, twice])
     with pytest.raises(ValueError, match=r"deepchest ran more than once with seed 1"):
         compare_methods(tables)
+    tables.cells = tables.cells.iloc[:-1].assign(data=["a"] * 4 + ["b"] + ["a"] * (len(tables.cells) - 6))
+    with pytest.raises(ValueError, match=r"out\.csv: runs with seed 1 are on different data: .*deepchest"):
+        compare_methods(tables)

@@ -13,6 +13,7 @@ import pytest
 
 from deepchest_utils import FINDINGS, METHODS, TrainConfig, sweep
 from deepchest_utils.config import ARCHITECTURES
+from deepchest_utils.results.store import RunTable
 from deepchest_utils.sweep import Trial, best_lr, make_trials
 
 BASE = TrainConfig(image_size=32, data_options={"num_train": 128, "num_val": 64})
@@ -258,6 +259,23 @@ def test_a_rate_at_which_runs_failed_is_not_the_best(tmp_path):
     assert best_lr(out) == {"equal": 1e-3}
 
 
+def test_best_lr_chooses_among_rates_alone(tmp_path):
+    out = tmp_path / "tuning.csv"
+    write_tuning(out, {("equal", 1e-3, 0): [0.6], ("equal", 4e-3, 0): [0.7]})
+    cells = pd.read_csv(out.with_name("tuning_cells.csv"), dtype=str)
+    cells.loc[0, "settings"] = json.dumps({**json.loads(cells.settings[0]), "epochs": 60})
+    cells.to_csv(out.with_name("tuning_cells.csv"), index=False)
+    with pytest.raises(ValueError, match=r"tuning\.csv has several values of epochs: lr_from chooses among"):
+        best_lr(out)
+
+
+def test_folders_of_data_are_no_list():
+    same = make_trials(BASE, {"method": ["equal", "equal"], "data_root": ["a"]})
+    assert [trial.config.data_root for trial in same] == ["a"]
+    with pytest.raises(ValueError, match=r"data_root and device should have one value each"):
+        make_trials(BASE, {"data_root": ["a", "b"]})
+
+
 def test_best_lr_of_nothing_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"none\.csv: no such file\. lr_from should be the table of a sweep"):
         best_lr(tmp_path / "none.csv")
@@ -277,7 +295,7 @@ def test_best_lr_of_nothing_is_an_error(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::deepchest_utils.datasets.base.DataWarning")  # too few for every finding
-def test_without_history_the_test_scores_and_the_prevalence_stay():
+def test_without_history_the_test_scores_and_the_prevalence_stay(tmp_path):
     base = dataclasses.replace(BASE, epochs=2, data_options={**BASE.data_options, "num_test": 64})
     (short,), (full,) = (make_trials(base, {"method": ["deepchest"]}, history=h) for h in (False, True))
     kept, all_rows = sweep.run_trial(short, 1), sweep.run_trial(full, 1)
@@ -288,6 +306,12 @@ def test_without_history_the_test_scores_and_the_prevalence_stay():
     np.testing.assert_array_equal(kept.replicates, all_rows.replicates)
     assert {"weight"} < set(all_rows.rows.metric)
     assert short.id == full.id
+    tables = RunTable(tmp_path / "out.csv")
+    tables.add(kept.record, kept.rows, kept.replicates)
+    with pytest.raises(
+        ValueError, match=r"out\.csv has deepchest seed 0, lr .*, without its validation scores\. Choose"
+    ):
+        sweep.run_sweep([dataclasses.replace(short, tune=True)], tables.out, jobs=1)
 
 
 @pytest.mark.filterwarnings("ignore::deepchest_utils.datasets.base.DataWarning")  # too few for every finding

@@ -22,7 +22,7 @@ from deepchest_utils.config import check_type
 from deepchest_utils.datasets import DataWarning
 from deepchest_utils.models import augment
 from deepchest_utils.models.augment import apply_augmentation, sample_augmentation, to_input
-from deepchest_utils.models.losses import BCE, masked_bce
+from deepchest_utils.models.losses import BCE, make_loss, masked_bce
 from deepchest_utils.results.checkpoint import read_checkpoint
 from deepchest_utils.results.metrics import choose_thresholds
 from deepchest_utils.results.store import COLUMNS, write_json
@@ -615,6 +615,16 @@ def test_loss_chooses_where_no_finding_has_both_classes(tiny):
     run = train(config(epochs=4, lr=0.01), nothing)
     assert np.isnan(get(run.history, "auroc", "macro", "val")).all()
     assert run.best_epoch == 1 + get(run.history, "loss", "macro", "val").argmin()
+
+
+@pytest.mark.parametrize("loss", ["bce", "focal"])
+def test_balanced_accuracy_of_an_epoch_is_at_the_best_constant(tiny, loss):
+    run = train(config(epochs=1, loss=loss, lr=0.01), tiny)
+    cuts = make_loss(loss, tiny.train.labels).best_constant(torch.from_numpy(tiny.train.prevalence))[0].numpy()
+    assert np.allclose(cuts, tiny.train.prevalence) == (loss == "bce")
+    p, k = 1 / (1 + np.exp(-run.logits["val"].astype(float))), FINDINGS.index("Infiltration")
+    expected = balanced_accuracy_score(tiny.val.labels[:, k], p[:, k] >= cuts[k])
+    assert get(run.history, "balanced_accuracy", "Infiltration", "val")[0] == pytest.approx(expected)
 
 
 def test_thresholds_of_the_test_come_from_validation(tiny):

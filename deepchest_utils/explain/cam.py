@@ -3,7 +3,9 @@
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from math import isqrt
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +35,9 @@ FUSED = "layercam"  # its paper averages over layers, since it weighs each cell 
 class HeatMaps:
     """Heat maps of B images for T tasks."""
 
-    maps: Float[np.ndarray, "b t h w"]  # float32 in [0, 1], each scaled to its own maximum, at the size of the images
+    maps: Float[
+        np.ndarray, "b t h w"
+    ]  # float32 in [0, 1], each from its minimum to its maximum, at the size of the images
     evidence: Bool[np.ndarray, "b t"]  # False where the method found no positive evidence: the map is blank
     layers: tuple[str, ...]  # modules of the trunk whose maps were taken
 
@@ -50,7 +54,7 @@ def default_layers(net: nn.Module, image_size: int, method: str = FUSED) -> tupl
     with torch.no_grad(), evaluated(net), ExitStack() as hooks:
         for name, module in net.trunk.named_modules():
             if not isinstance(module, nn.modules.dropout._DropoutNd | nn.Softmax):  # theirs may be attention: no map
-                hook = module.register_forward_hook(lambda _, __, y, n=name: seen.append((n, getattr(y, "shape", ()))))
+                hook = module.register_forward_hook(partial(_note_shape, seen, name))
                 hooks.callback(hook.remove)
         net.trunk(next(net.parameters()).new_zeros(1, 1, image_size, image_size))
     norms = [(name, shape) for name, shape in seen if len(shape) == 3 and name.endswith((".ln_1", ".norm1"))]
@@ -63,6 +67,13 @@ def default_layers(net: nn.Module, image_size: int, method: str = FUSED) -> tupl
         raise ValueError(f"image_size should give some layer a map of {MIN_SIDE} cells a side. Found {finest} at most.")
     names = [last[side] for side in sorted(last, reverse=True)]
     return tuple(names) if method == FUSED else (names[-1],)
+
+
+def _note_shape(seen: list[tuple[str, Sequence[int]]], name: str, _: nn.Module, given: Any, made: Any) -> None:
+    """Unless the module makes a larger map of a smaller one, as an adaptive pooling of a small image does."""
+    before, after = (getattr(x, "shape", ()) for x in (given[0] if given else None, made))
+    if not 0 < _side(before) < _side(after):
+        seen.append((name, after))
 
 
 def _checked(net: nn.Module) -> MultiTaskNet:

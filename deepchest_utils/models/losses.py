@@ -8,7 +8,8 @@ every loss. Tables report binary cross-entropy under every loss, so that runs ca
 A loss also decides what the logits mean. Under binary cross-entropy their sigmoid is the probability of the finding.
 Under the others it is not: they favour positives, or push correct answers less far. Logits and tables have the network's
 output as it was trained: AUROC, average precision and scores at a threshold from validation do not mind, loss, Brier
-score, calibration error and accuracy at 0.5 do. The calibration that a run keeps turns outputs into probabilities.
+score, calibration error and accuracy at 0.5 do. The balanced accuracy of an epoch, from which methods may learn, is taken
+at the output of the best constant predictor: under binary cross-entropy that is the prevalence. The calibration that a run keeps turns outputs into probabilities.
 """
 
 import inspect

@@ -35,19 +35,29 @@ class Ranking:
     """
 
     def __init__(self, labels: Float[np.ndarray, " n"], scores: Float[np.ndarray, " n"]):
-        labelled = np.flatnonzero(~np.isnan(labels))
+        self.num_images, labelled = len(labels), np.flatnonzero(~np.isnan(labels))
         self.order = labelled[np.argsort(-scores[labelled], kind="stable")]
         self.positive = labels[self.order] == 1
         sorted_scores = scores[self.order]
         self.ends = np.flatnonzero(np.append(sorted_scores[1:] != sorted_scores[:-1], True)[: len(self.order)])
         self.scores = sorted_scores[self.ends]
+        # a step down the ranking is a score that holds a positive, or all scores between two of them
+        sizes = np.diff(self.ends, prepend=-1)
+        holds = np.bincount(np.repeat(np.arange(len(sizes)), sizes), self.positive, len(sizes)) > 0
+        steps = (self.ends + 1 - sizes)[holds | np.append(True, holds)[: len(holds)]]  # the first image of each
+        self.num_steps, self.classes = len(steps), list[tuple[np.ndarray, np.ndarray, np.ndarray]]()
+        for images in (np.flatnonzero(self.positive), np.flatnonzero(~self.positive)):
+            firsts = np.searchsorted(images, steps)
+            some = np.flatnonzero(np.diff(firsts, append=len(images)))  # steps that hold one of this class
+            self.classes.append((self.order[images], firsts[some], 1 + some))
 
-    def counts(self, weights: Weights | None = None) -> tuple[Float[np.ndarray, "r g"], Float[np.ndarray, "r g"]]:
-        """True and false positives at a threshold above every score, 0 each, and at each distinct score."""
-        sorted_weights = np.ones((1, len(self.order))) if weights is None else weights[:, self.order]
-        true = np.cumsum(sorted_weights * self.positive, axis=1)[:, self.ends]
-        false = np.cumsum(sorted_weights * ~self.positive, axis=1)[:, self.ends]
-        return np.insert(true, 0, 0, axis=1), np.insert(false, 0, 0, axis=1)
+    def counts(self, weights: Weights | None = None) -> tuple[Float[np.ndarray, "r s"], Float[np.ndarray, "r s"]]:
+        """True and false positives at a threshold above every score, 0 each, and after each step down the ranking."""
+        weights = np.ones((1, self.num_images)) if weights is None else weights
+        true, false = np.zeros((2, len(weights), 1 + self.num_steps))
+        for sums, (images, firsts, steps) in zip((true, false), self.classes, strict=True):
+            sums[:, steps] = np.add.reduceat(weights[:, images], firsts, axis=1)
+        return true.cumsum(1), false.cumsum(1)
 
     def auroc(self, weights: Weights | None = None) -> Float[np.ndarray, " r"]:
         """Area under the ROC curve, in [0, 1]: the share of (positive, negative) pairs in order, ties one half."""
@@ -64,7 +74,7 @@ class Ranking:
 
     def best_thresholds(self) -> dict[str, float]:
         """The thresholds that maximise F1 and balanced accuracy; a score at or above the threshold is positive."""
-        true, false = (count[0, 1:] for count in self.counts())
+        true, false = (np.cumsum(part)[self.ends] for part in (self.positive, ~self.positive))
         if not true.any() or not false.any():
             return dict.fromkeys(THRESHOLD_METRICS, np.nan)
         above, below = self.scores[:-1], self.scores[1:]

@@ -77,6 +77,7 @@ def compare_runs(
     A row a task, and "macro": positives, and for each of baseline, other and difference (other - baseline, paired) the
     value on all images with _low and _high, the 95% interval over patients.
     """
+    check_choice("metric", metric, BOOTSTRAP_METRICS)
     rankings = [rank_tasks(labels, scores) for scores in (baseline, other)]
     point = np.array([[getattr(ranking, metric)() for ranking in tasks_of_one] for tasks_of_one in rankings])
     samples = bootstrap_metric(labels, [baseline, other], patients, rng, metric, replicates)
@@ -179,7 +180,7 @@ def paired_differences(
             out; then a pair that lacks one of them is.
         family: Columns within whose groups p is corrected, see `adjust_p`; default `by`: over the methods.
         replicates: Each value in R resamplings of the patients, the same in all rows; NaN where undefined. An interval
-            leaves patients out if one of its rows is all NaN.
+            leaves patients out if one of its rows is all NaN, and is NaN if fewer than half of R are defined.
 
     Returns:
         Columns method, `by`, pairs (how many), those of `mean_interval` and p_holm; methods in order of appearance.
@@ -208,7 +209,9 @@ def paired_differences(
             differences = members.difference
         if len(differences):
             means = samples[members.index].mean(axis=0)
-            numbers = mean_interval(differences.to_numpy(), means[~np.isnan(means)])
+            defined = ~np.isnan(means)
+            few = 0 < defined.sum() < len(means) / 2
+            numbers = mean_interval(differences.to_numpy(), means if few else means[defined])
             rows.append({**dict(zip(("method", *by), group, strict=True)), "pairs": len(differences), **numbers})
     result = pd.DataFrame(rows, columns=["method", *by, "pairs", *NUMBERS])
     if baseline is None:
@@ -293,12 +296,17 @@ def compare_methods(tables: RunTable, baselines: Sequence[str] = ("equal",)) -> 
         each of GROUPS over the methods, and the findings over methods and findings.
 
     Raises:
-        ValueError: A baseline has no finished run, or a method ran twice with one seed (with two learning rates, say).
+        ValueError: A baseline has no finished run, a method ran twice with one seed (with two learning rates, say), or
+            runs of one seed are on different data.
     """
     done = tables.cells[tables.cells.status == "done"]
     twice = done[done.duplicated(["method", "seed"])]
     if len(twice):
         raise ValueError(f"{tables.out}: {twice.method.iloc[0]} ran more than once with seed {twice.seed.iloc[0]}.")
+    for seed, runs in done.groupby("seed"):
+        if runs.get("data", default=runs.seed).nunique() > 1:
+            names = ", ".join(dict.fromkeys(runs.method))
+            raise ValueError(f"{tables.out}: runs with seed {seed} are on different data: {names}.")
     if missing := set(baselines) - set(done.method):
         failed = tables.cells[tables.cells.method.isin(missing)]
         why = f" It failed: {failed.error.iloc[0]}" if len(failed) else ""

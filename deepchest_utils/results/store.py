@@ -1,7 +1,7 @@
 """One store of runs: a folder a run, and tables of many.
 
 Tables are long: a value a row. A task is a finding, "macro" (the mean over the findings where the metric is defined,
-and "<metric>_tasks" their number), "worst" (the lowest AUROC), or "run" for what belongs to no task.
+and for AUROC `auroc_tasks`, their number), "worst" (the lowest AUROC), or "run" for what belongs to no task.
 """
 
 import dataclasses

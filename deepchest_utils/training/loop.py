@@ -117,10 +117,11 @@ class Loop:
         labels = data.train.labels
         self.repeats = setup.repeat_factors(labels, config.oversample) if config.oversample else None
         self.prevalence = torch.from_numpy(data.train.prevalence)
-        self.thresholds = {"balanced_accuracy": self.prevalence.numpy()}
         num_tasks = len(data.findings)
         loss = make_loss(config.loss, data.train.labels, **config.loss_options)
-        start = loss.best_constant(self.prevalence)[0] if config.prior_bias else None
+        constant = loss.best_constant(self.prevalence)[0]  # with cross-entropy the prevalence
+        start = constant if config.prior_bias else None
+        self.thresholds = {"balanced_accuracy": constant.numpy()}
         net = build_network(config, num_tasks, data.train.images.shape[1], config.pretrained, start)
         self.loss = loss.to(self.device)
         # torch's stub of `to` has no memory format beside a device

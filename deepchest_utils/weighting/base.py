@@ -60,7 +60,8 @@ class EpochReport:
 
     def relative_loss(self, source: str = "train", learner: object = None) -> Float[Tensor, " k"]:
         """L_k / H_k, (K,) float64: the loss of "train" or "val" over a constant's best loss, `constant_loss`. About 1 if
-        nothing is learned, 0 if all is; NaN without a loss, or with one class only."""
+        nothing is learned, 0 if all is; NaN without a loss, or with one class only. With `oversample` the training loss is over
+        the images that were drawn, so that of a rare finding starts above 1."""
         loss = self.score("loss", source, learner).double()
         constant = prevalence_entropy(self.prevalence.to(loss)) if self.constant_loss is None else self.constant_loss
         return torch.where(constant > 0, loss / constant, torch.nan)
