@@ -228,15 +228,16 @@ def _read_trial(trial: Trial, folder: Path, data: Splits) -> TrialResult:
         return TrialResult(trial, record, rows, arrays["replicates"])
 
 
-def check_data(tables: RunTable, trials: Sequence[Trial]) -> None:
-    """Raise ValueError if a finished trial ran on other data than it would now: its id does not say where data lie."""
-    done = tables.cells[tables.cells.status == "done"].set_index("cell")
+def check_data(finished: pd.DataFrame, out: Path, trials: Sequence[Trial]) -> None:
+    """Raise ValueError if a finished trial, a row of `finished`, ran on other data than it would now: its id does not say
+    where data lie. A row without `data`, as in tables of before, is let be."""
+    done = finished.reindex(columns=["cell", "data"]).dropna().set_index("cell")
     as_text = partial(json.dumps, sort_keys=True, default=to_plain)
     for trial in sorted(trials, key=lambda trial: as_text(trial.config.data_options)):
         if trial.id in done.index and done.data[trial.id] != data_of(trial.config).fingerprint():
             run = f"{trial.method} seed {trial.config.seed}"
             now = f"{trial.config.dataset} in {trial.config.data_root} now"
-            raise ValueError(f"{tables.out} has {run} on other data than {now}. Choose another out.")
+            raise ValueError(f"{out} has {run} on other data than {now}. Choose another out.")
 
 
 def run_sweep(
@@ -272,7 +273,7 @@ def run_sweep(
     with exclusive_lock(RunTable(out).folder.with_suffix(".lock"), "sweep"):
         tables = RunTable(out)  # read under the lock: another sweep may have ended just now
         if backend == "joblib":  # a cluster may have data that are not here
-            check_data(tables, trials)
+            check_data(tables.cells[tables.cells.status == "done"], tables.out, trials)
         finished = tables.finished()
         tested, validated = (set(tables.rows.cell[tables.rows.split == split]) for split in ("test", "val"))
         for trial in trials:

@@ -264,6 +264,25 @@ def test_a_stopped_run_goes_on_from_the_notebook_that_it_had_reached(folder, tmp
     assert run(parameters={"epochs": 2}) == ["01", "02", "03"]
 
 
+def test_a_table_that_a_parameter_points_to_counts(folder, tmp_path, executed):
+    films = tmp_path / "films" / "labels.csv"
+    (films.parent / "run").mkdir(parents=True)
+    films.write_text("mass")
+
+    def key(name: str, place) -> str:
+        return runner._key(folder / "01_first.ipynb", {name: str(place), "epochs": 2})
+
+    for place in (films.parent, tmp_path, films):  # in the folder, in one of its folders, beside the file
+        for table, counts in ((films, True), (films.with_name("other.csv"), True), (films.with_name("a.png"), False)):
+            for name in ("data_root", "run_dir"):  # the second is what the notebook writes
+                before = key(name, place)
+                table.write_text(f"{place}{name}")
+                assert (key(name, place) != before) == (counts and name == "data_root")
+    before = key("data_root", tmp_path)
+    (films.parent / "run" / "history.csv").write_text("too deep")
+    assert key("data_root", tmp_path) == before != key("data_root", "no/such/folder")
+
+
 def test_opened_copies_and_their_outputs_do_not_matter(folder, tmp_path, executed):
     """What is committed has outputs, and a person who opens a notebook changes its metadata."""
     assert run_notebooks(find_notebooks(["01"]), {}, tmp_path / "out") == 0

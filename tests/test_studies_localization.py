@@ -46,12 +46,19 @@ def test_a_stopped_study_goes_on_with_the_same_numbers(trials, tmp_path, monkeyp
     assert (tmp_path / "parts.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
     assert set(whole.method) == {"equal", "deepchest(floor=0.25)"}
     records = pd.read_csv(tmp_path / "whole_cells.csv")
-    assert list(records.columns[:8]) == ["cell", "method", "seed", "cam", "auroc", "layers", "settings", "seconds"]
+    assert list(records.columns[:8]) == ["cell", "method", "seed", "cam", "auroc", "layers", "data", "settings"]
     assert {"commit", "torch"} <= set(records.columns)
     assert "status" not in records  # by which `report` tells it from a sweep's
     assert set(records.layers) == {"relu layer1 layer2 layer3"}
     with pytest.raises(ValueError, match=r"whole\.csv has scores of layercam\. Found cam 'gradcam'"):
         localize_runs(trials, tmp_path / "whole.csv", cam="gradcam")
+    # a data set of the same name that lies elsewhere has other data, and its trials the same ids
+    for path, runs in ((tmp_path / "whole_cells.csv", False), (tmp_path / "parts_runs_cells.csv", True)):
+        pd.read_csv(path).assign(data="of before").to_csv(path, index=False)
+        if runs:  # as before the records had fingerprints
+            pd.read_csv(tmp_path / "parts_cells.csv").drop(columns="data").to_csv(tmp_path / "parts_cells.csv")
+        with pytest.raises(ValueError, match=r"\.csv has equal seed 0 on other data than phantom in None now"):
+            localize_runs(trials, path.with_name(f"{path.name.partition('_')[0]}.csv"), per_finding=3, jobs=1)
 
 
 def test_committed_tables_are_added_to(trials, tmp_path):

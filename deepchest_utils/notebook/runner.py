@@ -21,6 +21,8 @@ from deepchest_utils.paths import PROJECT, runs_dir
 FOLDER = PROJECT / "notebooks"
 OUTPUT = runs_dir() / "notebooks"
 KEY = "deepchest_key"  # in the metadata of an executed copy: what it was made from
+TABLES = (".csv", ".npz", ".npy", ".txt", ".gz")
+WRITTEN = ("out", "run_dir")  # parameters that name what a notebook itself writes
 
 
 class NotebookError(ValueError):
@@ -102,9 +104,9 @@ def run_notebooks(
 ) -> int:
     """Run notebooks one after the other in the caller's folder, print their results, and return how many failed.
 
-    Unless `again`, a notebook is not run if `output` has a copy that the same cells, parameters, package, committed
-    tables and folder have made without an error. With any parameter given, figures go to `<output>/figures` unless
-    DEEPCHEST_FIGURES says otherwise, so that they never replace the committed ones.
+    Unless `again`, a notebook is not run if `output` has a copy that the same cells, parameters, package, tables
+    (committed, or where a parameter points to) and folder have made without an error. With any parameter given, figures
+    go to `<output>/figures` unless DEEPCHEST_FIGURES says otherwise, so that they never replace the committed ones.
     """
     import nbformat
     import papermill
@@ -147,6 +149,12 @@ def _key(path: Path, parameters: Mapping[str, object]) -> str:
     for pattern in ("deepchest_utils/**/*.py", "data/results/*.csv", "data/results/*.npz"):
         for file in sorted(PROJECT.glob(pattern)):
             digest.update(file.read_bytes())
+    given = [value for name, value in parameters.items() if name not in WRITTEN and isinstance(value, str)]
+    for place in map(Path, filter(os.path.exists, map(os.path.expanduser, given))):
+        # two levels of a folder; beside features may lie their table
+        near = [*place.glob("*"), *place.glob("*/*")] if place.is_dir() else [*place.parent.glob("*")]
+        for file in sorted(file for file in near if file.suffix in TABLES and file.is_file()):
+            digest.update(repr((str(file), file.stat().st_size, file.stat().st_mtime_ns)).encode())
     return digest.hexdigest()
 
 

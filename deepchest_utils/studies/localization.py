@@ -20,7 +20,7 @@ from deepchest_utils.results.metrics import Ranking
 from deepchest_utils.results.statistics import interval, paired_differences, patient_weights
 from deepchest_utils.results.store import LOCALIZATION, RunTable, append_rows, read_results, write_table
 from deepchest_utils.studies.overlap import KINDS, THRESHOLDS, at_one_threshold, overlaps
-from deepchest_utils.sweep import Trial, run_sweep
+from deepchest_utils.sweep import Trial, check_data, run_sweep
 from deepchest_utils.training import Run
 
 SCORES = {
@@ -160,7 +160,8 @@ def localize_runs(
 
     `out` is a .csv with a row a trial, image and finding; a trial that is in it is not run again. `<out>_cells.csv` has
     settings and environment of each trial. The sweep that trains is `<out>_runs.csv`, with the folders of the runs.
-    Raises ValueError if a trial failed (the table has all others then), or if the table has scores of another map.
+    Raises ValueError if a trial failed (the table has all others then), or if the table has scores of another map or
+    of other data.
     """
     check_choice("cam", cam, CAM_METHODS)
     if per_finding < 1:
@@ -170,12 +171,15 @@ def localize_runs(
         _, records = _read(out)
         if other := set(records[records.cell.isin(ids)].get("cam", ())) - {cam}:
             raise ValueError(f"{out} has scores of {min(other)}. Found cam {cam!r}: choose another out.")
+        runs = out.with_name(f"{out.stem}_runs.csv")
+        swept = RunTable(runs).cells
+        for finished in (records, swept[swept.status == "done"]):  # records of before had no fingerprint
+            check_data(finished, out, trials)
         waiting = [
             LocalizationTrial(trial.method, trial.config, cam=cam, per_finding=per_finding)
             for trial in trials
             if trial.id not in set(records.cell)
         ]
-        runs = out.with_name(f"{out.stem}_runs.csv")
         try:
             if waiting:
                 run_sweep(waiting, runs, jobs)
@@ -199,7 +203,7 @@ def _export(runs: RunTable, trials: dict[str, LocalizationTrial], out: Path) -> 
         table = read_results(runs.folder / trial.id / LOCALIZATION, ["cam", "layers"], "study", missing_ok=False)
         row = {"cell": trial.id, "method": trial.method, "seed": trial.config.seed, "cam": trial.cam}
         row |= {"auroc": macro[trial.id], "layers": table.layers.iloc[0]}
-        row |= {name: run[name] for name in run if name not in {"status", "error", "data", *row}}
+        row |= {name: run[name] for name in run if name not in {"status", "error", *row}}
         table.insert(0, "cell", trial.id)
         scores = append_rows(scores, table.drop(columns=["cam", "layers"]))
         records = append_rows(records, pd.DataFrame([row]))
