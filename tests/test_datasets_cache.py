@@ -1,10 +1,12 @@
 """Files are decoded once, whatever their mode and size, into a memory map whose name covers what it was made
 from."""
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -94,6 +96,13 @@ def test_a_change_of_the_source_decodes_again(files, decoded, tmp_path, change, 
     assert len(decoded) == before + len(files)
     assert len(list((tmp_path / "cache").iterdir())) == 2
     np.testing.assert_array_equal(images, np.stack([cache.decode(path, size) for path in files]))
+
+
+def test_another_decoder_decodes_again():
+    """Where this fails, what `decode` gives may have changed: then raise DECODER by one. Put the new digest here in any
+    case."""
+    source = Path(decoding.__file__).read_text(encoding="utf-8")
+    assert (cache.DECODER, hashlib.sha256(source.encode()).hexdigest()[:16]) == (3, "ea5610fa1de207e2")
 
 
 def test_pictures_without_grey_levels_are_counted_each_time(files, tmp_path):

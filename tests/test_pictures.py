@@ -13,7 +13,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate, get_frame
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from deepchest_utils import TrainConfig, train
 from deepchest_utils.datasets import DataError, DataWarning, load_dataset
@@ -369,6 +369,29 @@ def test_few_levels(size):
 def test_no_radiograph_of_the_sample_has_few_levels(nih_sample):
     paths = sorted((nih_sample / "images").glob("*.png"))
     assert not [path for path in paths if has_few_levels(decode(path, 32))]
+
+
+@pytest.mark.parametrize(
+    ("value", "options"),
+    [
+        (65535, {"bits": 16}),
+        (-2000, {"bits": 16, "signed": True}),
+        (-2000, {"bits": 16, "signed": True, "WindowCenter": 2048, "WindowWidth": 4096}),
+        (0, {"kind": "MONOCHROME1", "PixelPaddingRangeLimit": None}),
+        (60000, {"bits": 16, "PixelPaddingRangeLimit": 65535}),
+        (65535, {"bits": 16, "PixelPaddingRangeLimit": 60000, "syntax": ImplicitVRLittleEndian}),
+    ],
+)
+def test_padding_is_black_and_no_part_of_the_scale(value, options, tmp_path):
+    film = TWELVE.astype(np.int32).clip(1) if "kind" in options else TWELVE.astype(np.int32)
+    padded, quarter = film.copy(), film.shape[1] // 4
+    padded[:, :quarter] = value
+    padded[0, 0] = options.get("PixelPaddingRangeLimit") or value
+    write_dicom(tmp_path / "film.dcm", film, **options | {"PixelPaddingRangeLimit": None})
+    write_dicom(tmp_path / "padded.dcm", padded, PixelPaddingValue=value, **options)
+    whole, found = (decode(tmp_path / name, 64) for name in ("film.dcm", "padded.dcm"))
+    assert not found[:, :14].any()
+    np.testing.assert_array_equal(found[:, 18:], whole[:, 18:])
 
 
 # --- DICOM that is refused

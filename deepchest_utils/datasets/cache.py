@@ -17,6 +17,7 @@ from deepchest_utils.paths import default_cache_dir
 from deepchest_utils.progress import progress
 
 BLOCK = 16  # images a job
+DECODER = 3  # the form of what `decode` gives: one more whenever that changes
 MAX_DAMAGED = 100  # and no more are looked for
 Blocks = Iterator[tuple[int, np.ndarray]]  # first row, block of images
 
@@ -94,7 +95,7 @@ def decode_all(
             raise DataError(f"{name}: {count} cannot be used. Mend or remove: " + " ".join(sorted(damaged)))
 
     files = [(str(path), (stat := path.stat()).st_size, stat.st_mtime_ns, stat.st_ctime_ns) for path in paths]
-    key = cache_key(decoder=2, size=size, files=files)
+    key = cache_key(decoder=DECODER, size=size, files=files)
     images = cached_images(f"{name}-{size}", key, (len(paths), size, size), make, cache_dir)
     if poor := [path for path, image in zip(paths, images, strict=True) if has_few_levels(image)]:
         of = f"{len(poor)} of {len(paths)} pictures have fewer than {MIN_LEVELS} grey levels, e.g. {poor[0]}"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from jaxtyping import Shaped, UInt8
+from jaxtyping import Bool, Shaped, UInt8
 from PIL import Image
 
 from deepchest_utils import missing_extra
@@ -173,7 +173,7 @@ def _coded_size(frame: bytes) -> tuple[int, int, int]:
 
 
 def _read_dicom(path: Path) -> Bytes:
-    """A DICOM file through its rescale and its VOI LUT or first window, MONOCHROME1 turned."""
+    """A DICOM file through its rescale and its VOI LUT or first window, MONOCHROME1 turned and padding black."""
     try:
         from pydicom import config, dcmread
         from pydicom.encaps import get_frame
@@ -200,6 +200,9 @@ def _read_dicom(path: Path) -> Bytes:
             found = "{} x {} pixels in {} channels".format(*coded)
             raise DataError(f"{path}: its pixels should be {data.Columns} x {data.Rows} in one channel. Found {found}.")
     stored = data.pixel_array
+    padding = _padding(stored, data)
+    if padding.any() and not padding.all():  # no part of the scale
+        stored = np.where(padding, stored[~padding].min(), stored)
     values = apply_modality_lut(stored, data)
     if lut := data.get("VOILUTSequence"):
         bits = lut[0].LUTDescriptor[2]
@@ -214,4 +217,14 @@ def _read_dicom(path: Path) -> Bytes:
     else:
         grey = to_bytes(stored, data.BitsStored if data.BitsStored < data.BitsAllocated else None)
         grey = ~grey if (data.get("RescaleSlope") or 1) < 0 else grey
-    return ~grey if kind == "MONOCHROME1" else grey
+    return np.where(padding, np.uint8(0), ~grey if kind == "MONOCHROME1" else grey)
+
+
+def _padding(stored: Pixels, data: Any) -> Bool[np.ndarray, "h w"]:
+    """The pixels of DICOM from PixelPaddingValue to PixelPaddingRangeLimit: what was filled in around the picture."""
+    if not isinstance(first := data.get("PixelPaddingValue"), int):
+        return np.zeros(stored.shape, bool)
+    last = data.get("PixelPaddingRangeLimit")
+    # in the pixels' type: some files say 63536 for -2000
+    ends = np.array([first, last if isinstance(last, int) else first]).astype(stored.dtype)
+    return np.asarray((stored >= ends.min()) & (stored <= ends.max()))
