@@ -381,6 +381,10 @@ def test_packages_that_are_not_read(make):
         archive.writestr("b.csv", "b")
     with pytest.raises(DataError, match=r"should hold one table. Found a\.csv, b\.csv"):
         load(root)
+    with zipfile.ZipFile(root / "labels.csv", "a") as archive:  # as a workbook of Excel is one
+        archive.writestr("[Content_Types].xml", "<x/>")
+    with pytest.raises(DataError, match="not a CSV table but a workbook or an archive"):
+        load(root)
 
 
 def test_a_package_that_is_too_large(make, monkeypatch):
@@ -398,7 +402,10 @@ def test_ids_that_differ_in_form_are_one_patient(make):
     np.testing.assert_array_equal(patients, np.arange(40) // 4)
 
 
-@pytest.mark.parametrize("cell", ["nan", "N/A", "unknown", "-1", "1.23457E+11", "?"])
+@pytest.mark.parametrize(
+    "cell",
+    ["nan", "N/A", "#N/A", "<NA>", "NaT", "unknown", "missing", "Anonymous", "-1", "-1.0", "--", "1.23457E+11", "?"],
+)
 def test_cells_that_name_no_patient_are_refused(make, cell):
     """All of them would be one patient, with images of many."""
     root = make([f"films/{i}.png,{cell if i % 3 else f'p{i}'},{i % 2},{i // 2 % 2}" for i in range(24)])

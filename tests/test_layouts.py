@@ -287,6 +287,23 @@ def test_labels_that_teach_little_are_said(own):
 # layouts
 
 
+def test_chexpert_at_full_size(chexpert, monkeypatch):
+    """Its archives unpack to four folders; patients of train lie in three of them, without a folder train."""
+    root, _ = chexpert
+    usual = load("chexpert", root)
+    base = (root / "CheXpert-v1.0-small").rename(root / "CheXpert-v1.0 batch 1 (validate & csv)")
+    for i, patient in enumerate(sorted((base / "train").iterdir())):
+        batch = root / f"CheXpert-v1.0 batch {i % 3 + 2} (train {i % 3 + 1})"
+        batch.mkdir(exist_ok=True)
+        patient.rename(batch / patient.name)
+    (base / "train").rmdir()
+    monkeypatch.chdir(base)
+    for place in (root, base, "."):
+        data = load("chexpert", place)
+        assert data.fingerprint() == usual.fingerprint()
+        np.testing.assert_array_equal(data.train.ids, usual.train.ids)
+
+
 @pytest.mark.parametrize("inside", [False, True])
 def test_chexpert(chexpert, inside):
     root, _ = chexpert

@@ -133,9 +133,8 @@ def _warn_of_unused(source: Path, frame: pd.DataFrame, used: Sequence[str]) -> N
     others = [name for name in frame.columns if name not in used and spelling(name) != "nofinding"]
     others = [name for name in others if plain(frame[name].iloc[:200]) and plain(frame[name])]
     if unused := [name for name in others if frame[name].nunique(dropna=False) > 1]:
-        warn(
-            f"{source}: columns that look like findings are not used: {', '.join(unused)}. Name them in finding_columns."
-        )
+        names = ", ".join(unused)
+        warn(f"{source}: columns that look like findings are not used: {names}. Name them in finding_columns.")
 
 
 # tables
@@ -225,12 +224,7 @@ def _of_view(source: Path, views: str, kinds: pd.Series, **kinds_of: Sequence[st
 
 
 def _read_parts(
-    sources: Sequence[Path],
-    keys: Sequence[str],
-    named: object,
-    known: Collection[str],
-    blank: Policy,
-    uncertain: Policy,
+    sources: list[Path], keys: Sequence[str], named: object, known: Collection[str], blank: Policy, uncertain: Policy
 ) -> tuple[pd.DataFrame, Float[np.ndarray, "n k"], tuple[str, ...]]:
     """Tables below one another: columns `keys` with the number of the table as `part`, labels, and findings: those
     named, or all that are known (by spelling), under our names where we have one."""
@@ -254,7 +248,8 @@ def read_chexpert(
     blank: Policy = "absent",
     uncertain: Policy = "unknown",
 ) -> Table:
-    """Read CheXpert as downloaded: train.csv, valid.csv and the folders that their `Path` names.
+    """Read CheXpert as downloaded: train.csv, valid.csv and the folders that their `Path` names. At full size, where no
+    train/ is beside train.csv, its patients are looked for in the folders `*(train *)` beside that of train.csv.
 
     Irvin et al., AAAI 2019, arXiv 1901.07031. Patients are those of the paths. The official split: val is split off
     train.csv by patient, and valid.csv, which radiologists labelled, is test; with a test.csv, valid.csv is val.
@@ -279,6 +274,9 @@ def read_chexpert(
     kept = _of_view(base, views, view, frontal=["frontal"], lateral=["lateral"])
     official = frame["part"].replace({1: 2} if len(sources) == 2 else {}).to_numpy()[kept] if sources[1:] else None
     entries = find_images(base, names[kept], base, any_suffix=True)
+    for batch in [] if (base / "train").is_dir() else sorted(base.resolve().parent.glob("*(train *)")):
+        there = find_images(base, names[kept].str.removeprefix("train/"), batch, any_suffix=True)
+        entries = [entry or other for entry, other in zip(entries, there, strict=True)]
     return make_table(
         "chexpert", base, names[kept], entries, f"below {base}", labels=labels[kept], findings=findings, official=official,
         patients=patients[kept].astype(np.int64).to_numpy(), to_be_official="valid.csv beside train.csv",
@@ -338,7 +336,8 @@ def read_padchest(root: Root, views: str = "frontal", finding_columns: Names = N
     Args:
         views: "frontal" (Projection PA, AP or AP_horizontal), "lateral" (L) or "all".
         finding_columns: Our names of findings, each made of the labels in `findings.PADCHEST_LABELS`, or labels of
-            PadChest such as "scoliosis"; by default the 14.
+            PadChest such as "scoliosis"; by default the 14. A name of ours is never the label alone: "pneumonia" is
+            our union, with "atypical pneumonia" in it.
         table: Another name of the table.
     """
     root = data_folder(root, "padchest", "PadChest")

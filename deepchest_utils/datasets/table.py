@@ -35,8 +35,11 @@ OUTSIDE = {  # how it is told -> what is wrong with a name
     "it is absolute": re.compile(r"^(?:[/\\]|[A-Za-z]:[/\\])"),
     "it climbs out with '..'": re.compile(r"(?:^|[/\\])\.\.(?:[/\\]|$)"),
 }
-NOBODY = re.compile(r"-1?|\?|n/?a|nan|none|null|unknown|[0-9]([.,][0-9]+)?e\+[0-9]+", re.IGNORECASE)  # or rounded
+NOBODY = re.compile(  # the last: a number that a spreadsheet has rounded
+    r"(?i)--?|-1(\.0*)?|\?|#?n/?a|<na>|na[nt]|none|null|unknown|missing|anonymous|[0-9]([.,][0-9]+)?e\+[0-9]+"
+)
 AS_CSV = "Save it as CSV in UTF-8."
+WORKBOOK = f"not a CSV table but a workbook or an archive. {AS_CSV}"
 Files = dict[str, os.DirEntry[str]]
 
 
@@ -83,6 +86,8 @@ def data_folder(root: str | Path | None, dataset: str, content: str) -> Path:
 def _open_zip(source: Path, mode: str) -> Any:
     archive = zipfile.ZipFile(source)
     names = [name for name in archive.namelist() if not name.startswith("__MACOSX/") and not name.endswith("/")]
+    if "[Content_Types].xml" in names:  # of Excel
+        raise DataError(f"{source}: {WORKBOOK}")
     if len(names) != 1:
         raise DataError(f"{source}: should hold one table. Found {', '.join(names[:5]) or 'none'}.")
     return archive.open(names[0])
@@ -127,7 +132,7 @@ def read_table(source: Path, text: Sequence[str], alone: bool = False) -> pd.Dat
         raise DataError(f"{str(source)[:200]}: no such table.")
     content = re.sub(rb"^sep=[,;\t]\r?\n", b"", _read_bytes(source).removeprefix(b"\xef\xbb\xbf"))  # Excel's own line
     if content.startswith(b"PK"):
-        raise DataError(f"{source}: not a CSV table but a workbook or an archive. {AS_CSV}")
+        raise DataError(f"{source}: {WORKBOOK}")
     if (at := content.find(b"\0")) >= 0:
         row = content.count(b"\n", 0, at) + 1
         raise DataError(f"{source}: not a readable CSV table (row {row} holds a NUL byte). {AS_CSV}")
