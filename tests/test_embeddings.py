@@ -106,6 +106,7 @@ def test_a_stopped_call_goes_on_where_it_was(tmp_path, splits, monkeypatch, batc
     assert sorted(os.listdir(tmp_path)) == ["f.npz", "f.npz.lock", "whole.npz", "whole.npz.lock"]
 
 
+@pytest.mark.filterwarnings("ignore:phantom. findings without a positive image")
 def test_a_finished_file_is_not_made_again_and_another_is_kept(tmp_path, splits, monkeypatch):
     out = embed(TINY, tmp_path / "f.npz", splits)
     monkeypatch.setattr(module, "build_trunk", None)
@@ -114,6 +115,10 @@ def test_a_finished_file_is_not_made_again_and_another_is_kept(tmp_path, splits,
     for other in (replace(TINY, backbone="resnet18"), replace(TINY, seed=1), replace(TINY, data_options={"a": 1})):
         with pytest.raises(FileError, match=r"f\.npz holds other features\. Choose another out"):
             embed(other, out, splits)
+    renamed = replace(splits, test=replace(splits.test, ids=np.char.add("new-", splits.test.ids)))
+    assert renamed.fingerprint() == splits.fingerprint()
+    with pytest.raises(FileError, match=r"f\.npz holds other features\. Choose another out"):
+        embed(TINY, out, renamed)
     assert out.read_bytes() == before
     out.write_text("my notes")
     with pytest.raises(FileError, match=r"f\.npz is damaged, or no file of embed\. Choose another out"):
@@ -201,6 +206,31 @@ def test_a_table_in_another_order_is_matched_by_name(tmp_path):
         np.testing.assert_array_equal(part.labels, arrays["labels"][rows, :3])
 
 
+def test_split_and_patients_of_a_file_count_with_a_table_too(tmp_path):
+    arrays = made(tmp_path / "f.npz", labels=np.full((600, 2), "none"))  # labels are the table's
+    frame = table_of(tmp_path / "films.csv", arrays, part=np.repeat(["test", "train", "val"], 200))
+    data = load_dataset("embeddings", tmp_path / "f.npz", table="films.csv")
+    assert data.split == "official"
+    assert set(data.test.ids) == set(arrays["ids"][arrays["split"] == 2])
+    data = load_dataset("embeddings", tmp_path / "f.npz", table="films.csv", split_column="part")
+    assert set(data.test.ids) == set(arrays["ids"][:200])
+    table_of(tmp_path / "films.csv", arrays, patient=arrays["patients"] // 10)  # families are no harm
+    assert len(load_dataset("embeddings", tmp_path / "f.npz", table="films.csv", split="patient").test)
+    table_of(tmp_path / "films.csv", arrays, patient=[*range(4), *frame.patient[4:] + 9])
+    message = (
+        r"films\.csv: images of one patient in f\.npz should be of one here\. Found several for 00000\.png, 00001\.png"
+    )
+    with pytest.raises(DataError, match=message):
+        load_dataset("embeddings", tmp_path / "f.npz", table="films.csv")
+
+
+def test_patients_may_be_texts(tmp_path):
+    arrays = made(tmp_path / "f.npz")
+    made(tmp_path / "texts.npz", patients=np.array([f"p{patient}" for patient in arrays["patients"]]))
+    usual, texts = (load_dataset("embeddings", tmp_path / name) for name in ("f.npz", "texts.npz"))
+    assert texts.fingerprint() == usual.fingerprint()
+
+
 def test_empty_cells_and_official_splits_of_a_table_mean_what_they_do_for_images(tmp_path):
     arrays = made(tmp_path / "f.npz")
     np.save(tmp_path / "f.npy", arrays["features"])
@@ -224,7 +254,18 @@ def test_empty_cells_and_official_splits_of_a_table_mean_what_they_do_for_images
     ("change", "message"),
     [
         ({"labels": np.zeros((600, 14), "U1")}, r"labels is not as `embed` writes it.*<U1 of shape \(600, 14\)"),
-        ({"labels": np.full((600, 14), 0.5)}, r"labels should be 0, 1 or NaN\. Found 0\.5"),
+        (
+            {"labels": np.full((600, 14), 2.0)},
+            r"f\.npz: labels should be 0, 1 or NaN\. Found 2\.0 for Atelectasis of image",
+        ),
+        ({"labels": np.zeros((600, 14), int)}, r"labels is not as.* Found int64 of shape .*\. It should be floats"),
+        ({"ids": np.arange(600)}, r"ids is not as.*It should be texts: np\.array\(ids, str\)"),
+        ({"patients": np.ones(600)}, "patients is not as.*It should be whole numbers or texts"),
+        (
+            {"patients": np.array(["nan"] * 600)},
+            r"f\.npz: column 'patients' says 'nan' in row 0, which names no patient",
+        ),
+        ({"split": np.array(["train"] * 600)}, "split is not as.*It should be whole numbers"),
         ({"patients": np.zeros(3, int)}, r"patients should have one row for each of the 600 features\. Found 3"),
         ({"patients": np.zeros(600, int)}, "patients should be in one split only"),
         ({"split": np.arange(600) % 2 * 3 - 1}, r"split should be 0, 1 or 2.*Found -1, 2\."),

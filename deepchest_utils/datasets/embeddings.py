@@ -15,14 +15,15 @@ from jaxtyping import Float, Int
 
 from deepchest_utils.datasets.base import DataError, warn
 from deepchest_utils.datasets.layouts import Names, Policy, Root, read_rows
-from deepchest_utils.datasets.table import Table
+from deepchest_utils.datasets.table import Table, patient_numbers
 from deepchest_utils.files import one_line
 
 NAME = "embeddings"
 SUFFIXES = (".npz", ".npy")
 FEATURES = "features"  # the array of an .npz
-BESIDE = {"labels": ("f", 2), "patients": ("iu", 1), "ids": ("U", 1), "split": ("iu", 1), "findings": ("U", 1)}
+BESIDE = {"labels": ("f", 2), "patients": ("iuU", 1), "ids": ("U", 1), "split": ("iu", 1), "findings": ("U", 1)}
 """Further arrays in a file of `embed`: kinds of type, and dimensions."""
+WANTED = {"f": "floats", "iu": "whole numbers", "iuU": "whole numbers or texts", "U": "texts: np.array({}, str)"}
 ABOUT = "about"  # and a text, what the features were made with
 BLOCK = 2**22  # bytes read at a time
 
@@ -117,7 +118,8 @@ def read_embeddings(
     uncertain: Policy = None,
     split_column: str | None = None,
 ) -> FeatureTable:
-    """Read features with their labels and patients. The split of a file of `embed` is kept as the official one.
+    """Read features with their labels and patients. The split of a file of `embed` is kept as the official one, with a table
+    as well unless that has a split_column.
 
     Args:
         root: The .npz or .npy, or its folder.
@@ -131,12 +133,18 @@ def read_embeddings(
     array = str(made.pop("array", ""))
     with _open_array(file, array) as (_, count, width, _):
         pass
+    for name in ("labels", "findings", *(() if split_column is None else ("split",))) if table is not None else ():
+        made.pop(name, None)  # the table has its own
     for name, (kinds, dimensions) in BESIDE.items():
         value = made.get(name)
         if value is not None and (value.dtype.kind not in kinds or value.ndim != dimensions):
-            raise DataError(f"{file}: {name} is not as `embed` writes it. Found {value.dtype} of shape {value.shape}.")
+            found = f"Found {value.dtype} of shape {value.shape}. It should be {WANTED[kinds].format(name)}"
+            raise DataError(f"{file}: {name} is not as `embed` writes it. {found}.")
         if value is not None and name != "findings" and len(value) != count:
             raise DataError(f"{file}: {name} should have one row for each of the {count} features. Found {len(value)}.")
+    if not np.isin(made.get("split", 0), (0, 1, 2)).all():
+        found = ", ".join(map(str, np.unique(made["split"])[:10]))
+        raise DataError(f"{file}: split should be 0, 1 or 2 for train, val and test. Found {found}.")
     about = read_about(made)
     common: dict[str, Any] = {
         "name": NAME,
@@ -148,7 +156,7 @@ def read_embeddings(
     }
     if len(twice := np.flatnonzero(pd.Series(made.get("ids", ())).duplicated())):
         raise DataError(f"{file}: ids should name each image once. Found {made['ids'][twice[0]]} twice.")
-    if table is None and "labels" in made:
+    if "labels" in made:
         if missing := [name for name in BESIDE if name not in made]:
             raise DataError(f"{file} has labels, but no {', '.join(missing)}. Name a table with table=...")
         options = (image_column, patient_column, finding_columns, blank, uncertain, split_column)
@@ -157,12 +165,16 @@ def read_embeddings(
         if made["labels"].shape[1] != len(made["findings"]):
             pair = f"{made['labels'].shape[1]} for {len(made['findings'])}"
             raise DataError(f"{file}: labels should have one column a finding. Found {pair}.")
-        if not np.isin(made["split"], (0, 1, 2)).all():
-            found = ", ".join(map(str, np.unique(made["split"])[:10]))
-            raise DataError(f"{file}: split should be 0, 1 or 2 for train, val and test. Found {found}.")
+        labels, patients = made["labels"].astype(np.float32), made["patients"]
+        if (wrong := ~(np.isnan(labels) | np.isin(labels, (0, 1)))).any():
+            row, k = np.argwhere(wrong)[0]
+            place = f"{labels[row, k]} for {made['findings'][k]} of image {made['ids'][row]}"
+            raise DataError(f"{file}: labels should be 0, 1 or NaN. Found {place}.")
+        if patients.dtype.kind == "U":
+            patients = patient_numbers(file, pd.Series(patients.astype(object), name="patients"))
         return FeatureTable(
-            **common, source=file, ids=made["ids"], labels=made["labels"].astype(np.float32),
-            patients=made["patients"].astype(np.int64), findings=tuple(map(str, made["findings"])),
+            **common, source=file, ids=made["ids"], labels=labels, patients=patients.astype(np.int64),
+            findings=tuple(map(str, made["findings"])),
             official=made["split"].astype(np.int64), patients_known=about.get("patients_known") is not False,
         )  # fmt: skip
     source = file.parent / (table or "labels.csv")
@@ -172,6 +184,15 @@ def read_embeddings(
     if (twice := names.duplicated()).any():
         raise DataError(f"{source}: image {names[twice].iloc[0]} is there twice, again in row {names.index[twice][0]}.")
     rows = _match(file, source, names, made.get("ids"), count)
+    if "patients" in made:  # of whom one could be on two sides of a split
+        patients = made["patients"][rows]
+        parts = pd.Series(columns["patients"]).groupby(patients).transform("nunique").to_numpy()
+        if (parts > 1).any():
+            images = ", ".join(names[patients == patients[parts.argmax()]][:5])
+            found = f"images of one patient in {file.name} should be of one here. Found several for {images}"
+            raise DataError(f"{source}: {found}. Mend the table, or leave patients out of {file.name}.")
+    if columns["official"] is None and "split" in made:
+        columns["official"] = made["split"].astype(np.int64)[rows]
     return FeatureTable(**common, source=source, ids=names.to_numpy(object).astype(str), rows=rows, **columns)
 
 

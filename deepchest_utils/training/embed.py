@@ -54,8 +54,9 @@ def embed(config: TrainConfig, out: str | Path, data: Splits | None = None, batc
         identity = {name: c.identity()[name] for name in MADE_OF} | {"data": data.fingerprint()}
         key = cache_key(**identity)
         if out.exists():
-            if (found := _key_of(out)) == key:
-                return out
+            found, ids = _made_of(out)
+            if found == key and np.array_equal(ids, np.concatenate([part.ids for part in data.parts.values()])):
+                return out  # the fingerprint knows nothing of the images' names
             what = "holds other features" if found else "is damaged, or no file of embed"
             raise FileError(f"{out} {what}. Choose another out.")
         features = _embed_all(c, data, out.with_name(f".{out.name}.{key}.part.npy"), batch_size)
@@ -82,13 +83,13 @@ def write_features(out: Path, features: Float[np.ndarray, "n f"], data: Splits, 
         np.savez(file, allow_pickle=False, **made, split=split, findings=np.array(data.findings), **arrays)
 
 
-def _key_of(out: Path) -> object:
-    """The key of a finished file; None if it is no file of `embed`."""
+def _made_of(out: Path) -> tuple[object, np.ndarray]:
+    """The key of a finished file, None if it is no file of `embed`, and its names of images."""
     try:
         with open(out, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return read_about({ABOUT: arrays[ABOUT]}).get("key")
+            return read_about({ABOUT: arrays[ABOUT]}).get("key"), arrays["ids"]
     except Exception:  # np.load raises one of several types for what is no archive
-        return None
+        return None, np.empty(0)
 
 
 def _embed_all(config: TrainConfig, data: Splits, part: Path, batch_size: int) -> np.memmap:
