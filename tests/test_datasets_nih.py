@@ -451,7 +451,9 @@ def test_patient_in_both_lists(nih_folder):
     ):
         path = root / f"{name}_list.txt"
         path.write_text(path.read_text().replace(old, new))
-    with pytest.raises(DataError, match=r"in one split only. Found 1 of them in (train|val) and test, e\.g\. 1"):
+    with pytest.raises(
+        DataError, match=r"in one split only. Found 1 of them in (train|val) and test, e\.g\. that of 0000"
+    ):
         load(root)
 
 

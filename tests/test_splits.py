@@ -151,9 +151,9 @@ def part(patients, labels=None, name="p") -> ChestXrays:
 
 
 def test_a_patient_in_two_splits_is_refused():
-    with pytest.raises(DataError, match=r"Found 1 of them in train and test, e\.g\. 3"):
-        Splits(part([1, 2, 3]), part([4]), part([3, 5]), name="made", split="patient")
-    with pytest.raises(DataError, match="val and test"):
+    with pytest.raises(DataError, match=r"^films\.csv: .*1 of them in train and test, e\.g\. that of a2 and b0\. Mend"):
+        Splits(part([1, 2, 3], name="a"), part([4]), part([3, 5], name="b"), "made", "patient", source="films.csv")
+    with pytest.raises(DataError, match=r"^made: .*val and test"):
         Splits(part([1]), part([4]), part([4]), name="made", split="official")
     assert Splits(part([1]), part([1]), part([1]), name="made", split="image").findings == ("A", "B")
 

@@ -114,9 +114,10 @@ class Splits:
         for (first, a), (second, b) in combinations(self.parts.items(), 2):
             both = np.intersect1d(a.patients, b.patients)
             if len(both) and self.split != "image":
-                place = f"{len(both)} of them in {first} and {second}, e.g. {both[0]}"
-                advice = 'Mend the split, or use split="patient"'
-                raise DataError(f"{self.name}: patients should be in one split only. Found {place}. {advice}.")
+                images = " and ".join(str(part.ids[part.patients == both[0]][0]) for part in (a, b))
+                place = f"{len(both)} of them in {first} and {second}, e.g. that of {images}"
+                wrong = f"patients should be in one split only. Found {place}"
+                raise DataError(f'{self.source or self.name}: {wrong}. Mend the split, or use split="patient".')
         without_positive = []
         for name, xrays in self.parts.items():
             if names := list(compress(self.findings, np.nansum(xrays.labels, axis=0) == 0)):
