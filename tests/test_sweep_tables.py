@@ -223,7 +223,8 @@ def test_tuned_trial_runs_again_for_its_test_scores_and_not_the_other_way_round(
     def run_trial(trial, threads, folder=None):
         calls.append(trial)
         out = outcome(trial)
-        return dataclasses.replace(out, rows=out.rows.assign(split="val")) if trial.tune else out
+        val = out.rows.assign(split="val")
+        return dataclasses.replace(out, rows=val if trial.tune else pd.concat([out.rows, val], ignore_index=True))
 
     monkeypatch.setattr("deepchest_utils.sweep.run_trial", run_trial)
     tuned = [dataclasses.replace(trial, tune=True) for trial in TRIALS[:2]]
@@ -233,7 +234,7 @@ def test_tuned_trial_runs_again_for_its_test_scores_and_not_the_other_way_round(
     tables = run_sweep(TRIALS[:1], **given)
     assert calls == [*tuned, TRIALS[0]]
     assert sorted(zip(tables.rows.cell, tables.rows.split, strict=True)) == sorted(
-        [(TRIALS[0].id, "test"), (TRIALS[1].id, "val")]
+        [(TRIALS[0].id, "test"), (TRIALS[0].id, "val"), (TRIALS[1].id, "val")]
     )
     assert len(tables.cells) == 2
     run_sweep(tuned, **given)
