@@ -14,7 +14,7 @@ from deepchest_utils.results.labels import method_label, pretty
 from deepchest_utils.results.statistics import format_interval, judge_differences, paired_differences
 from deepchest_utils.results.store import RunTable
 from deepchest_utils.studies import better_rule, comparison, judgement
-from deepchest_utils.studies.replication import BASE, ENDPOINT, FIRST, MAIN, study_rows
+from deepchest_utils.studies.replication import BASE, ENDPOINT, FIRST, MAIN, SHORT, ranked_settings, study_rows
 
 RESULTS = PROJECT / "data" / "results"
 SAID = Committed("04_baseline_comparison").text
@@ -91,7 +91,7 @@ def test_the_other_methods_are_as_written(anew):
     assert f"**{far.sum()} of 34 methods are far behind**" in SAID
 
 
-def test_the_settings_are_as_written(study, drawn):
+def test_the_settings_are_as_written(study, drawn, anew):
     settings = drawn.groupby("method")[["lr", "weight_decay"]].first()
     assert settings.loc["deepchest"].equals(settings.loc["equal"])
     means = list[float]()
@@ -100,7 +100,7 @@ def test_the_settings_are_as_written(study, drawn):
         means.append(oracle[(oracle.method == "deepchest") & (oracle.metric == "auroc")]["mean"].iloc[0])
     assert f"on both phantoms, by {means[0]:.3f} and {means[1]:.3f}" in SAID
     curves = better_rule.tuning_curves(RESULTS / "study_tuning.csv").loc["equal"]
-    assert f"is worth {curves[16] - curves[1]:.3f} AUROC to Equal" in SAID
+    assert f"one at random are worth {curves[16] - curves[1]:.3f} AUROC to Equal" in SAID
     tables = RESULTS / "study_main.csv", RESULTS / "study_settings.csv"
     luck = better_rule.luck_in_tuning(*tables)["range"]
     assert f"spread over {luck['default']:.3f} AUROC on the default phantom and {luck['nih']:.3f} on the NIH" in SAID
@@ -112,14 +112,40 @@ def test_the_settings_are_as_written(study, drawn):
     said = [f"by {-row['max']:.3f} to {-row['min']:.3f} on the" for _, row in ours.iterrows()]
     assert f"each of the four settings: {said[0]} default phantom, {said[1]} NIH phantom" in SAID
     assert (ours["size"] == 4).all()
+    every = judge_differences(
+        paired_differences(rows[rows.epochs == BASE["epochs"]], "equal", ["phantom", "lr", "weight_decay"]), ["phantom"]
+    )
+    assert ((every.high < 0).sum(), len(every)) == (6, 8)  # "six of the eight intervals lie below zero"
+    levels = rows[(rows.method == "equal") & (rows.epochs == BASE["epochs"])].groupby(["phantom", "lr"]).value.mean()
+    best = ranked_settings(RESULTS / "study_tuning.csv", SHORT, ["nih"])["equal"][0]
+    assert (
+        levels.groupby("phantom").idxmin().map(lambda place: place[1]) == best["lr"]
+    ).all()  # "the worst of the four"
+    keys = ["phantom", "seed", "lr", "weight_decay"]
+    both = better_rule._with_settings(*tables, FIRST)
+    both = both[both.method.isin(["deepchest", "prevalence_oracle"])]
+    both = both.merge(both.loc[both.method == "prevalence_oracle", keys].drop_duplicates())
+    lead = judge_differences(paired_differences(both, "prevalence_oracle", keys[:1], keys[1:]), ["phantom"])
+    said = [f"{row['mean']:.4f} [{row.low:+.4f}, {row.high:+.4f}]" for _, row in lead.iterrows()]
+    assert f"above the oracle by {said[0]} on the default phantom and by {said[1]} on the NIH phantom" in SAID
     own, same = (t.set_index(["phantom", "method"]) for t in better_rule.at_one_setting(*tables).values())
     assert not same.verdict.str.startswith("higher").any()  # "no method is significantly higher"
     for phantom in ("default", "nih"):
         rows = same.loc[[(phantom, PCGRAD), (phantom, "ldc_mtl")]]
         assert rows.verdict.str.contains("equivalent").all()
         assert (rows.pairs == 20).all()
+    precise = better_rule.at_one_setting(*tables, "average_precision")["same"].set_index(["phantom", "method"])
+    row = precise.loc["nih", "ldc_mtl"]
+    assert f"In AP LDC-MTL keeps {format_interval(row)} there" in SAID
+    assert not precise.verdict.str.startswith("higher").any()  # "not significant either"
+    for method in ("deepchest_relative_loss", "deepchest_auroc", "dwa"):
+        assert anew["default", "auroc"].verdict[method] == "lower"  # section 2
+        assert same.verdict["default", method] == "equivalent"
+    for method, words in {"imtl_l": "IMTL-L", "uncertainty": "Uncertainty"}.items():
+        assert same.verdict["nih", method] == "lower"
+        assert f"{words} ({same['mean']['nih', method]:.3f})" in SAID
     leaders = [("nih", "deepchest_loss_trend"), ("nih", PCGRAD), ("nih", "ldc_mtl")]
-    for place in [*leaders, ("default", "dwa"), ("default", "prevalence_oracle")]:
+    for place in [*leaders, ("default", "dwa")]:
         text = APPENDIX if "dwa" in place else SAID
         assert f"from {own['mean'][place]:+.4f} to {same['mean'][place]:+.4f}" in text
         assert abs(same["mean"][place]) < abs(own["mean"][place])
@@ -187,7 +213,7 @@ def test_the_regimes_are_as_written():
         f"leave the six of the figure, all but DeepChest, at {-short[six].min():.2f} to {-short[six].max():.2f}" in SAID
     )
     assert f"they lose {common.min():.2f} to {common.max():.2f}" in SAID
-    assert f"in each, GLS loses {lost['batch 64, stratified']['gls']:.3f}" in SAID
+    assert f"yet GLS loses {lost['batch 64, stratified']['gls']:.3f}" in SAID
     assert (large[six] < short[six]).all()  # "all six come nearer to Equal"
     long, imtl_g, fairgrad = lost["batch 64, 48 epochs"], *(f'{m}(level="features")' for m in ("imtl_g", "fairgrad"))
     assert f"FAMO is at {-long['famo']:.3f} with batches of 64 and at {-large['famo']:.3f} with 256" in APPENDIX
@@ -196,6 +222,12 @@ def test_the_regimes_are_as_written():
     assert f"({lengths[0]} epochs, {lengths[1]})" in APPENDIX
     assert long[six.drop([imtl_g, fairgrad])].min() > 0.15
     ours = regimes[(regimes.method == "deepchest") & (regimes.metric == "auroc")].set_index("regime")
+    for regime, words in {
+        "batch 256, 12 epochs": "after 12 epochs, equivalent",
+        "batch 256, 48 epochs": "after 48, open",
+    }.items():
+        assert f"{format_interval(ours.loc[regime])} {words}" in SAID
+        assert ours.verdict[regime] == words.split(", ")[1]
     near = ["batch 256, 12 epochs", "half at 0.3%, the others"]
     assert ours.verdict[near].eq("equivalent").all()
     rare = ours.loc["half at 0.3%, this half"]

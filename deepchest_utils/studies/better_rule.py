@@ -99,11 +99,11 @@ def longer_training(main: Path, curves: Path) -> tuple[pd.DataFrame, pd.DataFram
     return by_epoch, differences, float(equal[2 * BASE["epochs"]] - equal[BASE["epochs"]])
 
 
-def _with_settings(main: Path, settings: Path, replicates: int) -> pd.DataFrame:
-    """AUROC in the endpoint, in the first replicates; `chosen` tells the tuned settings from the others."""
+def _with_settings(main: Path, settings: Path, replicates: int, metric: str = "auroc") -> pd.DataFrame:
+    """A metric in the endpoint, in the first replicates; `chosen` tells the tuned settings from the others."""
     parts = [study_rows(main).assign(chosen=True), study_rows(settings).assign(chosen=False)]
     rows = pd.concat(parts, ignore_index=True)
-    rows = rows[(rows.task == ENDPOINT) & (rows.metric == "auroc") & (rows.split == "test")]
+    rows = rows[(rows.task == ENDPOINT) & (rows.metric == metric) & (rows.split == "test")]
     return rows[rows.seed.isin(list(MAIN[:replicates])) & (rows.epochs == BASE["epochs"])]
 
 
@@ -116,10 +116,10 @@ def luck_in_tuning(main: Path, settings: Path) -> pd.DataFrame:
     return pd.DataFrame({"settings": means.size(), "lowest": low, "highest": high, "range": high - low})
 
 
-def at_one_setting(main: Path, settings: Path) -> dict[str, pd.DataFrame]:
+def at_one_setting(main: Path, settings: Path, metric: str = "auroc") -> dict[str, pd.DataFrame]:
     """Each method that has one of Equal's last settings, judged twice on the same replicates, as many as Equal has with that
     setting: minus Equal with the setting that Equal chose ("own"), and minus Equal with the method's setting ("same")."""
-    rows, pair = _with_settings(main, settings, FULL), ["seed", "lr", "weight_decay"]
+    rows, pair = _with_settings(main, settings, FULL, metric), ["seed", "lr", "weight_decay"]
     equal = rows.method == "equal"
     beside = rows[rows.chosen & ~equal].merge(rows.loc[equal, ["phantom", *pair]])
     same = paired_differences(pd.concat([rows[equal], beside]), "equal", ["phantom"], pair)
