@@ -59,6 +59,17 @@ def test_near_the_limit(bench):
     bare_of_loop = loops.loc["resnet18_thin", "whole loop, not augmented"]
     assert f"the loop without it takes {bare_of_loop.ratio:.3f}" in DETAILED
     on_resnet = bench[bench.measured == "close resnet18"].set_index("method").loc["deepchest"]
+    card = (
+        cost.read_bench("data/results/bench_candidates_gpu.csv")
+        .query("measured == 'close candidates'")
+        .set_index("method")
+    )
+    for figures, words in {
+        "on": (on_resnet, f"on ResNet-18, in {on_resnet.rounds:.0f} rounds"),
+        "gpu": (card.loc["deepchest"], "on a GPU"),
+        "equal": (card.loc["equal"], ""),
+    }.values():
+        assert f"{figures.ratio:.3f} [{figures.low:.3f}, {figures.high:.3f}] {words}".rstrip() in SAID
     assert f"on ResNet-18 it lies at {on_resnet.ratio:.3f}" in DETAILED
 
 
