@@ -133,8 +133,9 @@ def read_embeddings(
     array = str(made.pop("array", ""))
     with _open_array(file, array) as (_, count, width, _):
         pass
-    for name in ("labels", "findings", *(() if split_column is None else ("split",))) if table is not None else ():
-        made.pop(name, None)  # the table has its own
+    if table is not None:  # it has its own
+        for name in ("labels", "findings", *(["split"] if split_column else [])):
+            made.pop(name, None)
     for name, (kinds, dimensions) in BESIDE.items():
         value = made.get(name)
         if value is not None and (value.dtype.kind not in kinds or value.ndim != dimensions):
