@@ -160,6 +160,13 @@ def test_the_encoder_fine_tuned():
         VERDICTS[row.verdict.split(",")[0]]
     )
     assert f"find a true difference of {row.smallest:.3f}" in SAID
+    if named:
+        first, second = (shared.loc[method] for method in real.best_two(RESULTS / "real_main.csv"))
+        assert (first.verdict, second.verdict) == ("open", "open")
+        said = (
+            f"RLW minus Equal is {format_interval(first)} and Nash-MTL minus Equal {format_interval(second)}, both open"
+        )
+        assert f"{said}; five folds would find {first.smallest:.3f} and {second.smallest:.3f}" in SAID
     start = by_method(real.compare_folds(rows[rows.method.isin(["equal", real.SCRATCH])])).iloc[0]
     assert start.pairs == 5
     assert f"Equal changes by {format_interval(start)}, in five folds" in SAID
