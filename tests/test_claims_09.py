@@ -248,7 +248,7 @@ def test_after_holm_the_findable_difference_is_larger(auroc):
     wider = (stats.t.ppf(1 - 0.025 / len(rows), 9) + stats.t.ppf(0.8, 9)) / (
         stats.t.ppf(0.975, 9) + stats.t.ppf(0.8, 9)
     )
-    assert f"about {wider:.1f} times as large" in SAID
+    assert f"over {len(rows)} levers, it is about {wider:.1f} times as large" in SAID
     assert f"{rows.smallest['tuning']:.4f} for tuning" in SAID
 
 
