@@ -4,7 +4,7 @@ import re
 
 import pandas as pd
 import pytest
-from claims import Committed, row
+from claims import Committed, finding_statements, row
 
 from deepchest_utils.datasets.findings import FINDINGS
 from deepchest_utils.paths import PROJECT
@@ -13,7 +13,7 @@ from deepchest_utils.results.store import RunTable
 from deepchest_utils.studies import judgement
 from deepchest_utils.studies.better_rule import better_rule_bar, nominate, rule_candidates, saturated_halves
 from deepchest_utils.studies.controlled import controlled_runs, weight_ratios
-from deepchest_utils.studies.replication import RULE, compare, study_rows
+from deepchest_utils.studies.replication import BASE, RULE, compare, study_rows
 
 RESULTS = PROJECT / "data" / "results"
 SETS = ("1000", "4000", "16000", "noise")
@@ -104,6 +104,43 @@ def test_weights_trade_hernia_for_infiltration_as_written():
     assert gains.tolist() == [0.14, 0.049, 0.033]
     assert f"the commonest, pays {-root['Infiltration']:.3f}" in text
     assert f"Infiltration loses {-full['Infiltration']:.3f} and Atelectasis {-full['Atelectasis']:.3f}" in text
+    assert (
+        not judge_differences(cells[cells.method == "inverse_entropy"], ["metric"]).verdict.str.contains("higher").any()
+    )
+
+
+def test_weights_trade_at_one_setting_as_written(study):
+    of_all = pd.concat([study.assign(chosen=True), study_rows(RESULTS / "study_settings.csv").assign(chosen=False)])
+    rows = of_all.query("phantom == 'default' and split == 'test' and metric == 'auroc' and epochs == @BASE['epochs']")
+    rule = rows[(rows.method == "inverse_sqrt_entropy") & rows.chosen & rows.task.isin(FINDINGS)]
+    beside = rows[rows.method == "equal"].merge(rule[["lr", "weight_decay"]].drop_duplicates())
+    pairs = paired_differences(pd.concat([rule, beside]), "equal", ["task"])
+    found = judge_differences(pairs.assign(metric="auroc", method=pairs.task), ["metric"]).set_index("task")
+    assert found.pairs.eq(20).all()
+    gains, losses = (found[found.verdict.str.startswith(word)]["mean"].round(3) for word in ("higher", "lower"))
+    three = ["Hernia", "Pneumothorax", "Fibrosis"]
+    assert "the three gain {:.3f}, {:.3f} and {:.3f}".format(*gains[three]) in NOTEBOOK.text
+    assert set(losses.index) == {"Infiltration", "Nodule", "Atelectasis", "Mass", "Effusion"}
+    paid = (-losses).sort_values(ascending=False)
+    assert (
+        f"Infiltration pays {paid.iloc[0]:.3f}, and Nodule, Atelectasis, Mass and Effusion pay "
+        f"{paid.iloc[-1]:.3f} to {paid.iloc[1]:.3f}" in NOTEBOOK.text
+    )
+    full = compare(study).set_index(["phantom", "method", "metric"]).loc[("default", "inverse_entropy", "auroc")]
+    assert f"the mean falls by {-full['mean']:.3f}" in NOTEBOOK.text
+    statements = finding_statements(study)
+    held = statements[
+        statements.holds & (statements.phantom == "default") & (statements["method"] == rule.method.iloc[0])
+    ]
+    assert list(held.task) == ["Pneumothorax"]
+
+
+def test_at_one_setting_the_rule_has_the_higher_ap_with_16000_images():
+    rule = study_rows(RESULTS / "study_rule.csv").query("method != 'equal'")
+    beside = pd.concat([rule, study_rows(RESULTS / "study_rule_setting.csv")])
+    at = compare(beside).set_index(["phantom", "num_train", "metric"]).loc[("default", 16000, "average_precision")]
+    assert at.verdict.startswith("higher")
+    assert f"Equal at the same setting, {format_interval(at)}." in NOTEBOOK.text
 
 
 def test_the_rule_is_the_one_that_the_protocol_nominates(study):
@@ -181,7 +218,11 @@ def test_saturated_findings_give_no_weight_away_for_free_as_written():
     easy = rows.task.isin(FINDINGS[::2])
     weights = rows[~easy].groupby("method").value.mean() / rows[easy].groupby("method").value.mean()
     assert f"with {weights['deepchest']:.1f} times the weight" in text
-    assert f"(with Hedge, {weights['hedge']:.1f} times)" in text
+    assert f"with Hedge {weights['hedge']:.1f} times" in text
+    assert (
+        f"The saturated half loses {-mean['deepchest', 'saturated']:.3f}, significantly and within the margin" in text
+    )
+    assert verdict["deepchest", "saturated"] == "lower, equivalent"
 
 
 def test_the_exercise_counts_replicates_as_its_solution_says():

@@ -11,6 +11,7 @@ from scipy import integrate, stats
 from deepchest_utils.paths import PROJECT
 from deepchest_utils.results.labels import method_family
 from deepchest_utils.results.statistics import judge_differences, paired_differences
+from deepchest_utils.studies.better_rule import at_one_setting
 from deepchest_utils.studies.figures import noise
 from deepchest_utils.studies.figures.noise import resampled_scores, run_scores, seed_scores
 from deepchest_utils.studies.replication import compare, study_rows
@@ -84,6 +85,11 @@ def test_a_learning_rate_is_no_method():
     assert not judged.verdict.str.contains("higher").any()
     assert f"Equal with a third more learning rate gains {controls['mean']['faster']:.3f}" in SAID
     assert f"The best weighting gains {judged['mean'].max():.3f}" in SAID
+    for name, said in (("4000", "+0.003"), ("noise", "-0.003")):
+        same = pd.concat([run_scores(f"common_{name}"), run_scores(f"rate_{name}").assign(method="faster")])
+        other = judge_differences(paired_differences(same), ["metric"]).set_index("method").loc["faster"]
+        assert (f"{other['mean']:+.3f}", other.verdict) == (said, "equivalent")
+    assert "gives +0.003 and -0.003, both equivalent" in SAID
     low, same_rate = judged["mean"]["prevalence_oracle"], controls["mean"]["prevalence_oracle"]
     assert (
         f"The oracle at 0.002 lies {-low:.3f} below Equal; the same rule at 0.004 lies {-same_rate:.3f} below" in SAID
@@ -126,6 +132,10 @@ def test_findings_of_one_training_set():
     assert set(second.verdict) == {"open"}
     for rows in (first, second):
         assert "{}, {} and {}".format(*map(signed, rows["mean"])) in SAID
+    shared = [pd.read_csv(RESULTS / f"judge_{name}.csv").query("metric == 'prevalence'") for name in ("4000", "noise")]
+    first_runs = [table.groupby("task").value.first() for table in shared]
+    assert (first_runs[0] == first_runs[1]).all()  # the same images
+    assert "Their noisy labels belong to the same 4,000 images" in SAID
     others = [judged[name]["mean"][[*first.index]].abs().max() for name in JUDGED if name != "judge_4000"]
     assert len(others) == 4
     assert f"none is further from zero than {max(others):.3f}" in SAID
@@ -173,13 +183,15 @@ def test_what_noise_publishes(equal):
     mean = sigma / np.sqrt(3) * largest(27)
     assert f"Noise publishes {mean:.3f}" in SAID
     assert f"a gain of {mean:.3f} macro AUROC" in SAID
-    study = (
-        compare(study_rows(RESULTS / "study_main.csv"))
-        .query("metric == 'auroc'")
-        .pivot(index="method", columns="phantom", values="mean")
+    study = compare(study_rows(RESULTS / "study_main.csv")).query("metric == 'auroc'")
+    higher = study.assign(higher=study.verdict.str.startswith("higher")).pivot(
+        index="method", columns="phantom", values="higher"
     )
-    assert "three of 34 weightings gain that much on one of two phantoms" in SAID
-    assert (len(study), (study > mean).any(axis=1).sum(), (study > mean).all(axis=1).sum()) == (34, 3, 0)
+    assert "three of 34 weightings are significantly above Equal on one of two phantoms, none on both" in SAID
+    assert (len(higher), higher.any(axis=1).sum(), higher.all(axis=1).sum()) == (34, 3, 0)
+    same = at_one_setting(RESULTS / "study_main.csv", RESULTS / "study_settings.csv")["same"]
+    assert set(higher.index[higher.any(axis=1)]) <= set(same["method"])
+    assert not same.verdict.str.startswith("higher").any()
     tuned = sigma / np.sqrt(3) * (largest(27) - largest(3))
     assert 0.5 < tuned / mean < 0.65
     assert "takes off almost half" in SAID

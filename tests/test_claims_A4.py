@@ -112,10 +112,22 @@ def test_capacity(judged, sizes):
     assert ("**So sharing teaches**" in text) == all(above)
     assert ("findings teach each other" in ANSWER) == all(above)
     assert ("**So sharing saves parameters.**" in text) == (above[0] and full.sign == 0)
-    assert ("**So sharing does not teach here**" in text) == (full.sign < 0)
+    assert ("**sharing does not teach after ten epochs**" in text) == (full.sign < 0)
     assert ("is equivalent to sharing" in ANSWER) == (full.verdict == "equivalent")
     if full.sign:
         assert f"({format_interval(full)})" in ANSWER
+
+
+def test_after_24_epochs_sharing_is_above_full_width_after_ten():
+    rows = sharing.sharing_rows(RESULTS).query("num_train == @sharing.SIZE")
+    longer = rows[(rows.kind == sharing.EQUAL_SIZE) & (rows.method == "shared")].assign(kind=sharing.FULL_SIZE)
+    alone = rows[(rows.kind == sharing.FULL_SIZE) & (rows.method == "single")]
+    auroc, precision = (
+        sharing.compare_sharing(pd.concat([longer, alone])).set_index("metric").loc[["auroc", "average_precision"]].iloc
+    )
+    assert f"above them in AUROC, by {format_interval(auroc)}; AP is open, {format_interval(precision)}" in section(3)
+    assert (auroc.verdict, precision.verdict) == ("higher", "open")
+    assert "after 24 epochs it is above these" in ANSWER
 
 
 def test_time_and_choices():
@@ -129,6 +141,9 @@ def test_time_and_choices():
     tried, edges = pd.DataFrame(sharing.SETTINGS), 0
     for _, pair in pairs.xs("first", axis=1, level=1).iterrows():
         edges += any(pair[name] in (tried[name].min(), tried[name].max()) for name in tried)
+    rates = pairs.xs("first", axis=1, level=1).lr.unstack()
+    highest = (rates.single == tried.lr.max()).all()
+    assert ("The narrow networks had their highest rate at every size" in section(6)) == highest
     if edges:
         assert f"Of eight chosen pairs, {COUNTS[edges]} {'is' if edges == 1 else 'are'} outermost" in section(1)
     else:
