@@ -111,7 +111,8 @@ def test_weights_trade_hernia_for_infiltration_as_written():
 
 def test_weights_trade_at_one_setting_as_written(study):
     of_all = pd.concat([study.assign(chosen=True), study_rows(RESULTS / "study_settings.csv").assign(chosen=False)])
-    rows = of_all.query("phantom == 'default' and split == 'test' and metric == 'auroc' and epochs == @BASE['epochs']")
+    rows = of_all.query("phantom == 'default' and split == 'test' and metric == 'auroc'")
+    rows = rows[rows.epochs == BASE["epochs"]]
     rule = rows[(rows.method == "inverse_sqrt_entropy") & rows.chosen & rows.task.isin(FINDINGS)]
     beside = rows[rows.method == "equal"].merge(rule[["lr", "weight_decay"]].drop_duplicates())
     pairs = paired_differences(pd.concat([rule, beside]), "equal", ["task"])
