@@ -3,7 +3,7 @@
 # for which Chromium is needed.   make lab: JupyterLab.   make book: a site of the notebooks.
 # The environment is made when missing, and again when pyproject.toml or constraints.txt changes.
 #   make run PYTHON=python3.12      another Python
-#   make run TORCH_INDEX=ADDRESS    PyTorch from another index than pip's own, e.g. the one for CPUs alone
+#   make run TORCH_INDEX=ADDRESS    PyTorch from another index than pip's own, e.g. the one for CPUs alone; kept for .venv
 #   make run CONSTRAINTS=           the newest versions, not those of constraints.txt
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
@@ -12,6 +12,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 LOG    := $(VENV)/install.log
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --log $(LOG) install $$quiet
+TORCH_INDEX ?= $(shell cat $(VENV)/.torch_index 2>/dev/null)
 TORCH  := $(or $(if $(CONSTRAINTS),$(shell grep -E '^torch(vision)?==' $(CONSTRAINTS))),torch torchvision)
 CHECK  := .ci/preflight.py
 BOOK   := .book
@@ -63,6 +64,7 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	{ $(if $(TORCH_INDEX),$(PIP) $(TORCH) --index-url $(TORCH_INDEX) &&) \
 	  $(PIP) --editable '.[dev]' $(addprefix --constraint ,$(CONSTRAINTS)); } || $(PYTHON) $(CHECK) cause $(LOG)
 	@$(BIN)/python $(CHECK) device
+	@$(if $(TORCH_INDEX),echo '$(TORCH_INDEX)' > $(VENV)/.torch_index)
 	@touch $@
 
 $(BOOK)/.installed: .ci/book/requirements.txt

@@ -241,7 +241,7 @@ class Notebooks:
     parameter: Annotated[Pairs, arg(aliases=["-p"])] = field(default_factory=dict)  # set a parameter
     show: Annotated[bool, arg(name="list", aliases=["-l"])] = False  # list the parameters with their help, run nothing
     solutions: bool = False  # the solutions to their exercises instead
-    appendix: bool = False  # the appendix instead: A1, A2
+    appendix: bool = False  # the appendix instead: A1 to A4
     student: str | None = None  # write copies of the solutions without the answers into this folder, run nothing
     again: bool = False  # run those, too, that the same code has run before
     output: Annotated[str | None, arg(aliases=["-o"])] = None  # folder of the executed copies, if not below runs

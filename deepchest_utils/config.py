@@ -38,7 +38,7 @@ class TrainConfig:
     dataset: str = "phantom"  # phantom, nih, chestmnist, csv, chexpert, mimic, padchest, vindr or embeddings
     data_root: str | None = None  # folder of its files, or the file of embeddings; not needed for the phantom
     image_size: int = 64  # px, square
-    split: str | None = None  # official, patient, a fold such as 2/5, or None for the data set's default
+    split: str | None = None  # official, patient, a fold such as 2/5, or, left out, the data set's default
     data_seed: int = 0  # of the phantom and of our own splits
     data_options: dict[str, Any] = field(default_factory=dict)  # further options of load_dataset
     method: str = "deepchest"  # with its options, as in deepchest(floor=0.25); A+B; deepchest_utils/README.md lists all
@@ -69,7 +69,7 @@ class TrainConfig:
     device: str = "auto"  # auto takes cuda if there is one
     min_positives: int = 1  # on validation, for a finding to count in the macro AUROC that chooses the epoch
     seed: int = 0  # of the network, the order of the images and the augmentation
-    run_dir: str | None = None  # where checkpoint and tables go; None writes nothing
+    run_dir: str | None = None  # where checkpoint and tables go; left out, nothing is written
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():

@@ -98,11 +98,10 @@ def test_the_device_is_said(monkeypatch):
     assert preflight.device() == "Networks are trained on a card."
 
 
-def test_make_installs_torch_from_the_index_that_is_named():
-    def said(*more: str) -> str:
-        return subprocess.run(
-            ["make", "-n", "-B", ".venv/.installed", *more], cwd=PROJECT, capture_output=True, text=True, check=True
-        ).stdout
+def test_make_installs_torch_from_the_index_that_is_named(tmp_path):
+    def said(*more: str, venv: str = "none") -> str:
+        command = ["make", "-n", "-B", f"VENV={venv}", f"{venv}/.installed", *more]
+        return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout
 
     index = "TORCH_INDEX=https://index.invalid/cpu"
     # the versions alone: that index does not have all else that constraints.txt names
@@ -113,3 +112,8 @@ def test_make_installs_torch_from_the_index_that_is_named():
     assert "torchvision" not in said()
     assert "--constraint constraints.txt" in said()
     assert "--constraint" not in said("CONSTRAINTS=")
+    # made anew, the environment has it from there again
+    (tmp_path / ".torch_index").write_text("https://index.invalid/cpu")
+    assert "--index-url https://index.invalid/cpu &&" in said(venv=str(tmp_path))
+    assert f"echo 'https://index.invalid/cpu' > {tmp_path}/.torch_index" in said(venv=str(tmp_path))
+    assert "--index-url" not in said("TORCH_INDEX=", venv=str(tmp_path))

@@ -190,8 +190,8 @@ def test_conda_environment_installs_the_project_and_nothing_else():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     pip = [entry for entry in environment["dependencies"] if isinstance(entry, dict)]
     conda = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
-    assert pip == [{"pip": ["--editable .[dev]"]}]
-    assert conda == [f"python{PROJECT['requires-python']}", "pip"]
+    assert pip == [{"pip": ["--constraint constraints.txt", "--editable .[dev]"]}]  # the versions that `make` has
+    assert conda == ["python=3.12", "pip"]
     assert "dev" in PROJECT["optional-dependencies"]
 
 
