@@ -19,7 +19,7 @@ from deepchest_utils.results.statistics import (
     smallest_difference,
 )
 from deepchest_utils.results.store import RunTable
-from deepchest_utils.studies import real
+from deepchest_utils.studies import levers, real
 
 RESULTS = PROJECT / "data" / "results"
 NOTEBOOK = Committed("08_real_radiographs")
@@ -170,9 +170,14 @@ def test_the_encoder_fine_tuned():
     start = by_method(real.compare_folds(rows[rows.method.isin(["equal", real.SCRATCH])])).iloc[0]
     assert start.pairs == 5
     assert f"Equal changes by {format_interval(start)}, in five folds" in SAID
-    assert ("Spend the afternoon on what moves Equal itself" in SAID) == (start.high < 0)
-    more = start.high < 0 and abs(start["mean"]) > max(abs(row.low), abs(row.high))
-    assert ("moves its AUROC by more than any value in DeepChest's interval" in SAID) == more
+    assert ("Start from pretrained weights" in SAID) == (start.high < 0)
+    scratch = rows[(rows.method == real.SCRATCH) & (rows.metric == "auroc")]
+    assert scratch.epoch.min() >= 9  # of ten: "still rising"
+    assert real.tuned_rate(RESULTS / "real_finetune_tuning.csv", [real.SCRATCH]) == max(real.RATES)
+    judged = levers.lever_table(RESULTS).query("study == 'finetuned' and metric == 'auroc'").set_index("lever")
+    assert ("over the two encoder rows of 09 it is open" in re.sub(r"\[(\d+)\]\(.*?\)", r"\1", SAID)) == (
+        judged.verdict["scratch"] == "open"
+    )
 
 
 @pytest.mark.skipif(not RAN["ladder"], reason="it has not run")
