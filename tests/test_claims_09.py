@@ -13,6 +13,7 @@ from deepchest_utils.paths import PROJECT
 from deepchest_utils.results.statistics import MARGIN, format_interval
 from deepchest_utils.studies import levers
 from deepchest_utils.studies.levers import KINDS, WORDS
+from deepchest_utils.training.setup import epoch_shape
 
 RESULTS = PROJECT / "data" / "results"
 SAID = Committed("09_what_moves_the_needle").text
@@ -115,6 +116,16 @@ def test_gains_and_losses_are_counted(auroc, found):
     for name in ("ensemble_5", "epochs_4"):
         assert f"{rows.cost[name]:.1f} times" in SAID
         assert format_interval(rows.loc[name]) in SAID
+
+
+def test_the_steps_of_fewer_images():
+    own, usual = levers.STUDIES["embeddings"]["own"], levers.STUDIES["embeddings"]["usual"]
+    steps = {"all": epoch_shape(1324, usual["batch_size"])[0] * usual["epochs"]}
+    for name, (changes,) in own.items():
+        count = changes["data_options"]["max_train"]
+        steps[name] = epoch_shape(count, usual["batch_size"])[0] * changes["epochs"]
+    assert steps == {"all": 400, "data_quarter": 320, "data_half": 400}
+    assert "Half of the images have as many steps as all, 400. A quarter has 320" in SAID
 
 
 def test_the_encoder(auroc):

@@ -19,7 +19,7 @@ from deepchest_utils.explain.cam import heat_maps
 from deepchest_utils.files import FileError
 from deepchest_utils.models.augment import to_input
 from deepchest_utils.models.network import MultiTaskNet
-from deepchest_utils.models.trunks import build_trunk
+from deepchest_utils.models.trunks import BACKBONES, build_trunk
 from deepchest_utils.training import embed as module
 from deepchest_utils.training.embed import embed
 from deepchest_utils.training.loop import Loop
@@ -123,6 +123,37 @@ def test_a_finished_file_is_not_made_again_and_another_is_kept(tmp_path, splits,
     out.write_text("my notes")
     with pytest.raises(FileError, match=r"f\.npz is damaged, or no file of embed\. Choose another out"):
         embed(TINY, out, splits)
+
+
+@pytest.mark.filterwarnings("ignore:phantom. findings without a positive image")
+def test_a_registered_encoder_is_known_by_its_weights(tmp_path, splits, monkeypatch):
+    """Its name stays when another network is put in its place."""
+
+    def encoder(scale: float) -> torch.nn.Module:
+        net = torch.nn.Sequential(torch.nn.AvgPool2d(8), torch.nn.Flatten(), torch.nn.Linear(64, 4))
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter.fill_(scale)
+        return net
+
+    config, out = replace(TINY, backbone="mine"), tmp_path / "f.npz"
+    monkeypatch.setitem(BACKBONES, "mine", lambda size, pretrained: encoder(1.0))
+    first = np.load(embed(config, out, splits))["features"]
+    assert np.array_equal(np.load(embed(config, out, splits))["features"], first)
+    monkeypatch.setitem(BACKBONES, "mine", lambda size, pretrained: encoder(2.0))
+    with pytest.raises(FileError, match="holds other features"):
+        embed(config, out, splits)
+
+
+@pytest.mark.filterwarnings("ignore:phantom. findings without a positive image")
+@pytest.mark.filterwarnings("ignore:embeddings. findings without a positive image")
+def test_whole_numbers_as_ids_become_texts(tmp_path, splits):
+    parts = {
+        name: replace(xrays, ids=np.arange(len(xrays)) + 1000 * i)
+        for i, (name, xrays) in enumerate(splits.parts.items())
+    }
+    file = embed(TINY, tmp_path / "f.npz", replace(splits, **parts))
+    assert load_dataset("embeddings", file).train.ids[0] == "0"
 
 
 def test_features_too_large_for_half_precision_are_refused(tmp_path, splits, monkeypatch):
@@ -229,6 +260,26 @@ def test_patients_may_be_texts(tmp_path):
     made(tmp_path / "texts.npz", patients=np.array([f"p{patient}" for patient in arrays["patients"]]))
     usual, texts = (load_dataset("embeddings", tmp_path / name) for name in ("f.npz", "texts.npz"))
     assert texts.fingerprint() == usual.fingerprint()
+
+
+def test_a_blank_makes_no_second_patient_and_minus_one_is_none(tmp_path):
+    file, number = tmp_path / "f.npz", np.arange(600) // 2
+    made(file, patients=np.array([f"P{i}{' ' * (row % 2)}" for row, i in enumerate(number)]))
+    parts = load_dataset("embeddings", file, split="patient").parts.values()
+    train_, val, test = (set(xrays.patients) for xrays in parts)
+    assert len(train_) + len(val) + len(test) == len(train_ | val | test) == 300
+    made(file, patients=np.where(np.arange(600) < 300, -1, number))
+    with pytest.raises(DataError, match=r"patients should be 0 or more\. Found -1, which names no patient"):
+        load_dataset("embeddings", file, split="patient")
+
+
+def test_features_names_a_file_of_the_folder(tmp_path):
+    made(tmp_path / "f.npz")
+    assert len(load_dataset("embeddings", tmp_path / "f.npz", features="f.npz").train)
+    with pytest.raises(DataError, match=r"root names a file already, and features another\. Found 'g\.npz'"):
+        load_dataset("embeddings", tmp_path / "f.npz", features="g.npz")
+    with pytest.raises(DataError, match=r"g\.npz: no such file\. features should name an \.npz or \.npy in"):
+        load_dataset("embeddings", tmp_path, features="g.npz")
 
 
 def test_empty_cells_and_official_splits_of_a_table_mean_what_they_do_for_images(tmp_path):

@@ -24,7 +24,7 @@ from deepchest_utils.models import augment
 from deepchest_utils.models.augment import apply_augmentation, sample_augmentation, to_input
 from deepchest_utils.models.losses import BCE, make_loss, masked_bce
 from deepchest_utils.results.checkpoint import read_checkpoint
-from deepchest_utils.results.metrics import choose_thresholds
+from deepchest_utils.results.metrics import choose_thresholds, score_tasks
 from deepchest_utils.results.store import COLUMNS, write_json
 from deepchest_utils.training import loop as loop_module
 from deepchest_utils.training import setup
@@ -681,6 +681,39 @@ def test_autocast_trains_near_to_full_precision(tiny):
     assert not np.array_equal(a, b)
     assert b[1] < 0.95 * b[0]
     np.testing.assert_allclose(a, b, rtol=0.01)
+
+
+def test_sgd_survives_the_first_step_of_fp16_which_overflows(few):
+    """Fused, its momentum would be memory that nothing has filled."""
+    given = config(epochs=1, augment=False, batch_size=16, optimizer="sgd", lr=1e-3, amp="fp16")
+    torch.full((4_000_000,), torch.nan)  # what freed memory may hold
+    run = train(given, few)
+    assert all(torch.isfinite(parameter).all() for parameter in run.model.parameters())
+    assert setup.make_optimizer(given, run.model.parameters()).defaults["fused"] is False
+    assert setup.make_optimizer(config(optimizer="sgd"), run.model.parameters()).defaults["fused"] is True
+
+
+def test_reweighting_of_ldam_changes_no_unit_for_the_rules(few):
+    """The threshold of balanced accuracy and the loss that rules see belong to the phase that is trained."""
+    loops = {defer: Loop(config(epochs=2, loss="ldam", loss_options={"defer": defer}), few) for defer in (0.0, 0.5)}
+    for loop in loops.values():
+        loop.run_epoch()
+        loop.run_epoch()
+        assert loop.loss.is_reweighted
+        output = loop.loss.best_constant(loop.prevalence)[0]
+        np.testing.assert_array_equal(loop.thresholds["balanced_accuracy"], output)
+    always, later = loops.values()
+    start = Loop(always.config, few)
+    torch.testing.assert_close(start.net.head.bias.sigmoid().double(), output.clamp(1e-4), rtol=1e-4, atol=1e-6)
+    labels = few.train.labels
+    constant = np.tile(later.loss.best_constant(later.prevalence)[0].logit().numpy(), (len(labels), 1)).astype(
+        np.float32
+    )
+    outputs = dict.fromkeys(("train", "val"), (labels, constant))
+    report = later._report(2, {split: score_tasks(*output) for split, output in outputs.items()}, outputs)
+    ratio = (report.train["loss"] / report.constant_loss)[few.train.prevalence > 0]
+    torch.testing.assert_close(ratio, torch.ones_like(ratio), rtol=1e-3, atol=0)  # a constant predictor: L/H stays 1
+    torch.testing.assert_close(report.constant_loss, later.unit)
 
 
 def test_half_precision_scales_gradients_behind_the_methods_back(few, monkeypatch):

@@ -139,13 +139,19 @@ def read_embeddings(
     for name, (kinds, dimensions) in BESIDE.items():
         value = made.get(name)
         if value is not None and (value.dtype.kind not in kinds or value.ndim != dimensions):
-            found = f"Found {value.dtype} of shape {value.shape}. It should be {WANTED[kinds].format(name)}"
+            wanted = f"{WANTED[kinds].format(name)}, of {dimensions} dimension{'s' * (dimensions > 1)}"
+            found = f"Found {value.dtype} of shape {value.shape}. It should be {wanted}"
             raise DataError(f"{file}: {name} is not as `embed` writes it. {found}.")
         if value is not None and name != "findings" and len(value) != count:
             raise DataError(f"{file}: {name} should have one row for each of the {count} features. Found {len(value)}.")
     if not np.isin(made.get("split", 0), (0, 1, 2)).all():
         found = ", ".join(map(str, np.unique(made["split"])[:10]))
         raise DataError(f"{file}: split should be 0, 1 or 2 for train, val and test. Found {found}.")
+    patients = made.get("patients", np.empty(0, np.int64))
+    if patients.dtype.kind == "U":  # a blank at the end would make two patients of one
+        made["patients"] = np.char.strip(patients)
+    elif patients.min(initial=0) < 0:
+        raise DataError(f"{file}: patients should be 0 or more. Found {patients.min()}, which names no patient.")
     about = read_about(made)
     common: dict[str, Any] = {
         "name": NAME,
@@ -216,11 +222,15 @@ def _find_file(root: Root, features: str | None) -> Path:
         raise DataError("root (data_root of a run) should name a file of features, or its folder. Found None.")
     path = Path(root).expanduser()
     if path.is_file():
+        if features not in (None, path.name):
+            raise DataError(f"{path}: root names a file already, and features another. Found {features!r}.")
         files = [path]
     elif features is not None:
         files = [path / features]
     else:
         files = sorted(child for child in path.glob("*") if child.suffix in SUFFIXES)
+    if features is not None and not files[0].is_file():
+        raise DataError(f"{files[0]}: no such file. features should name an .npz or .npy in {path}.")
     if len(files) != 1 or files[0].suffix not in SUFFIXES or not files[0].is_file():
         found = ", ".join(file.name for file in files[:5]) or "none"
         raise DataError(

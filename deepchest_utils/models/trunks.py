@@ -208,7 +208,10 @@ def native_size(backbone: str) -> int | None:
     if backbone.startswith(TIMM):
         import timm
 
-        own = timm.get_pretrained_cfg(backbone.removeprefix(TIMM))
+        try:
+            own = timm.get_pretrained_cfg(backbone.removeprefix(TIMM))
+        except RuntimeError as error:
+            raise ValueError(f"backbone {backbone!r} is not there: {one_line(error)}") from None
         return None if own is None else int(own.input_size[-1])
     if backbone in BACKBONES:
         return None

@@ -213,7 +213,7 @@ def paired_differences(
             few = 0 < defined.sum() < len(means) / 2
             numbers = mean_interval(differences.to_numpy(), means if few else means[defined])
             rows.append({**dict(zip(("method", *by), group, strict=True)), "pairs": len(differences), **numbers})
-    result = pd.DataFrame(rows, columns=["method", *by, "pairs", *NUMBERS])
+    result = pd.DataFrame(rows, columns=["method", *by, "pairs", *NUMBERS]).astype(dict.fromkeys(NUMBERS, float))
     if baseline is None:
         return result.assign(p=np.nan, p_holm=np.nan)  # nobody asks whether a score is 0
     return adjust_p(result, by if family is None else family)

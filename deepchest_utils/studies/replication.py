@@ -283,8 +283,11 @@ def run_rounds(rounds: Iterator[tuple[str, list[Any]]], out: Path, jobs: int, pl
         print(f"{name}: {len(trials)} cells, {len(left)} to run, {hours:.1f} h in {jobs} processes", flush=True)
         if left and not plan:
             cells = run_sweep(trials, table, jobs, threads=1).cells
-            for cell in cells[cells.status == "failed"].itertuples():
+            failed = cells[(cells.status == "failed") & cells.cell.isin([trial.id for trial in trials])]
+            for cell in failed.itertuples():
                 print(f"failed, and counted as no result: {cell.method} {cell.seed}: {cell.error}", flush=True)
+            if len(failed) == len(trials):
+                raise SystemExit(f"{table}: every cell has failed.")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,6 +1,7 @@
 """Features of all images of a data set by a pretrained encoder, in one file: `dataset="embeddings"` trains on it."""
 
 import glob
+import hashlib
 import json
 from collections.abc import Iterator
 from importlib import metadata
@@ -16,7 +17,7 @@ from deepchest_utils.datasets import ChestXrays, Splits, load_dataset
 from deepchest_utils.datasets.cache import cache_key
 from deepchest_utils.datasets.embeddings import ABOUT, FEATURES, read_about
 from deepchest_utils.files import FileError, atomic_write, exclusive_lock
-from deepchest_utils.models.trunks import TIMM, build_trunk
+from deepchest_utils.models.trunks import TIMM, build_trunk, is_registered
 from deepchest_utils.progress import progress
 from deepchest_utils.results.store import environment_report
 from deepchest_utils.threads import adapt_threads
@@ -52,6 +53,8 @@ def embed(config: TrainConfig, out: str | Path, data: Splits | None = None, batc
         if data.train.are_vectors:
             raise ValueError(f"dataset should be one of images. Found {c.dataset!r}, which has features.")
         identity = {name: c.identity()[name] for name in MADE_OF} | {"data": data.fingerprint()}
+        if is_registered(c.backbone):  # its name does not tell which network it is
+            identity["network"] = _digest(_build(c)[0])
         key = cache_key(**identity)
         if out.exists():
             found, ids = _made_of(out)
@@ -70,6 +73,19 @@ def embed(config: TrainConfig, out: str | Path, data: Splits | None = None, batc
     return out
 
 
+def _build(config: TrainConfig) -> tuple[nn.Module, int]:
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        return build_trunk(config.backbone, config.image_size, config.pretrained)
+
+
+def _digest(trunk: nn.Module) -> str:
+    digest = hashlib.sha256(repr(trunk).encode())
+    for value in trunk.state_dict().values():
+        digest.update(value.detach().cpu().flatten().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
 def write_features(out: Path, features: Float[np.ndarray, "n f"], data: Splits, **arrays: np.ndarray) -> None:
     """Write a file that `dataset="embeddings"` reads: features in the order of train, val and test, with the labels, patients,
     ids and split of these images, and further arrays."""
@@ -77,6 +93,7 @@ def write_features(out: Path, features: Float[np.ndarray, "n f"], data: Splits, 
     of_images = {
         name: np.concatenate([getattr(part, name) for part in parts]) for name in ("labels", "patients", "ids")
     }
+    of_images |= {"labels": of_images["labels"].astype(np.float32), "ids": of_images["ids"].astype(str)}
     split = np.repeat(np.arange(3, dtype=np.int8), [*map(len, parts)])
     with atomic_write(out) as temporary, open(temporary, "wb") as file:
         made = {FEATURES: np.ascontiguousarray(features), **of_images}
@@ -95,9 +112,7 @@ def _made_of(out: Path) -> tuple[object, np.ndarray]:
 def _embed_all(config: TrainConfig, data: Splits, part: Path, batch_size: int) -> np.memmap:
     """The features of all splits, one below the other, in a memory-mapped file: those that it has already are kept."""
     device = resolve_device(config.device)
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        trunk, width = build_trunk(config.backbone, config.image_size, config.pretrained)
+    trunk, width = _build(config)
     shape = (sum(map(len, data.parts.values())), width)
     if not part.exists():
         with atomic_write(part) as temporary, open(temporary, "wb") as file:

@@ -119,9 +119,9 @@ class Loop:
         self.prevalence = torch.from_numpy(data.train.prevalence)
         num_tasks = len(data.findings)
         loss = make_loss(config.loss, data.train.labels, **config.loss_options)
-        constant = loss.best_constant(self.prevalence)[0]  # with cross-entropy the prevalence
+        loss.begin_epoch(1, config.epochs)
+        constant, self.unit = loss.best_constant(self.prevalence)  # with cross-entropy the prevalence
         start = constant if config.prior_bias else None
-        self.thresholds = {"balanced_accuracy": constant.numpy()}
         net = build_network(config, num_tasks, data.train.images.shape[1], config.pretrained, start)
         self.loss = loss.to(self.device)
         # torch's stub of `to` has no memory format beside a device
@@ -146,6 +146,7 @@ class Loop:
         """Train on every batch, validate, log, let the method learn from the scores, and keep the best network so far."""
         epoch, start = self.epoch + 1, time.perf_counter()
         self.loss.begin_epoch(epoch, self.config.epochs)
+        self.thresholds = {"balanced_accuracy": self.loss.best_constant(self.prevalence)[0].numpy()}
         labels, logits, losses, threads = self.train_epoch(epoch)
         trained = time.perf_counter()
         resources = {"train": {"seconds": trained - start, "threads": threads}}
@@ -199,11 +200,13 @@ class Loop:
         report = {split: {m: torch.from_numpy(v) for m, v in values.items()} for split, values in scores.items()}
         if self.config.loss == "bce":  # as in the scores
             return EpochReport(epoch, self.prevalence, report["train"], report["val"])
+        # LDAM's re-weighting changes the unit of a loss; rules that compare epochs get the unit of the first
+        now = self.loss.best_constant(self.prevalence)[1]
+        unit = (self.unit / now).where(now != self.unit, 1.0).nan_to_num(1.0)
         for split, (labels, logits) in outputs.items():
             loss = self.loss(*(torch.from_numpy(part).to(self.device) for part in (logits, labels))).double().cpu()
-            report[split]["loss"] = loss.where(~report[split]["loss"].isnan(), torch.nan)
-        constant = self.loss.best_constant(self.prevalence)[1]
-        return EpochReport(epoch, self.prevalence, report["train"], report["val"], constant)
+            report[split]["loss"] = (unit * loss).where(~report[split]["loss"].isnan(), torch.nan)
+        return EpochReport(epoch, self.prevalence, report["train"], report["val"], self.unit)
 
     def _check_weights(self, epoch: int) -> None:
         """Those of the network, which may be infinite where its logits are not, and of the method."""

@@ -55,7 +55,9 @@ def make_optimizer(
     groups = [{"params": list(network), "weight_decay": config.weight_decay}]
     if method_parameters := list(method):
         groups.append({"params": method_parameters, "weight_decay": 0.0})
-    return cast(torch.optim.Optimizer, _OPTIMIZERS[config.optimizer](groups, lr=config.lr))
+    # fp16's first step overflows and is skipped; fused SGD has then made its momentum of memory that nothing has filled
+    unfused = {"fused": False} if (config.optimizer, config.amp) == ("sgd", "fp16") else {}
+    return cast(torch.optim.Optimizer, _OPTIMIZERS[config.optimizer](groups, lr=config.lr, **unfused))
 
 
 def moments(config: TrainConfig, device: torch.device) -> dict[str, Tensor]:
