@@ -105,6 +105,6 @@ def test_the_house_stays_small():
     """As the command in CONTRIBUTING.md counts."""
     lines = {path: len(path.read_text().splitlines()) for path in FILES}
     studies = [path for path in FILES if room(module(path)) == "studies"]
-    assert sum(lines[path] for path in studies) <= 5250
+    assert sum(lines[path] for path in studies) <= 5260
     assert len(FILES) - len(studies) <= 72
     assert sum(lines.values()) - sum(lines[path] for path in studies) <= 10690

@@ -11,14 +11,21 @@ from study_tables import write_table
 
 from deepchest_utils import FINDINGS, load_dataset
 from deepchest_utils.config import LOSSES
+from deepchest_utils.files import FileError
+from deepchest_utils.paths import PROJECT
 from deepchest_utils.results.metrics import ensemble, score_tasks
+from deepchest_utils.results.statistics import judge_differences, paired_differences
 from deepchest_utils.results.store import RunTable
 from deepchest_utils.studies import levers, real, replication
+from deepchest_utils.studies.figures import real as figures
 from deepchest_utils.studies.levers import BUDGET, KINDS, STUDIES, WORDS, lever_table, loss_weight_table
 from deepchest_utils.sweep import run_sweep
 from deepchest_utils.training import train
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*findings without a positive")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*findings without a positive"),
+    pytest.mark.usefixtures("close_figures"),
+]
 
 
 @pytest.mark.parametrize("study", STUDIES)
@@ -222,3 +229,36 @@ def test_stages_run_resume_and_give_the_same_rows_again(study, few, tmp_path, ca
     for cell, part in again.groupby("cell"):
         same = tables.rows[tables.rows.cell == cell]
         pd.testing.assert_frame_equal(part.reset_index(drop=True), same.reset_index(drop=True), check_exact=True)
+
+
+@pytest.fixture
+def cut(tmp_path):
+    """The committed table of the embeddings with some methods alone."""
+
+    def write(*methods: str) -> Path:
+        for name in ("levers_embeddings", "levers_embeddings_cells"):
+            table = pd.read_csv(PROJECT / "data" / "results" / f"{name}.csv")
+            table[table.method.isin(methods)].to_csv(tmp_path / f"{name}.csv", index=False)
+        return tmp_path
+
+    return write
+
+
+def test_a_part_that_has_not_run_is_left_out_of_the_figures(cut):
+    found = lever_table(cut("equal", "uncertainty", "data_half"))
+    assert set(found.lever) == {"uncertainty", "data_half"}
+    figures.data_and_weights(found)
+    figures.lever_forest(found)
+
+
+@pytest.mark.parametrize("methods", [(), ("equal",)])
+def test_nothing_to_compare_is_one_line(cut, methods):
+    with pytest.raises(FileError, match=r"no two levers to compare\. It should hold levers_embeddings\.csv"):
+        lever_table(cut(*methods))
+    with pytest.raises(FileError, match=r"no network of Equal\. It should hold real_main\.csv"):
+        real.network_rows(cut(*methods))
+
+
+def test_equal_alone_gives_no_differences():
+    rows = pd.DataFrame({"method": "equal", "metric": "auroc", "seed": [1, 2], "value": [0.7, 0.8]})
+    assert judge_differences(paired_differences(rows, "equal", ["metric"]), ["metric"]).empty

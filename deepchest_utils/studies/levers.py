@@ -16,6 +16,7 @@ import pandas as pd
 
 from deepchest_utils.config import LOSSES
 from deepchest_utils.datasets import Splits
+from deepchest_utils.files import FileError
 from deepchest_utils.results import store
 from deepchest_utils.results.metrics import ensemble, score_tasks
 from deepchest_utils.results.statistics import BOOTSTRAP_METRICS, judge_differences, paired_differences
@@ -264,6 +265,8 @@ def lever_table(out: Path) -> pd.DataFrame:
             judged.insert(0, "study", study)
             judged.insert(2, "words", judged.lever.map(WORDS))
             tables.append(judged)
+    if not tables:
+        raise FileError(f"{out} has no two levers to compare. It should hold levers_embeddings.csv, of study.sh.")
     return pd.concat(tables, ignore_index=True)
 
 

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from deepchest_utils.config import PUBLISHED_RECIPE, TrainConfig, parse_method
 from deepchest_utils.datasets import ChestXrays, Splits, load_dataset
 from deepchest_utils.datasets.findings import FINDINGS
+from deepchest_utils.files import FileError
 from deepchest_utils.results import store
 from deepchest_utils.results.statistics import judge_differences, paired_differences
 from deepchest_utils.studies.better_rule import expected_best
@@ -203,6 +204,8 @@ def network_rows(out: Path) -> pd.DataFrame:
     tuned = finetune_rows(out / "real_finetune.csv").replace({"method": {SCRATCH: "scratch"}})
     parts |= {"finetuned": tuned, "scratch": tuned}
     kept = {name: part[part.method == ("scratch" if name == "scratch" else "equal")] for name, part in parts.items()}
+    if not any(map(len, kept.values())):
+        raise FileError(f"{out} has no network of Equal. It should hold real_main.csv, of study.sh.")
     rows = pd.concat([kept[name].assign(method=name) for name in NETWORKS if len(kept[name])], ignore_index=True)
     return rows[rows.seed <= FEW].reset_index(drop=True)
 

@@ -137,10 +137,11 @@ def data_and_weights(found: pd.DataFrame) -> Figure:
     fig, axes = plt.subplots(1, 2 * len(places), figsize=(9, 3.4), width_ratios=[3, 2] * len(places))
     for left, right, (place, study) in zip(axes[::2], axes[1::2], places.items(), strict=True):
         part = found[(found.study == study) & (found.metric == "auroc")].set_index("lever")[["mean", "low", "high"]]
+        beside = {"tuning": (GREY, "s"), **{m: (family_color(m), family_marker(m)) for m in KINDS["Task weights"]}}
+        part = part.reindex([*part.index, *(name for name in beside if name not in part.index)])  # one that has not run
         part.loc["equal"] = 0.0
         part.loc["tuning"] = -part.loc["tuning", ["mean", "high", "low"]].to_numpy()  # what there is without it
         shares = {name: np.log2(share) for name, share in SHARES.items() if name in part.index}
-        beside = {"tuning": (GREY, "s"), **{m: (family_color(m), family_marker(m)) for m in KINDS["Task weights"]}}
         left.plot([*shares.values()], part["mean"][[*shares]], color=BLACK)
         for ax, spots in ((left, shares), (right, {name: x for x, name in enumerate(beside)})):
             zero_line(ax, MARGIN, of_y=True)
