@@ -60,6 +60,14 @@ def test_fewer_images_are_a_quarter_and_a_half_of_the_training_images():
         assert own["epochs"] * share == usual["epochs"]
 
 
+def test_a_quarter_is_one_of_other_data_as_well(tmp_path):
+    """240 images in a file; without one, the study's."""
+    for folder, wanted in ((tmp_path / "none", (331, 662)), (features(tmp_path), (36, 72))):
+        _, cells = next(levers.embeddings(tmp_path, folder))
+        counts = {cell.method: cell.config.data_options["max_train"] for cell in cells if cell.config.data_options}
+        assert counts == dict(zip(("data_quarter", "data_half"), wanted, strict=True))
+
+
 # tables
 
 
@@ -177,6 +185,7 @@ def few(monkeypatch):
     monkeypatch.setattr(levers, "STUDIES", {study: {**STUDIES[study], **changes} for study, changes in small.items()})
     monkeypatch.setattr(levers, "levers", of)
     monkeypatch.setattr(levers, "REPLICATES", 1)
+    monkeypatch.setattr(levers, "IMAGES", 240)  # of `features`
     monkeypatch.setattr(replication, "IMAGES", {"num_train": 96, "num_val": 64, "num_test": 80})
     monkeypatch.setattr(replication, "BASE", {**replication.BASE, "image_size": 28, "min_positives": 1})
     for name in ("VAL_POSITIVES", "TEST_POSITIVES"):

@@ -16,6 +16,7 @@ import pandas as pd
 
 from deepchest_utils.config import LOSSES
 from deepchest_utils.datasets import Splits
+from deepchest_utils.datasets.embeddings import read_embeddings
 from deepchest_utils.files import FileError
 from deepchest_utils.results import store
 from deepchest_utils.results.metrics import ensemble, score_tasks
@@ -30,7 +31,7 @@ Changes = dict[str, Any]  # fields of TrainConfig
 Rounds = Iterator[tuple[str, list[Any]]]  # table and cells
 
 BUDGET, REPLICATES = 4, 8  # settings that each lever may try; replicates of the phantom
-ENSEMBLES, FURTHER = (3, 5), 10_000  # networks; the seeds of those beside the first lie so far apart
+ENSEMBLES, FURTHER, IMAGES = (3, 5), 10_000, 2206  # networks; distance of their seeds; radiographs of the study
 WEIGHTS = ("equal", "deepchest", "uncertainty")  # of the table of losses and weights
 # study -> what is usual; pairs of learning rate and weight decay; rates alone, decays alone; thresholds of oversampling; and
 # the levers that it has alone
@@ -160,12 +161,15 @@ class ReplicateEnsemble(Ensemble, Timed): ...
 def embeddings(out: Path, features: Path) -> Rounds:
     """All levers in `real.FEW` rounds of folds, each choosing among its settings inside each fold; then ensembles at the
     settings that Equal chose."""
-    table, tried = "levers_embeddings", levers("embeddings")
+    table, tried, file = "levers_embeddings", levers("embeddings"), features / "lite0.npz"
+    size = len(read_embeddings(file).ids) if file.exists() else IMAGES
     places = [(number, part) for number in range(1, real.FEW + 1) for part in range(1, real.FOLDS + 1)]
 
     def cell(lever: str, place: tuple[int, int], changes: Changes) -> real.Fold:
         own = {**STUDIES["embeddings"]["usual"], **changes}
-        made = real.fold(features / "lite0.npz", own.pop("method", "equal"), *place, {}, **own)
+        if count := own.get("data_options", {}).get("max_train"):  # a share, also of other data
+            own["data_options"] = {"max_train": round(count * size / IMAGES)}
+        made = real.fold(file, own.pop("method", "equal"), *place, {}, **own)
         return replace(made, method=lever)
 
     yield table, [cell(lever, place, c) for place in places for lever, changes in tried.items() for c in changes]
