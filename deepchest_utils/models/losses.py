@@ -261,8 +261,7 @@ class LDAM(Loss):
     output z. Delta_j = C / n_j^(1/4) for a class of n_j training labels; C makes the largest of all max_margin.
     The paper also bounds z / s to [-1, 1] by normalising features and weights, which is not done here. In the last
     epochs each class is weighed by (1 - beta) / (1 - beta^n_j) (Cui et al. 2019), as in the authors' code; algorithm 1 has
-    1 / n_j. Scaled to mean 1 over the finding's training labels, but the loss of a constant changes: `Loop` reports to rules in the
-    unit of the first epoch. Defaults are those of the code.
+    1 / n_j. Scaled to mean 1 over the finding's training labels; `Loop` reports in the first epoch's unit. Defaults: the code's.
 
     Args:
         max_margin, scale: Greater than 0; scale is s.

@@ -28,12 +28,13 @@ _BEST = {"epoch": int, "score": float, "model": dict}
 
 def save_checkpoint(run_dir: str | Path, state: dict[str, Any]) -> None:
     """Write tensors, numbers, strings, dicts and lists as `run_dir/checkpoint.pt`; the one before becomes PREVIOUS.
-    Its history is a text of JSON, since `torch.save` calls a function for each of the many parts of a list. The CRC-32 of
-    all that `torch.save` writes follows at the end of the file, where `torch.load` does not look.
+    Its history, as rows or their JSON, becomes JSON, since `torch.save` calls a function for each part of a list. The
+    CRC-32 of what it writes follows at the end of the file, where `torch.load` does not look.
     """
     path = Path(run_dir) / CHECKPOINT
     buffer = io.BytesIO()  # writing to the file itself, PyTorch would hide what went wrong
-    torch.save({"version": VERSION, **state, "history": json.dumps(state["history"])}, buffer)
+    history = state["history"] if isinstance(state["history"], str) else json.dumps(state["history"])
+    torch.save({"version": VERSION, **state, "history": history}, buffer)
     buffer.write(zlib.crc32(buffer.getbuffer()).to_bytes(4))
     with atomic_write(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())

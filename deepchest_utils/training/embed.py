@@ -53,8 +53,7 @@ def embed(config: TrainConfig, out: str | Path, data: Splits | None = None, batc
         if data.train.are_vectors:
             raise ValueError(f"dataset should be one of images. Found {c.dataset!r}, which has features.")
         identity = {name: c.identity()[name] for name in MADE_OF} | {"data": data.fingerprint()}
-        if is_registered(c.backbone):  # its name does not tell which network it is
-            identity["network"] = _digest(_build(c)[0])
+        identity |= {"network": _digest(_build(c)[0])} if is_registered(c.backbone) else {}  # a name does not tell it
         key = cache_key(**identity)
         if out.exists():
             found, ids = _made_of(out)

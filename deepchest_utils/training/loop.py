@@ -139,6 +139,7 @@ class Loop:
             found = f"no finding has so many on validation, {most} at most: the loss chooses the epoch"
             warnings.warn(f"min_positives={config.min_positives}: {found}.", DataWarning, stacklevel=2)
         self.epoch, self.history = 0, list[dict[str, Any]]()
+        self.encoded, self.rows_encoded = "", 0  # the history as JSON: a checkpoint encodes what is new
         self.best: dict[str, Any] = {"epoch": 0, "score": -np.inf, "model": None}
         self.reached = ""  # by the last epoch, for a person to read
 
@@ -304,7 +305,9 @@ class Loop:
             rng["cuda"] = torch.cuda.get_rng_state(self.device)
         state = {name: getattr(self, name).state_dict() for name in _STATEFUL}
         state["average"] = {} if self.average is None else self.average.state_dict()
-        plain = {"epoch": self.epoch, "history": self.history, "best": self.best}
+        new = json.dumps(self.history[self.rows_encoded :])[1:-1]
+        self.encoded, self.rows_encoded = ", ".join(filter(None, (self.encoded, new))), len(self.history)
+        plain = {"epoch": self.epoch, "history": f"[{self.encoded}]", "best": self.best}
         return {**state, **plain, "rng": rng, "identity": self.identity, "findings": list(self.data.findings)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
