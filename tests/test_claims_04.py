@@ -93,7 +93,7 @@ def test_the_other_methods_are_as_written(anew):
     assert f"**{far.sum()} of 34 methods are far behind**" in SAID
 
 
-def test_the_settings_are_as_written(study, drawn, anew):
+def test_the_settings_are_as_written(study, drawn):
     settings = drawn.groupby("method")[["lr", "weight_decay"]].first()
     assert settings.loc["deepchest"].equals(settings.loc["equal"])
     means = list[float]()
@@ -119,25 +119,22 @@ def test_the_settings_are_as_written(study, drawn, anew):
     )
     assert ((every.high < 0).sum(), len(every)) == (6, 8)  # "six of the eight intervals lie below zero"
     levels = rows[(rows.method == "equal") & (rows.epochs == BASE["epochs"])].groupby(["phantom", "lr"]).value.mean()
-    best = ranked_settings(RESULTS / "study_tuning.csv", SHORT, ["nih"])["equal"][0]
-    assert (
-        levels.groupby("phantom").idxmin().map(lambda place: place[1]) == best["lr"]
-    ).all()  # "the worst of the four"
+    ranked = ranked_settings(RESULTS / "study_tuning.csv", SHORT, ["nih"])
+    worst = levels.groupby("phantom").idxmin().map(lambda place: place[1])
+    assert (worst == ranked["equal"][0]["lr"]).all()  # "the worst of the four"
     keys = ["phantom", "seed", "lr", "weight_decay"]
-    both = better_rule._with_settings(*tables, FIRST)
-    both = both[both.method.isin(["deepchest", "prevalence_oracle"])]
-    both = both.merge(both.loc[both.method == "prevalence_oracle", keys].drop_duplicates())
+    pair = better_rule._with_settings(*tables, FIRST).query("method in ['deepchest', 'prevalence_oracle']")
+    both = pair.merge(pair.loc[pair.method == "prevalence_oracle", keys].drop_duplicates())
     lead = judge_differences(paired_differences(both, "prevalence_oracle", keys[:1], keys[1:]), ["phantom"])
     said = [f"{row['mean']:.4f} [{row.low:+.4f}, {row.high:+.4f}]" for _, row in lead.iterrows()]
     assert f"above the oracle by {said[0]} on the default phantom and by {said[1]} on the NIH phantom" in SAID
-    tuned = better_rule._with_settings(*tables, FIRST).query("chosen and method in ['deepchest', 'prevalence_oracle']")
-    apart = paired_differences(tuned, "prevalence_oracle", ["phantom"])["mean"]
+    apart = paired_differences(pair[pair.chosen], "prevalence_oracle", ["phantom"])["mean"]
     assert f"each as tuned, it is {apart[0]:.4f} and {apart[1]:.4f}" in SAID
     best_of_four = rows[rows.epochs == BASE["epochs"]].groupby(["method", "phantom", "lr"]).value.mean()
-    fourth = ranked_settings(RESULTS / "study_tuning.csv", SHORT, ["nih"])
-    assert fourth["equal"][3] == fourth["deepchest"][3]  # "which neither took to the final"
-    assert {lr for *_, lr in best_of_four.groupby(["method", "phantom"]).idxmax()} == {fourth["equal"][3]["lr"]}
-    assert set(settings.lr[["deepchest_loss_trend", PCGRAD, "ldc_mtl"]]) == {fourth["equal"][3]["lr"]}
+    fourth = ranked["equal"][3]
+    assert fourth == ranked["deepchest"][3]  # "which neither took to the final"
+    assert {lr for *_, lr in best_of_four.groupby(["method", "phantom"]).idxmax()} == {fourth["lr"]}
+    assert set(settings.lr[["deepchest_loss_trend", PCGRAD, "ldc_mtl"]]) == {fourth["lr"]}
     own, same = (t.set_index(["phantom", "method"]) for t in better_rule.at_one_setting(*tables).values())
     assert not same.verdict.str.startswith("higher").any()  # "no method is significantly higher"
     for phantom in ("default", "nih"):

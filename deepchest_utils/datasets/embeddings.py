@@ -227,10 +227,10 @@ def _find_file(root: Root, features: str | None) -> Path:
         files = [path]
     elif features is not None:
         files = [path / features]
+        if not files[0].is_file():
+            raise DataError(f"{files[0]}: no such file. features should name an .npz or .npy in {path}.")
     else:
         files = sorted(child for child in path.glob("*") if child.suffix in SUFFIXES)
-    if features is not None and not files[0].is_file():
-        raise DataError(f"{files[0]}: no such file. features should name an .npz or .npy in {path}.")
     if len(files) != 1 or files[0].suffix not in SUFFIXES or not files[0].is_file():
         found = ", ".join(file.name for file in files[:5]) or "none"
         raise DataError(

@@ -147,7 +147,8 @@ class Loop:
         """Train on every batch, validate, log, let the method learn from the scores, and keep the best network so far."""
         epoch, start = self.epoch + 1, time.perf_counter()
         self.loss.begin_epoch(epoch, self.config.epochs)
-        self.thresholds = {"balanced_accuracy": self.loss.best_constant(self.prevalence)[0].numpy()}
+        output, self.constant = self.loss.best_constant(self.prevalence)
+        self.thresholds = {"balanced_accuracy": output.numpy()}
         labels, logits, losses, threads = self.train_epoch(epoch)
         trained = time.perf_counter()
         resources = {"train": {"seconds": trained - start, "threads": threads}}
@@ -202,8 +203,7 @@ class Loop:
         if self.config.loss == "bce":  # as in the scores
             return EpochReport(epoch, self.prevalence, report["train"], report["val"])
         # LDAM's re-weighting changes the unit of a loss; rules that compare epochs get the unit of the first
-        now = self.loss.best_constant(self.prevalence)[1]
-        unit = (self.unit / now).where(now != self.unit, 1.0).nan_to_num(1.0)
+        unit = (self.unit / self.constant).where(self.constant != self.unit, 1.0).nan_to_num(1.0)
         for split, (labels, logits) in outputs.items():
             loss = self.loss(*(torch.from_numpy(part).to(self.device) for part in (logits, labels))).double().cpu()
             report[split]["loss"] = (unit * loss).where(~report[split]["loss"].isnan(), torch.nan)
