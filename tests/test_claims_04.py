@@ -73,7 +73,7 @@ def test_deepchest_is_lower_where_everything_is_drawn_anew(anew, drawn):
     assert {key: methods for key, methods in higher.items() if methods} == wanted
     assert all(format_interval(anew["NIH", "auroc"].loc[method]) in SAID for method in leaders)
     default, nih = (anew[phantom, "auroc"].loc["deepchest"] for phantom in ("default", "NIH"))
-    assert f"find true differences of {default.smallest:.3f} and {nih.smallest:.3f}" in SAID
+    assert f"find true AUROC differences of {default.smallest:.3f} and {nih.smallest:.3f}" in SAID
     title = SAID[: SAID.index("You will be able")]
     assert all(f"{-row['mean']:.3f}" in title for row in (default, nih))
     equal = drawn[(drawn.method == "equal") & (drawn.split == "test") & (drawn.task == ENDPOINT)]
@@ -100,7 +100,7 @@ def test_the_settings_are_as_written(study, drawn):
     for summary in study.values():
         oracle = judgement.macro_differences(summary, "prevalence_oracle")
         means.append(oracle[(oracle.method == "deepchest") & (oracle.metric == "auroc")]["mean"].iloc[0])
-    assert f"on both phantoms, by {means[0]:.3f} and {means[1]:.3f}" in SAID
+    assert f"on the default phantom, by {means[0]:.3f}. On the NIH phantom {means[1]:+.3f} is open" in SAID
     curves = better_rule.tuning_curves(RESULTS / "study_tuning.csv").loc["equal"]
     assert f"one at random are worth {curves[16] - curves[1]:.3f} AUROC to Equal" in SAID
     tables = RESULTS / "study_main.csv", RESULTS / "study_settings.csv"
@@ -128,8 +128,6 @@ def test_the_settings_are_as_written(study, drawn):
     lead = judge_differences(paired_differences(both, "prevalence_oracle", keys[:1], keys[1:]), ["phantom"])
     said = [f"{row['mean']:.4f} [{row.low:+.4f}, {row.high:+.4f}]" for _, row in lead.iterrows()]
     assert f"above the oracle by {said[0]} on the default phantom and by {said[1]} on the NIH phantom" in SAID
-    apart = paired_differences(pair[pair.chosen], "prevalence_oracle", ["phantom"])["mean"]
-    assert f"each as tuned, it is {apart[0]:.4f} and {apart[1]:.4f}" in SAID
     best_of_four = rows[rows.epochs == BASE["epochs"]].groupby(["method", "phantom", "lr"]).value.mean()
     fourth = ranked["equal"][3]
     assert fourth == ranked["deepchest"][3]  # "which neither took to the final"
@@ -161,10 +159,13 @@ def test_longer_training_is_as_written():
     _, differences, gain = better_rule.longer_training(RESULTS / "study_main.csv", RESULTS / "study_curves.csv")
     ours = differences[differences.method == "deepchest"].set_index("epochs")
     low = [f"{-value:.3f}" for value in ours["mean"]]
-    assert f"below Equal by {low[0]}, {low[1]} and {low[2]} after 24, 48 and 96 epochs" in SAID
+    assert f"below Equal by {low[0]}, {low[1]} (significant) and {low[2]} after 24, 48 and 96 epochs" in SAID
     assert ours.verdict.tolist() == ["open", "lower", "open"]
     assert f"Equal gains {gain:.3f} from twice the epochs" in SAID
     assert gain > 0.005  # "not yet the end of training"
+    again = better_rule.read_regimes(RESULTS).query("regime == 'batch 64, 48 epochs' and metric == 'auroc'")
+    again = again.set_index("method")["mean"]["deepchest"]
+    assert f"On another processor 48 epochs give {-again:.3f}" in SAID
 
 
 def test_claims_of_one_half_hold_on_the_other(drawn, summary):
@@ -189,11 +190,11 @@ def test_weights_follow_what_the_text_says(tables):
     prevalence = rows[rows.metric == "prevalence"].groupby("task").value.first()
     last = comparison.rank_correlations(rows, prevalence).groupby("method").last()
     assert f"({last.prevalence['deepchest']:.2f})" in SAID
-    assert f"({last.difficulty['deepchest']:.2f})" in SAID
+    assert f"their rank correlation ends at {last.difficulty['deepchest']:.2f}" in SAID
     others = ["deepchest_loss_trend", "deepchest_relative_loss", "deepchest_auroc"]
     assert last.difficulty[others].between(0.75, 0.85).all()
     same = comparison.decisions(rows, "deepchest") == comparison.decisions(rows, "prevalence_oracle")
-    assert f"in {same.to_numpy().mean():.1%} of the cells" in SAID
+    assert f"in {same.to_numpy().mean():.1%} of {same.size} cases" in SAID
 
 
 def test_wide_weights_go_with_low_scores_as_written(anew, drawn):

@@ -143,7 +143,7 @@ def test_tuning_and_chosen_epochs(rows, chosen):
     near = both[both[8] > both.loc["equal", 8] - 0.02].drop("equal")
     more = (near[8] - near[1] > both.loc["equal", 8] - both.loc["equal", 1] + 0.005).sum()
     words = ["none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
-    assert f"{words[more]} of the others gain at least 0.005 more" in SAID
+    assert f"{words[more]} of the others in the figure gain at least 0.005 more" in SAID
     assert f"had moved about {epoch['deepchest'] - 1:.0f} times" in SAID
 
 

@@ -127,7 +127,7 @@ def test_after_24_epochs_sharing_is_above_full_width_after_ten():
     )
     assert f"above them in AUROC, by {format_interval(auroc)}; AP is open, {format_interval(precision)}" in section(3)
     assert (auroc.verdict, precision.verdict) == ("higher", "open")
-    assert "after 24 epochs it is above these" in ANSWER
+    assert "24 epochs: its AUROC is then above theirs, its AP open" in ANSWER
 
 
 def test_time_and_choices():
@@ -135,7 +135,8 @@ def test_time_and_choices():
     cells = study_rows(table).drop_duplicates("cell").set_index("cell")
     seconds = RunTable(table).cells.set_index("cell").training_seconds.astype(float)
     means = cells.assign(seconds=seconds).pivot_table("seconds", "num_train", "method")
-    assert f"took {(means.single / means.shared).median():.1f} times as long" in section(1)
+    ratio = means.single / means.shared
+    assert f"took {ratio.min():.0f} to {ratio.max():.0f} times as long" in section(1)
     pairs = cells.groupby(["num_train", "method"])[["lr", "weight_decay"]].agg(["nunique", "first"])
     assert (pairs.xs("nunique", axis=1, level=1) == 1).all(axis=None)
     tried, edges = pd.DataFrame(sharing.SETTINGS), 0
@@ -161,7 +162,7 @@ def test_the_matrix(judged, transfers):
     for i, j in (np.unravel_index(of(mean), mean.shape) for of in (np.nanargmax, np.nanargmin)):
         assert f"{mean[i, j]:+.4f} ({names[i]} with {names[j]})" in text
     repeats = sharing.repeatability(transfers)
-    assert f"its agreement is {repeats:.2f}" in text
+    assert f"its agreement (section 5) is {repeats:.2f}" in text
     assert ("it is mostly luck" in text) == (repeats < 0.2)
     error = transfers.std(0, ddof=1) / np.sqrt(len(transfers))
     assert f"standard error of {np.nanmedian(error):.4f}" in text

@@ -40,6 +40,7 @@ def test_methods_near_equal_have_a_scale_of_their_own_in_every_column():
     assert rows_of(near) == ["Hedge (L/H)", "DeepChest"]  # by the first column
     assert rows_of(far) == ["GLS", "MGDA (features)"]
     assert points(fig.axes[1]) == [0.0, 0.02]
+    assert near.get_title() + near.get_title(loc="left") == "first column above -0.03"
     assert near.get_xlim()[0] > -0.1 > far.get_xlim()[0]
     assert far.get_xlabel() == "A minus Equal's"
     texts = [text.get_text() for text in fig.legends[0].get_texts()]
@@ -57,9 +58,11 @@ def test_a_study_of_two_phantoms_has_a_column_a_phantom_and_metric():
 
 def test_two_halves_are_told_apart_by_shape_on_one_scale():
     rows = pd.DataFrame({"task": ["Mass", "Edema"], "mean": [0.1, -0.1], "low": [0.0, -0.2], "high": [0.2, 0.0]})
+    rows = rows.assign(p_holm=[0.01, 0.2], pairs=8)
     pair = rows, rows.assign(mean=0.0)
     left, right = results.two_halves({"a": pair, "b": pair}, ("one", "two"), ["Edema", "Mass"], "AUROC").axes
     assert [line.get_marker() for line in left.lines if line.get_label() in ("one", "two")] == ["o", "s"]
+    assert [line.get_markevery().tolist() for line in left.lines if line.get_mfc() == "white"] == 2 * [[True, False]]
     assert rows_of(left) == ["Edema", "Mass"]
     assert [ax.get_title() + ax.get_title(loc="left") for ax in (left, right)] == ["a", "b"]  # as the style has it
     assert left.get_xlim() == right.get_xlim()

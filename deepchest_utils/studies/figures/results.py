@@ -61,9 +61,10 @@ def draw_forest(fig: FigureBase, columns: Mapping[str, pd.DataFrame]) -> None:
             method_forest(ax, table, methods, label, fontsize=None if len(tables) < 3 else 8.0)
             ax.locator_params(axis="x", nbins=5 if len(tables) < 3 else 3)
         near = first[methods[0]] > -NEAR
-        row[0].set_title(f"mean above -{NEAR:g}" if near else f"mean below -{NEAR:g}, on another scale")
-    shown = {method_family(method) for method in first.index}
-    family_legend(fig, shown, dots=True, margin=MARGIN, loc="outside lower center", ncols=4)
+        row[0].set_title(f"first column above -{NEAR:g}" if near else f"first column below -{NEAR:g}, on another scale")
+    family_legend(
+        fig, {*map(method_family, first.index)}, dots=True, margin=MARGIN, loc="outside lower center", ncols=4
+    )
 
 
 def two_halves(
@@ -73,14 +74,15 @@ def two_halves(
     size = (9, 1.3 + 0.3 * len(findings))
     fig, axes = plt.subplots(1, len(tables), figsize=size, sharex=True, sharey=True, squeeze=False)
     for ax, (title, pair) in zip(axes[0], tables.items(), strict=True):
-        columns: dict[str, pd.Series] = {}
-        for key, table in zip("ab", pair, strict=True):
-            rows = table.set_index("task").loc[list(findings)]
-            columns |= {key: rows["mean"], f"{key}_low": rows.low, f"{key}_high": rows.high}
+        parts = [table.set_index("task").loc[list(findings)] for table in pair]
+        values = [part[["mean", "low", "high"]] for part in parts]
+        table = pd.concat(values, axis=1).set_axis(["a", "a_low", "a_high", "b", "b_low", "b_high"], axis=1)
         zero_line(ax, MARGIN)
-        interval_plot(ax, pd.DataFrame(columns), [("a", names[0], BLACK), ("b", names[1], GREY)])
-        for line in [line for line in ax.lines if line.get_label() == names[1]]:
-            line.set_marker("s")
+        interval_plot(ax, table, [("a", names[0], BLACK), ("b", names[1], GREY)])
+        for line, part, marker in zip(ax.lines[-2:], parts, "os", strict=True):
+            line.set_marker(marker)
+            style = {"mec": line.get_color(), "mfc": "white", "markersize": line.get_markersize()}
+            ax.plot(*line.get_data(), marker, markevery=~is_significant(part.p_holm, part.pairs), **style)
         ax.set_title(title)
     fig.supxlabel(f"{xlabel} (95% interval; grey band: within ±{MARGIN:g})", fontsize=9)
     fig.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=8, ncols=2, loc="outside upper center")
