@@ -16,6 +16,7 @@ _NAMES = {
     "weighting": ("METHODS", "make_method"),
     "weighting.base": ("EpochReport", "Method"),
     "weighting.deepchest": ("DeepChest",),
+    "weighting.static": ("initial_weights",),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = sorted(_HOME)

@@ -237,7 +237,8 @@ def check_type(name: str, hint: Any, value: object, error: type[ValueError] = Va
         return os.fspath(value)
     elif isinstance(value, kind):
         return value
-    raise error(f"{name} should be of type {kind.__name__}. Found {value!r}.")
+    finite = "a finite number" if isinstance(value, float) and not math.isfinite(value) else f"of type {kind.__name__}"
+    raise error(f"{name} should be {finite}. Found {value!r}.")
 
 
 def check_choice(name: str, value: object, allowed: Collection[str], error: type[ValueError] = ValueError) -> None:

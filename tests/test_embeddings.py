@@ -358,6 +358,14 @@ def test_features_of_one_value_are_counted(tmp_path):
         load_dataset("embeddings", tmp_path / "g.npz")
 
 
+def test_one_vector_of_two_patients_is_said(tmp_path):
+    arrays = made(tmp_path / "f.npz")
+    arrays["features"][300:] = arrays["features"][:300]
+    np.savez(tmp_path / "g.npz", **arrays, findings=np.array(FINDINGS))
+    with pytest.warns(DataWarning, match=r"\d+ images are the same, bit by bit, as one in another split"):
+        load_dataset("embeddings", tmp_path / "g.npz")
+
+
 def test_what_is_wrong_with_a_folder_or_a_table_is_said(tmp_path):
     def refuses(message, **options):
         with pytest.raises(DataError, match=message):
@@ -367,7 +375,11 @@ def test_what_is_wrong_with_a_folder_or_a_table_is_said(tmp_path):
     refuses(r"one \.npz or \.npy of features\. Found none")
     arrays = made(tmp_path / "f.npz")
     np.save(tmp_path / "g.npy", arrays["features"])
-    refuses(r"Found f\.npz, g\.npy\. Name it with features=")
+    refuses(r"Found f\.npz, g\.npy\. Save them so, or name one of several with features=")
+    (tmp_path / "p").mkdir()
+    frame = pd.DataFrame({"a": [1.0]})
+    frame.to_csv(tmp_path / "p" / "features.parquet")
+    refuses(r"Found features\.parquet\. Save them so", root=tmp_path / "p", features="features.parquet")
     refuses(r"g\.npy has no labels, and there is no table .*labels\.csv\. Name it with table=", features="g.npy")
     frame = table_of(tmp_path / "labels.csv", arrays)
     frame[:-1].to_csv(tmp_path / "labels.csv", index=False)

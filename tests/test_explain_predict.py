@@ -92,11 +92,13 @@ def wrong_checkpoint(folder, tmp_path):
         (None, "first.png", ["--out", "m.docx"], r"out should end in .*\.png.*m\.docx"),
         ("nowhere.pt", "first.png", ["--out", "m.docx"], r"out should end in .*\.png.*m\.docx"),
         (None, "first.png", ["--out", "text.pt/m.png"], r"text\.pt/m\.png: cannot be written"),
+        (None, "first.png", ["--out", "link.png"], r"out should be another file than the image\. Found link\.png"),
     ],
 )  # fmt: skip
 def test_wrong_requests_are_one_clear_line(trained_run, tmp_path, monkeypatch, capsys, checkpoint, image, more, named):
     _, folder = trained_run
     wrong_checkpoint(folder, tmp_path)
+    (tmp_path / "link.png").symlink_to(folder / "first.png")
     monkeypatch.chdir(tmp_path)
     path = str(tmp_path / checkpoint) if checkpoint else str(folder)
     assert main(["predict", "--checkpoint", path, str(folder / image), *more]) == 2

@@ -107,4 +107,4 @@ def test_the_house_stays_small():
     studies = [path for path in FILES if room(module(path)) == "studies"]
     assert sum(lines[path] for path in studies) <= 5260
     assert len(FILES) - len(studies) <= 72
-    assert sum(lines.values()) - sum(lines[path] for path in studies) <= 10690
+    assert sum(lines.values()) - sum(lines[path] for path in studies) <= 10770

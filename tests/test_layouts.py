@@ -336,8 +336,9 @@ def test_chexperts_views_and_test(chexpert):
     assert set(data.train.patients) == set(range(1, 31))
     for name in ("valid", "test"):
         (base / f"{name}.csv").unlink()
-    assert load("chexpert", root).split == "patient"
-    with pytest.raises(DataError, match=r'split="official" needs valid\.csv beside train.csv'):
+    with pytest.warns(DataWarning, match=r"no valid\.csv beside train\.csv\. So there is no official split"):
+        assert load("chexpert", root).split == "patient"
+    with pytest.raises(DataError, match=r'split="official" needs valid\.csv'), pytest.warns(DataWarning):
         load("chexpert", root, split="official")
 
 
@@ -434,10 +435,17 @@ def test_padchests_lists_that_are_none(padchest):
         table.write_text(text.replace("\"['normal']\"", f'"{unread}"', i))
         with pytest.warns(DataWarning, match=r"[1-9] images labelled exclude, .* or not at all are left out"):
             load("padchest", padchest)
-    for wrong in ("'normal'", "normal", "__import__('os')", "[1]", "[" * 3000):
+    for wrong in ("'normal'", "normal", "__import__('os')", "[1]", "[" * 3000, "['pleural effusion' 'nodule']"):
         table.write_text(text.replace("['normal']", wrong, 1))
         with pytest.raises(DataError, match=r"column 'Labels' says .* in row 2. It should be a list"):
             load("padchest", padchest)
+
+
+def test_of_padchests_tables_that_of_the_official_name_is_read(padchest):
+    official = next(padchest.glob("*.csv"))
+    head, *lines = official.read_text().splitlines()
+    official.with_name(f"{official.stem} (1).csv").write_text("\n".join([head, *lines[:20]]))
+    assert load("padchest", padchest).source == str(official)
 
 
 @pytest.fixture
@@ -494,14 +502,17 @@ def test_vindrs_other_columns_are_no_findings_and_a_second_file_is_asked_for(vin
 
 def test_vindr_without_test_or_in_one_folder(vindr):
     root, _ = vindr
-    (root / "annotations" / "image_labels_test.csv").unlink()
+    (root / "annotations" / "image_labels_test.csv").rename(root / "image_labels_test.csv")
+    assert load("vindr", root).split == "official"
+    (root / "image_labels_test.csv").unlink()
     (root / "annotations" / "image_labels_train.csv").rename(root / "image_labels_train.csv")
     (root / "annotations").rmdir()
-    assert load("vindr", root).split == "patient"
-    with pytest.raises(DataError, match=r"needs image_labels_train\.csv and image_labels_test.csv"):
+    with pytest.warns(DataWarning, match=r"no image_labels_test\.csv\. So there is no official split"):
+        assert load("vindr", root).split == "patient"
+    with pytest.raises(DataError, match=r"needs image_labels_train\.csv and"), pytest.warns(DataWarning):
         load("vindr", root, split="official")
-    (root / "image_labels_train.csv").unlink()
-    with pytest.raises(DataError, match=r"no table image_labels_train\.csv or image_labels_test\.csv"):
+    (root / "image_labels_train.csv").rename(root / "image_labels_test.csv")  # five readers' images are no training set
+    with pytest.raises(DataError, match=r"no table annotations/image_labels_train\.csv or image_labels_train\.csv"):
         load("vindr", root)
 
 

@@ -148,6 +148,21 @@ for call, said in {
     lambda: make_method("anneal", 3).begin([0.1, 0.2, 0.3]):
         "prevalence should be a tensor of shape (K,), shares between 0 and 1. Found [0.1, 0.2, 0.3].",
     lambda: make_method("anneal", 3).begin(torch.tensor([0.25])): "prevalence should have shape (3,). Found (1,).",
+    lambda: rule.begin(torch.tensor([0.25])): "prevalence should have shape (3,). Found (1,).",
+    lambda: rule.begin(torch.tensor([10.0, 20.0, 30.0])):
+        "prevalence should be a tensor of shape (K,), shares between 0 and 1. Found tensor([10., 20., 30.]).",
+    lambda: rule("abc"): "losses should be a tensor or a list, one loss a task in order. Found a str.",
+    lambda: rule([1, 2, 3]): "losses should be of a floating type. Found torch.int64.",
+    lambda: rule([losses, losses[0], losses[1]]): "losses should be one number a task. Found shapes [(3,), (), ()].",
+    lambda: rule.update("123"): "scores should be 3 numbers, one a task in order. Found '123'.",
+    lambda: rule.end_epoch(losses): "end_epoch takes an EpochReport; a score a task goes to update. Found Tensor.",
+    lambda: rule.backward(losses): "losses should have a gradient. Found none: they are detached, or made in no_grad.",
+    lambda: make_method("mgda", 3).backward(losses, (losses,)):
+        "features should be one tensor, (B, F). Found a tuple: take its last part.",
+    lambda: make_method("static", 3, values={0: 1}): "values should be 3 numbers, one a task in order. Found {0: 1}.",
+    lambda: DeepChest(3, initial=["a", "b", "c"]):
+        "initial should be 3 numbers, one a task in order. Found ['a', 'b', 'c'].",
+    lambda: DeepChest(3, cap=float("inf")): "cap should be a finite number. Found inf.",
 }.items():
     try:
         call()
@@ -572,20 +587,32 @@ def test_libmtl_s_weighting_learns_once_an_epoch(monkeypatch):
     assert used[-1].tolist() != [1] * K
 
 
-@pytest.mark.parametrize("name", ["hedge", "uncertainty", "pcgrad", "deepchest_relative_loss", "famo"])
+OWN_SCORES = ("static", "deepchest_auroc", "deepchest_balanced_accuracy", "val_discount")  # as the page says
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if n not in OWN_SCORES])
+@pytest.mark.filterwarnings("ignore")  # of solvers
 def test_any_method_trains_in_the_loop_of_the_readme(name):
+    """Also where labels are unknown: of the second task in two batches of four, of the third in all."""
     names: dict = {}
     exec(ANY, names)
     torch.manual_seed(0)
     trunk, head = nn.Sequential(nn.Linear(5, 4), nn.ReLU()), nn.Linear(4, K)
     before = head.weight.detach().clone()
     criterion = nn.BCEWithLogitsLoss(reduction="none")
-    rule = names["train_with"](name, trunk, head, criterion, batches(4), 3, torch.tensor([0.1, 0.3, 0.5]))
-    assert (head.weight != before).any()
-    if name in ("hedge", "deepchest_relative_loss"):
-        assert rule.weights.unique().numel() > 1  # it was told of the epochs
-    assert all(parameter.any() for parameter in rule.parameters())  # and these were trained
-    assert name != "famo" or rule.xi.all()
+    data = batches(4)
+    for number, (_, labels) in enumerate(data):
+        labels[:, 2] = torch.nan
+        labels[:: 2 - number % 2, 1] = torch.nan
+    rule = names["train_with"](name, trunk, head, criterion, data, 3, torch.tensor([0.1, 0.3, torch.nan]))
+    assert (head.weight != before).any(1)[:2].all()
+    assert not head.weight.grad[2].any()
+    assert head.weight.isfinite().all()
+    if name in ("deepchest", "deepchest_relative_loss"):
+        assert rule.weights[0] != rule.weights[1]  # it was told of the epochs
+        assert rule.weights[2] == 1  # and of no score here
+    assert all(parameter[:2].any() for parameter in rule.parameters())  # and these were trained
+    assert name != "famo" or rule.xi[:2].all()
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch():

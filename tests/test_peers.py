@@ -194,7 +194,7 @@ def test_a_task_that_a_batch_lacks_keeps_its_logit_and_its_share():
     for losses, after in zip(sequence(30), sequence(30, seed=1), strict=True):
         famo.backward(losses.requires_grad_())
         famo.after_step(after)
-        gradnorm.learn(losses.detach(), after)
+        gradnorm.learn(losses.detach(), after, torch.ones(K, dtype=torch.bool))
     xi, weights = famo.xi.clone(), gradnorm.weights
     for losses, after in zip(sequence(10), sequence(10, seed=1), strict=True):
         famo.backward(losses.requires_grad_(), mask=some)
@@ -212,13 +212,41 @@ def test_weights_of_a_stepwise_method_are_the_mean_of_what_its_steps_gave(name):
     for epoch in (1, 2):
         for losses in sequence(4, seed=epoch):
             leaf = losses.requires_grad_()
-            method.backward(leaf)
+            if epoch == 1:
+                method.backward(leaf)
+            else:  # in one's own loop: divided for accumulation, scaled for fp16
+                (method(leaf) * 64.0).backward()
+                leaf.grad /= 64.0
             given.append(leaf.grad)
+            if method.needs_losses_after_step:
+                method.after_step(losses.detach())
         torch.testing.assert_close(method.weights, torch.stack(given[-4:]).mean(0))
         assert torch.equal(method.raw_weights, method.weights)
         assert method.state_dict().keys() == make_method(name, K).state_dict().keys()
         method.end_epoch(report(epoch, losses.detach()))
         assert torch.equal(method.weights, torch.ones(K).double())
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_one_bad_batch_is_not_learned_from(bad):
+    slaw, gradnorm, all_of = make_method("slaw", K), GradNorm(K), torch.ones(K, dtype=torch.bool)
+    for losses in sequence(5):
+        slaw.backward(losses.requires_grad_())
+        gradnorm.learn(losses.detach(), losses.detach(), all_of)
+    before = slaw.variance.clone(), gradnorm.weights
+    losses = torch.tensor([bad, 0.5, 0.5], dtype=torch.float64, requires_grad=True)
+    slaw.backward(losses)
+    gradnorm.learn(losses.detach(), torch.ones(K).double(), all_of)
+    gradnorm.learn(torch.ones(K).double(), losses.detach(), all_of)
+    assert slaw.variance[0] == before[0][0] > 0
+    torch.testing.assert_close(gradnorm.weights, before[1])
+
+
+def test_famo_says_that_it_was_never_told_what_a_step_did():
+    famo = make_method("famo", K)
+    famo(sequence(1)[0].requires_grad_()).backward()
+    with pytest.raises(ValueError, match=r"FAMO learns in after_step\(losses\).*Found no call"):
+        famo.end_epoch(report(1, torch.ones(K)))
 
 
 def test_inverse_prevalence_counts_a_finding_without_a_positive_as_half_in_a_thousand():
@@ -349,20 +377,20 @@ def test_gradnorm_evens_out_the_pulls_and_rests_where_they_are_even():
     losses, norms = torch.ones(K).double(), torch.tensor([0.5, 1.0, 4.0]).double()
     method = GradNorm(K, alpha=0.0)
     for _ in range(2000):
-        method.learn(losses, norms)
+        method.learn(losses, norms, torch.ones(K, dtype=torch.bool))
         assert method.weights.sum().item() == pytest.approx(K)
         assert (method.weights > 0).all()
     torch.testing.assert_close(method.weights, normalize(1 / norms, p=1, dim=0) * K, rtol=0.1, atol=0)
     rest = GradNorm(2)
     for _ in range(10):
-        rest.learn(torch.tensor([0.3, 0.3]).double(), torch.tensor([2.0, 2.0]).double())
+        rest.learn(torch.tensor([0.3, 0.3]).double(), torch.tensor([2.0, 2.0]).double(), BOTH)
     assert rest.weights.tolist() == [1, 1]
 
 
 def test_gradnorm_gives_a_task_that_lags_behind_more():
     method = GradNorm(2, alpha=1.0)
     for loss in ([1.0, 1.0], [0.2, 0.9], [0.1, 0.8]):
-        method.learn(torch.tensor(loss).double(), torch.ones(2).double())
+        method.learn(torch.tensor(loss).double(), torch.ones(2).double(), BOTH)
     assert method.weights[1] > 1.02
 
 
@@ -375,26 +403,25 @@ def test_gradnorm_s_first_loss_is_the_entropy_or_without_a_prevalence_that_of_th
         method = GradNorm(2, initial_loss=initial_loss)
         method.begin(p)
         for loss in [absent, *[entropy] * 200]:  # a network that says the prevalence, all along
-            method.learn(loss, torch.ones(2).double())
+            method.learn(loss, torch.ones(2).double(), BOTH)
         torch.testing.assert_close(method.first_loss, entropy if initial_loss == "entropy" else absent)
         final[initial_loss] = method.weights
     assert (final["entropy"] - 1).abs().max() < 0.1
     assert final["batch"][0] > 1.3
     plain = GradNorm(2)
-    plain.learn(absent, torch.ones(2).double())
+    plain.learn(absent, torch.ones(2).double(), BOTH)
     assert torch.equal(plain.first_loss, absent)
 
 
 def test_gradnorm_waits_for_a_first_loss_and_passes_over_a_step_that_overflowed():
     method = GradNorm(2)
-    method.gradient_scale = torch.tensor(1.0)  # as the loop has it in fp16
     for _ in range(50):  # under some losses a finding without positives costs nothing
-        method.learn(torch.tensor([0.0, 1.0]).double(), torch.ones(2).double())
+        method.learn(torch.tensor([0.0, 1.0]).double(), torch.ones(2).double(), BOTH)
     assert method.weights.tolist() == [1, 1]
     assert method.first_loss.isnan().tolist() == [True, False]
-    method.learn(torch.tensor([0.5, 0.8]).double(), torch.tensor([1.0, torch.inf]).double())
+    method.learn(torch.tensor([0.5, 0.8]).double(), torch.tensor([1.0, torch.inf]).double(), BOTH)
     assert method.weights.tolist() == [1, 1]
-    method.learn(torch.tensor([0.5, 0.8]).double(), torch.ones(2).double())
+    method.learn(torch.tensor([0.5, 0.8]).double(), torch.ones(2).double(), BOTH)
     assert method.first_loss.tolist() == [0.5, 1]
     assert method.weights[0] > 1 > method.weights[1]
 
@@ -439,6 +466,8 @@ AGGREGATORS = [
     ("excess_mtl", {"eta": 0.5, "warmup": 0}, lambda: jd.ExcessMTL(robust_step_size=0.5, n_warmup_steps=1)),
 ]
 cvxpy_warns = pytest.mark.filterwarnings("ignore")  # of inexact solutions, and of how TorchJD calls it
+
+BOTH = torch.ones(2, dtype=torch.bool)
 
 
 def jacobian_of(losses, tensors) -> torch.Tensor:

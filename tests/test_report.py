@@ -376,7 +376,9 @@ def test_out_is_no_table_of_a_run_or_of_anyone(runs, tmp_path, capsys):
         before = out.read_bytes() if out.exists() else None
         assert main(["report", str(runs), "--out", str(out)]) == 2
         (said,) = capsys.readouterr().err.splitlines()
-        assert said.startswith("error: out should be the name of a .csv, and not that of a sweep or a run's own.")
+        assert said.startswith(
+            "error: out should be the name of a .csv, and neither it nor its .png anything but a report's."
+        )
         assert (out.read_bytes() if out.exists() else None) == before
     mine.unlink()
     for _ in range(2):  # its own it writes again
@@ -515,9 +517,10 @@ def test_out_is_a_new_csv(runs, tmp_path, capsys):
     assert not (runs / "report.csv").exists()
     capsys.readouterr()
     (tmp_path / "mine_cells.csv").touch()
-    for refused in ("table.txt", "mine.csv"):
+    (tmp_path / "film.png").touch()  # the picture would lie there
+    for refused in ("table.txt", "mine.csv", "film.csv"):
         assert main(["report", str(runs), "--out", str(tmp_path / refused)]) == 2
-        assert "out should be the name of a .csv, and not that of a sweep" in capsys.readouterr().err
+        assert "out should be the name of a .csv, and neither it nor its .png" in capsys.readouterr().err
 
 
 def test_the_picture_shows_the_summary(trained):

@@ -145,7 +145,9 @@ def test_limit():
 
 def part(patients, labels=None, name="p") -> ChestXrays:
     n = len(patients)
-    labels = np.ones((n, 2), np.float32) if labels is None else np.asarray(labels, np.float32)
+    if labels is None:  # both findings, and none
+        return part([*patients, *patients], [[1, 1]] * n + [[0, 0]] * n, name)
+    labels = np.asarray(labels, np.float32)
     ids = np.array([f"{name}{i}" for i in range(n)])
     return ChestXrays(np.zeros((n, 4, 4), np.uint8), labels, np.asarray(patients), ("A", "B"), ids)
 
@@ -160,7 +162,7 @@ def test_a_patient_in_two_splits_is_refused():
 
 def test_finding_without_a_positive_warns_by_name():
     none = part([2], [[0, 1]])
-    with pytest.warns(DataWarning, match=r"made: findings without a positive .*NaN: val: A\.$"):
+    with pytest.warns(DataWarning, match=r"made: findings without a positive .*NaN: val: A, B \(no negative\)\.$"):
         Splits(part([1]), none, part([3]), name="made", split="patient")
     unknown = part([2], [[np.nan, np.nan]])
     with pytest.warns(DataWarning, match=r"test: A, B\.$"):

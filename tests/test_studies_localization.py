@@ -81,6 +81,18 @@ def test_a_run_that_fails_is_named_and_the_others_stay(trials, tmp_path, monkeyp
     assert set(read_localization(tmp_path / "x.csv").cell) == {trials[2].id}
 
 
+def test_data_without_regions_are_refused_before_anything_is_trained(tmp_path, monkeypatch, nih_folder):
+    monkeypatch.setattr("deepchest_utils.studies.localization.run_sweep", lambda *given: pytest.fail("it trains"))
+    (root := nih_folder()).joinpath("BBox_List_2017.csv").unlink(missing_ok=True)
+    for settings, said in (
+        ({"dataset": "chestmnist", "data_root": str(tmp_path)}, "dataset should be .* no other has regions"),
+        ({"dataset": "phantom", "split": "image"}, "split='image'"),
+        ({"dataset": "nih", "data_root": str(root)}, r"BBox_List_2017\.csv: no such file"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            localize_runs(make_trials(TrainConfig(**settings), {"seed": [0]}), tmp_path / "out.csv", jobs=1)
+
+
 def test_two_studies_of_one_table_are_not_at_work_at_once(trials, tmp_path, monkeypatch):
     refused, train = [], sweep.train
 

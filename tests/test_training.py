@@ -251,6 +251,17 @@ def test_run_dir_of_other_data_is_refused(run_dir_of_one_epoch, few):
         train(config(epochs=1, run_dir=str(run_dir_of_one_epoch)), few)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"), [("test.csv", "Path,Edema\na.jpg,1\n"), ("config.json", '{"mine": 1}'), ("history.csv", "\n")]
+)
+def test_files_of_ones_own_are_not_written_over(tiny, tmp_path, name, content):
+    """CheXpert's own labels of its test set are a test.csv."""
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=rf"{name}.*Choose another run_dir\."):
+        train(config(epochs=1, run_dir=str(tmp_path)), tiny)
+    assert (tmp_path / name).read_text() == content
+
+
 def test_run_may_move_to_another_folder(run_dir_of_one_epoch, tiny, tmp_path, monkeypatch):
     (tmp_path / "checkpoint.pt").write_bytes((run_dir_of_one_epoch / "checkpoint.pt").read_bytes())
     monkeypatch.setattr(Loop, "run_epoch", None)  # nothing is left to do

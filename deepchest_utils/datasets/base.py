@@ -118,13 +118,15 @@ class Splits:
                 place = f"{len(both)} of them in {first} and {second}, e.g. that of {images}"
                 wrong = f"patients should be in one split only. Found {place}"
                 raise DataError(f'{self.source or self.name}: {wrong}. Mend the split, or use split="patient".')
-        without_positive = []
+        lacking = []
         for name, xrays in self.parts.items():
-            if names := list(compress(self.findings, np.nansum(xrays.labels, axis=0) == 0)):
-                without_positive.append(f"{name}: {', '.join(names)}")
-        if without_positive:
-            listed = "; ".join(without_positive)
-            warn(f"{self.name}: findings without a positive image, whose metrics there are NaN: {listed}.")
+            ones, zeros = ((xrays.labels == value).any(axis=0) for value in (1, 0))
+            never = [f"{finding} (no negative)" for finding in compress(self.findings, ones & ~zeros)]
+            if names := [*compress(self.findings, ~ones), *never]:
+                lacking.append(f"{name}: {', '.join(names)}")
+        if lacking:
+            what = "findings without a positive image, or a negative one, whose metrics there are NaN"
+            warn(f"{self.name}: {what}: {'; '.join(lacking)}.")
 
     @property
     def parts(self) -> dict[str, ChestXrays]:

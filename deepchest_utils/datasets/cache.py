@@ -77,7 +77,7 @@ def decode_all(
         except DataError as error:
             damaged.append(str(error))
             if len(damaged) > MAX_DAMAGED:
-                raise
+                raise DataError(f"{name}: more than {MAX_DAMAGED} images cannot be used, e.g. {damaged[0]}") from None
             return np.zeros((size, size), np.uint8)
 
     def decode_block(start: int) -> tuple[int, np.ndarray]:

@@ -14,7 +14,8 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from deepchest_utils.datasets.base import DataError, warn
-from deepchest_utils.datasets.layouts import Names, Policy, Root, read_rows
+from deepchest_utils.datasets.label_columns import Names, Policy
+from deepchest_utils.datasets.layouts import Root, read_rows
 from deepchest_utils.datasets.table import Table, patient_numbers
 from deepchest_utils.files import one_line
 
@@ -230,11 +231,12 @@ def _find_file(root: Root, features: str | None) -> Path:
         if not files[0].is_file():
             raise DataError(f"{files[0]}: no such file. features should name an .npz or .npy in {path}.")
     else:
-        files = sorted(child for child in path.glob("*") if child.suffix in SUFFIXES)
-    if len(files) != 1 or files[0].suffix not in SUFFIXES or not files[0].is_file():
+        files = sorted(child for child in path.glob("*") if child.suffix.lower() in SUFFIXES)
+    if len(files) != 1 or files[0].suffix.lower() not in SUFFIXES or not files[0].is_file():
         found = ", ".join(file.name for file in files[:5]) or "none"
         raise DataError(
-            f"{path}: should be, or hold, one .npz or .npy of features. Found {found}. Name it with features=..."
+            f"{path}: should be, or hold, one .npz or .npy of features. Found {found}. Save them so, or name one of several "
+            "with features=..."
         )
     return files[0]
 

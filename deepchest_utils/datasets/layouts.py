@@ -1,23 +1,23 @@
 """Readers of tables with a column or a list of findings: one's own CSV, CheXpert, MIMIC-CXR-JPG, PadChest, VinDr-CXR.
 
-Three values of a label are told apart: empty, -1 (uncertain), and 0 or 1. What the first two mean is an argument,
-`blank` and `uncertain`: a text for all findings, or a dictionary from findings to texts in which "others" stands for
-those that it does not name. A row with 1 for "No Finding" has its other empty cells, but for Support Devices, absent.
+What an empty cell and -1 mean, `blank` and `uncertain`, is told in `label_columns`.
 """
 
 import ast
 import os
-from collections.abc import Collection, Mapping, Sequence
+import re
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from deepchest_utils.config import check_choice
 from deepchest_utils.datasets.base import DataError, warn
 from deepchest_utils.datasets.findings import FINDINGS, KNOWN, PADCHEST_LABELS, PADCHEST_UNREAD, our_name, spelling
+from deepchest_utils.datasets.label_columns import Names, Policy, choose_columns, finding_labels, warn_of_unused
 from deepchest_utils.datasets.table import (
     Table,
     data_folder,
@@ -30,114 +30,7 @@ from deepchest_utils.datasets.table import (
 )  # fmt: skip
 
 Root = str | Path | None
-Names = Sequence[str] | str | None
-Policy = str | Mapping[str, str] | None
-MEANING = {"absent": 0.0, "present": 1.0, "unknown": np.nan}
 SPLITS = {"train": 0, "training": 0, "val": 1, "valid": 1, "validate": 1, "validation": 1, "test": 2, "testing": 2}
-CELLS = {"": np.nan, "true": 1.0, "false": 0.0, "-1": -1.0, "0": 0.0, "1": 1.0}
-WRONG = 9.0
-
-
-# labels
-
-
-def _label(cell: object) -> float:
-    """1, 0, -1, NaN for an empty cell; `WRONG` for anything else."""
-    text = "" if pd.isna(cell) else str(cell).strip().lower()
-    try:
-        return CELLS[text] if text in CELLS else value if (value := float(text)) in (-1, 0, 1) else WRONG
-    except ValueError:
-        return WRONG
-
-
-def _read_labels(source: Path, frame: pd.DataFrame, column: str) -> Float[np.ndarray, " n"]:
-    """One column: 1 (True), 0 (False), -1, NaN for an empty cell. DataError for anything else."""
-    codes, cells = pd.factorize(frame[column], use_na_sentinel=False)
-    values = np.array([_label(cell) for cell in cells])[codes]
-    if (wrong := values == WRONG).any():
-        row = frame.index[wrong][0]
-        text = read_table(source, [column], alone=True)[column][row]  # as it is written
-        allowed = "Allowed are 1, 0, True, False, -1 for uncertain, and empty"
-        raise DataError(f"{source}: column {column!r} says {text[:80]!r} in row {row}. {allowed}.")
-    return np.asarray(values)
-
-
-def _meaning(
-    argument: str, policy: Policy, findings: Sequence[str], counts: Int[np.ndarray, " k"], allowed: Collection[str]
-) -> Float[np.ndarray, " k"]:
-    """The meaning of such cells, so many, for each finding: 0, 1 or NaN."""
-    given = policy if isinstance(policy, Mapping) else {"others": "unknown" if policy is None else policy}
-    for value in given.values():
-        check_choice(argument, value, allowed, DataError)
-    named = {spelling(our_name(str(name))): value for name, value in given.items()}
-    keys = [spelling(our_name(name)) for name in findings]
-    for name in given:
-        if spelling(our_name(str(name))) not in (*keys, "others"):
-            check_choice(f"finding of {argument}", name, [*findings, "others"], DataError)
-    for key, name, count in zip(keys, findings, counts, strict=True):
-        if count and not {key, "others"} & {*named}:
-            raise DataError(f'{argument} should also say what {name} means in {count:,} cells, by name or as "others".')
-    return np.array([MEANING[named.get(key, named.get("others", "unknown"))] for key in keys])
-
-
-def finding_labels(
-    source: Path, frame: pd.DataFrame, columns: Mapping[str, str], blank: Policy, uncertain: Policy
-) -> Float[np.ndarray, "n k"]:
-    """Labels of some findings, each with its column, by the two policies."""
-    labels = np.column_stack([_read_labels(source, frame, column) for column in columns.values()])
-    healthy = next((name for name in frame.columns if spelling(str(name)) == "nofinding"), None)
-    if healthy is not None:
-        rows = _read_labels(source, frame, healthy) == 1
-        others = np.array([spelling(name) not in ("nofinding", "supportdevices") for name in columns])
-        labels[rows[:, None] & others & np.isnan(labels)] = 0
-        if (both := rows & ((labels == 1) & others).any(1)).any():
-            example = f"e.g. row {frame.index[both][0]}"
-            warn(f"{source}: {both.sum()} rows have both {healthy!r} and a finding, {example}; the finding is kept.")
-    empty, unsure = np.isnan(labels), labels == -1
-    if empty.any() and unsure.any() and (blank is None or uncertain is None):
-        found = f"of the cells of its findings {empty.sum():,} are empty and {unsure.sum():,} are -1"
-        say = 'Say blank="absent" or "unknown", and uncertain="unknown", "absent" or "present"'
-        makers = "CheXpert's makers train empty (not mentioned) as absent, and tried all three for -1"
-        raise DataError(f"{source}: {found}. {say}. {makers}.")
-    absent = _meaning("blank", blank, [*columns], empty.sum(0), ("absent", "unknown"))
-    doubtful = _meaning("uncertain", uncertain, [*columns], unsure.sum(0), MEANING)
-    return np.where(empty, absent, np.where(unsure, doubtful, labels)).astype(np.float32)
-
-
-def choose_columns(source: Path, header: Sequence[str], named: object) -> dict[str, str]:
-    """finding -> column, of those that are named: a sequence, or a text with commas; none named: those of our 14."""
-    if named is None:
-        found = [(finding, name) for finding in FINDINGS for name in header if our_name(name) == finding]
-        if not found:
-            there = f"Found {', '.join(header[:40])}. Name them with finding_columns=[...]"
-            raise DataError(f"{source}: no column has the name of a finding. {there}.")
-    else:
-        names: Any = [named] if named in header else named.split(",") if isinstance(named, str) else named
-        if not isinstance(names, Sequence) or not names or not all(isinstance(name, str) for name in names):
-            raise DataError(f"finding_columns should be names of columns. Found {named!r}.")
-        found = [(name.strip(), header[find_column(source, header, name.strip())]) for name in names]
-    for key, what in ((0, "finding"), (1, "column")):
-        one = [pair[key] for pair in found]
-        if twice := [pair for pair in found if one.count(pair[key]) > 1]:
-            columns = " and ".join(repr(pair[1]) for pair in twice[:2])
-            raise DataError(f"{source}: one {what} is there twice, {columns}. Name each once in finding_columns.")
-    return dict(found)
-
-
-def _warn_of_unused(source: Path, frame: pd.DataFrame, used: Sequence[str]) -> None:
-    """Say which further columns hold only 1, 0, -1 and nothing, and more than one of these."""
-
-    def plain(cells: pd.Series) -> bool:
-        return all(_label(cell) != WRONG for cell in cells.unique())
-
-    others = [name for name in frame.columns if name not in used and spelling(name) != "nofinding"]
-    others = [name for name in others if plain(frame[name].iloc[:200]) and plain(frame[name])]
-    if unused := [name for name in others if frame[name].nunique(dropna=False) > 1]:
-        names = ", ".join(unused)
-        warn(f"{source}: columns that look like findings are not used: {names}. Name them in finding_columns.")
-
-
-# tables
 
 
 def read_csv_table(
@@ -187,7 +80,10 @@ def read_rows(
     columns = choose_columns(source, [*frame.columns], finding_columns)
     labels = finding_labels(source, frame, columns, blank, uncertain)
     if finding_columns is None:
-        _warn_of_unused(source, frame, [*text, *columns.values()])
+        warn_of_unused(source, frame, [*text, *columns.values()])
+    texts = [name for name in frame.columns.difference([*text, *columns.values()]) if frame[name].dtype.kind == "O"]
+    if split_column is None and (like := [n for n in texts if frame[n].astype(str).str.lower().isin(SPLITS).all()]):
+        warn(f"{source}: column {like[0]!r} says train, val or test and is not used. Name it with split_column=...")
     patients = patient_numbers(source, frame[patient_column])
     official = None if split_column is None else _official(source, frame[split_column])
     needs = 'a column that says train, val or test of each image: split_column="..."'
@@ -258,7 +154,7 @@ def read_chexpert(
         root: The folder CheXpert-v1.0* or the one that holds it.
         views: "frontal", "lateral" or "all".
         finding_columns: The tasks; by default all 13 but "No Finding", Pleural Effusion under our name of it.
-        blank, uncertain: See the top of this module. The makers say that they train an empty cell as negative, and that
+        blank, uncertain: See the top of `label_columns`. The makers say that they train an empty cell as negative, and that
             they tried several ways with -1 (issues 9 and 29 of stanfordmlgroup/chexpert-labeler).
     """
     root = data_folder(root, "chexpert", "CheXpert")
@@ -272,6 +168,10 @@ def read_chexpert(
         raise DataError(f"{base}: no patient in the path {name!r}. It should be like train/patient00001/study1/...")
     view = names.str.extract(r"_(frontal|lateral)\.\w+$")[0].fillna("neither")
     kept = _of_view(base, views, view, frontal=["frontal"], lateral=["lateral"])
+    if not sources[1:]:
+        warn(
+            f"{base}: no valid.csv beside train.csv. So there is no official split, and test has labels mined from reports."
+        )
     official = frame["part"].replace({1: 2} if len(sources) == 2 else {}).to_numpy()[kept] if sources[1:] else None
     entries = find_images(base, names[kept], base, any_suffix=True)
     for batch in [] if (base / "train").is_dir() else sorted(base.resolve().parent.glob("*(train *)")):
@@ -341,14 +241,18 @@ def read_padchest(root: Root, views: str = "frontal", finding_columns: Names = N
         table: Another name of the table.
     """
     root = data_folder(root, "padchest", "PadChest")
-    pattern = "PADCHEST_chest_x_ray_images_labels_160K*.csv"
-    source = _first(root, *([table] if table else sorted(path.name for path in root.glob(f"{pattern}*")) or [pattern]))
+    start = "PADCHEST_chest_x_ray_images_labels_160K"
+    there = sorted(path.name for path in root.glob(f"{start}*.csv*"))
+    official = [f"{start}_01.02.19.csv.gz", f"{start}_01.02.19.csv"]  # a copy comes after it
+    source = _first(root, *([table] if table else [*official, *(there or [f"{start}*.csv"])]))
     frame = read_table(source, ["ImageID", "PatientID", "Projection", "Labels"], alone=True)
     frame = frame[_of_view(source, views, frame["Projection"], frontal=["PA", "AP", "AP_horizontal"], lateral=["L"])]
     codes, texts = pd.factorize(frame["Labels"])
     lists = []
     for i, text in enumerate(texts):
         try:
+            if re.search(r"""['"]\s+['"]""", text):  # NumPy's print, whose texts Python would join into one
+                raise ValueError
             labels = list.copy(ast.literal_eval(text or "[]"))  # of nothing but a list
             lists.append({label.strip().lower() for label in labels} - {""})
         except (ValueError, SyntaxError, AttributeError, TypeError, MemoryError, RecursionError):
@@ -382,9 +286,12 @@ def read_vindr(root: Root, finding_columns: Names = None, readers: str = "majori
     """
     root = data_folder(root, "vindr", "VinDr-CXR")
     check_choice("readers", readers, ("majority", "any"), DataError)
-    folder = root / "annotations" if (root / "annotations").is_dir() else root
     tables = ("image_labels_train.csv", "image_labels_test.csv")
-    sources = [path for path in (folder / name for name in tables) if path.is_file()] or [_first(folder, *tables)]
+    sources = [_first(root, f"annotations/{tables[0]}", tables[0])]
+    sources += [path for path in (root / "annotations" / tables[1], root / tables[1]) if path.is_file()][:1]
+    folder = sources[0].parent
+    if not sources[1:]:
+        warn(f"{root}: no {tables[1]}. So there is no official split, and test has no consensus of five.")
     frame, labels, findings = _read_parts(sources, ["image_id"], finding_columns, KNOWN["vindr"], None, None)
     codes, _ = pd.factorize(frame["image_id"])
     first = np.unique(codes, return_index=True)[1]  # row of each image

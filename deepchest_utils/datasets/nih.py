@@ -117,7 +117,7 @@ def _read_lists(root: Path) -> tuple[set[str], set[str]] | None:
             if both := train_val & test:
                 raise DataError(f"{root}: {min(both)} is in {names[0]} and in {names[1]}.")
             return train_val, test
-    if others := sorted(path.name for path in root.glob("*_list*.txt")):
+    if others := sorted(path.name for path in root.glob("*_[Ll][Ii][Ss][Tt]*.txt")):
         warn(
             f"{root}: the official split needs {' and '.join(LISTS[0])}. Found {', '.join(others)}, which is not used."
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, Shaped
 
 from deepchest_utils.datasets.base import (
     ChestXrays,
@@ -40,16 +40,17 @@ def _warn_of_labels(table: Table) -> None:
 
 
 def _warn_of_twins(
-    table: Table, images: UInt8[np.ndarray, "n s s"], rows: Int[np.ndarray, " n"], split_of: Int[np.ndarray, " n"]
+    table: Table, images: Shaped[np.ndarray, "n ..."], rows: Int[np.ndarray, " n"], split_of: Int[np.ndarray, " n"]
 ) -> None:
-    """One warning that counts pictures which lie, pixel by pixel the same, in two splits. rows, split_of: of the images."""
+    """One warning that counts pictures, or features, which lie, bit by bit the same, in two splits. rows, split_of: of them."""
     digests = [hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest() for image in images]
     pictures = pd.factorize(np.array(digests))[0]
     twin = pd.Series(split_of).groupby(pictures).transform("nunique").to_numpy() > 1
-    twin[twin] = [not has_few_levels(image) for image in images[twin]]  # of blank ones there is a warning
+    is_blank = has_few_levels if images.dtype == np.uint8 else lambda features: np.ptp(features) == 0
+    twin[twin] = [not is_blank(image) for image in images[twin]]  # of these there is a warning
     if twin.any():
         alike = table.ids[rows[pictures == pictures[twin.argmax()]]]
-        of = f"{twin.sum()} images have the same picture in another split, e.g. {alike[0]} and {alike[-1]}"
+        of = f"{twin.sum()} images are the same, bit by bit, as one in another split, e.g. {alike[0]} and {alike[-1]}"
         warn(f"{table.source}: {of}. Give both one patient, or remove one.")
 
 
@@ -114,7 +115,7 @@ def splits_from_table(
         images = table.read(order)
     else:
         images = decode_all(table.name, [Path(table.paths[row]) for row in order], image_size, cache_dir)
-        _warn_of_twins(table, images, order, split_of[order])
+    _warn_of_twins(table, images, order, split_of[order])
     pooled = ChestXrays(images, table.labels[order], table.patients[order], table.findings, table.ids[order])
     ends = np.cumsum([0, *map(len, rows_of)])
     train, val, test = (pooled.subset(slice(start, end)) for start, end in pairwise(ends))

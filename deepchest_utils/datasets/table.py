@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import pandas as pd
@@ -36,7 +37,8 @@ OUTSIDE = {  # how it is told -> what is wrong with a name
     "it climbs out with '..'": re.compile(r"(?:^|[/\\])\.\.(?:[/\\]|$)"),
 }
 NOBODY = re.compile(  # the last: a number that a spreadsheet has rounded
-    r"(?i)--?|-1(\.0*)?|\?|#?n/?a|<na>|na[nt]|none|null|unknown|missing|anonymous|[0-9]([.,][0-9]+)?e\+[0-9]+"
+    r"(?i)--?|-\d+(\.0*)?|[?.]|n/?a|<na>|na[nt]|n\.\s?a\.?|k\.\s?a\.?|none|null|\(null\)|nil|unknown|unbekannt|missing|"
+    r"not available|anonymous|x+|#[a-z0-9/?!]+|[0-9]([.,][0-9]+)?e\+[0-9]+"
 )
 AS_CSV = "Save it as CSV in UTF-8."
 WORKBOOK = f"not a CSV table but a workbook or an archive. {AS_CSV}"
@@ -72,11 +74,14 @@ class Table:
 
 def data_folder(root: str | Path | None, dataset: str, content: str) -> Path:
     """The folder `root`; DataError if there is none. dataset, content: for the message."""
-    if root is None:
-        raise DataError(f'root (data_root of a run) should name the folder of {content} for "{dataset}". Found None.')
+    if not isinstance(root, str | os.PathLike) or not os.fspath(root):
+        raise DataError(
+            f'root (data_root of a run) should name the folder of {content} for "{dataset}". Found {root!r}.'
+        )
     folder = Path(os.path.expanduser(root))
     if not os.path.isdir(folder):
-        raise DataError(f"root (data_root of a run) {str(folder)[:200]!r}: no such folder.")
+        wrong = "a file. Give its folder, and its name as table" if os.path.isfile(folder) else "no such folder"
+        raise DataError(f"root (data_root of a run) {str(folder)[:200]!r}: {wrong}.")
     return folder
 
 
@@ -258,6 +263,12 @@ def _stem(name: str) -> str:
     return stem if suffix.lower() in IMAGE_SUFFIXES else name
 
 
+def _key(name: str) -> str:
+    """What is left of a name without suffix, case, leading zeros and the kind of slash."""
+    plain = _stem(normalize("NFC", name)).casefold().replace("\\", "/").removeprefix("./")
+    return re.sub(r"(^|/)0+", r"\1", plain)
+
+
 def find_images(
     source: Path, names: pd.Series, root: Path, files: Files | None = None, any_suffix: bool = False
 ) -> list[Any]:
@@ -283,6 +294,13 @@ def find_images(
                 if len(same) > 1:  # one may be a mask
                     raise DataError(f"{source}: image {name!r} has several files: {', '.join(same)}. Keep one of them.")
                 found[i] = files[same[0]]
+    near = {_key(other): other for other in files} if None in found else {}
+    for row, name, entry in zip(names.index, listed, found, strict=True):
+        if entry is None and (other := near.get(_key(name))):
+            warn(
+                f"{source}: image {name!r} in row {row} is not on disk, but {other!r} is. Names should be those of the files."
+            )
+            break
     return [entry if entry is not None and _is(entry.is_file) else None for entry in found]
 
 
@@ -350,7 +368,8 @@ def rows_on_disk(source: Path, names: pd.Series, entries: Sequence[Any], looked:
 
 
 def patient_numbers(source: Path, ids: pd.Series) -> Int[np.ndarray, " n"]:
-    """Patients numbered as they come. Ids of digits are compared as numbers: 12, 012 and 12.0 are one patient."""
+    """Patients numbered as they come. Ids of digits are compared as numbers: 12, 012, 12.0 and 12,0 are one patient. So are
+    two spellings that look the same. One warning counts those that differ in case, zeros or punctuation alone."""
     codes, texts = pd.factorize(ids)
     if "" in (texts := list(texts)):
         raise DataError(f"{source}: column {ids.name!r} is empty in row {ids.index[codes == texts.index('')][0]}.")
@@ -358,5 +377,17 @@ def patient_numbers(source: Path, ids: pd.Series) -> Int[np.ndarray, " n"]:
         if NOBODY.fullmatch(text):  # all of them would be one patient
             place = f"column {ids.name!r} says {text!r} in row {ids.index[codes == i][0]}"
             raise DataError(f"{source}: {place}, which names no patient. It should be another for each patient.")
-    plain = [re.sub(r"^0*([0-9]+)(\.0*)?$", r"\1", text) if text[0].isdigit() else text for text in texts]
+    plain = [
+        text if text.isascii() else re.sub("[\u200b-\u200f\u2060\ufeff]", "", normalize("NFKC", text)) for text in texts
+    ]
+    plain = [re.sub(r"^0*([0-9]+)([.,]0*)?$", r"\1", " ".join(text.split())) for text in plain]
+    apart = r"(?<![0-9])[\W_]+|[\W_]+(?![0-9])|(?<![0-9])0+(?=[0-9])"
+    loose = pd.Series([re.sub(apart, "", text.casefold()) for text in plain], range(len(plain)), object)
+    alike = pd.Series(plain).groupby(loose).transform("nunique").gt(1)
+    if alike.any():
+        first, second = [*dict.fromkeys(np.array(plain, object)[loose == loose[alike.idxmax()]])][:2]
+        warn(
+            f"{source}: {alike.sum()} ids of column {ids.name!r} differ from another in case, zeros or punctuation alone, "
+            f"e.g. {first!r} and {second!r}. They count as patients of their own: give one patient one id."
+        )
     return np.asarray(pd.factorize(np.array(plain, object)[codes])[0], np.int64)

@@ -29,6 +29,15 @@ class Regions:
         return Regions(self.rows[pairs], self.tasks[pairs], self.patients[pairs], self.masks[pairs])
 
 
+def check_has_regions(config: TrainConfig) -> None:
+    """ValueError for a data set without regions; DataError for an NIH folder without a table of boxes."""
+    if config.dataset == "nih":
+        load_boxes(config.data_root or "", config.image_size)
+    elif config.dataset != "phantom" or config.split not in (None, "patient"):
+        wanted = 'dataset should be "phantom", split by patient, or "nih": no other has regions'
+        raise ValueError(f"{wanted}. Found {config.dataset!r}, split={config.split!r}.")
+
+
 def load_regions(config: TrainConfig, data: Splits, part: str = "test", per_finding: int = 60) -> Regions:
     """The regions in the first `per_finding` images of each finding in one split; 60 give an interval about 0.1 wide.
 
@@ -36,26 +45,22 @@ def load_regions(config: TrainConfig, data: Splits, part: str = "test", per_find
     `config` is what `data` was loaded with; `part` is "test", or "val" to choose a map method or a layer. Raises
     ValueError if the data set has no regions, or no image of the split has one.
     """
+    check_has_regions(config)
     images = data.parts[part]
     size = images.images.shape[-1]
-    if config.dataset == "phantom" and data.split == "patient":
+    if config.dataset == "phantom":
         phantom = phantom_of(config.data_seed, part, len(images), **data.population)
         rows, tasks = _first_positives(phantom.labels == 1, per_finding)
         masks = np.empty((len(rows), size, size), bool)
         for start in range(0, len(rows), 64):  # in blocks: the masks of all 14 findings come at once, and one is kept
             block = slice(start, start + 64)
             masks[block] = phantom.masks(size, rows[block])[np.arange(len(rows[block])), tasks[block]]
-    elif config.dataset == "nih":
+    else:
         boxes = load_boxes(cast(str, config.data_root), size)
         has_box = [np.isin(images.ids, boxes.image[boxes.finding == name]) for name in data.findings]
         rows, tasks = _first_positives(np.stack(has_box, axis=1), per_finding)
         ids = [images.ids[rows[tasks == k]] for k in range(len(data.findings))]
         masks = np.concatenate([boxes_to_masks(boxes, *pair, size) for pair in zip(ids, data.findings, strict=True)])
-    else:
-        raise ValueError(
-            'dataset should be "phantom", split by patient, or "nih": no other has regions. '
-            f"Found {config.dataset!r}, split={data.split!r}."
-        )
     visible: np.ndarray = np.any(masks, axis=(1, 2))
     if not visible.any():
         raise ValueError(f"{config.dataset}: none of the {len(images)} images of {part} has a region of a finding.")

@@ -26,18 +26,20 @@ from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 from deepchest_utils.config import LOSSES, check_choice, check_type, did_you_mean, parse_method
 from deepchest_utils.distributed import all_reduce_sum, sum_over_ranks
 
-Terms = tuple[Float[Tensor, "n k"], Float[Tensor, "n k"]]
+PerLabel = Float[Tensor, "n k"]
+PerTask = Float[Tensor, " k"]
+Counts = Int[Tensor, " k"] | None  # known labels of each task
+Labels = PerLabel | Float[np.ndarray, "n k"]
+Terms = tuple[PerLabel, PerLabel]
 MIN_SHARE = 1e-4  # of positives and of negatives, as in `prevalence_logit`: its logit is -9.2
 
 
-def count_known(labels: Float[Tensor, "b k"]) -> Int[Tensor, " k"]:
+def count_known(labels: PerLabel) -> Int[Tensor, " k"]:
     """(K,) the number of known labels of each task in the batch, that of all processes; NaN is unknown."""
     return all_reduce_sum((~labels.isnan()).sum(0))
 
 
-def masked_bce(
-    logits: Float[Tensor, "b k"], labels: Float[Tensor, "b k"], counts: Int[Tensor, " k"] | None = None
-) -> Float[Tensor, " k"]:
+def masked_bce(logits: PerLabel, labels: PerLabel, counts: Counts = None) -> PerTask:
     """Mean binary cross-entropy of each task over its known labels, which are 1 or 0; NaN is unknown.
 
     (K,) in nats, at least 0, float32 also under autocast. A task without a known label in the batch has loss 0 and gets
@@ -51,7 +53,7 @@ def masked_bce(
     return sum_over_ranks(binary_cross_entropy_with_logits(logits.float(), target, weight, reduction="none").sum(0))
 
 
-def prevalence_entropy(prevalence: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
+def prevalence_entropy(prevalence: PerTask) -> PerTask:
     """H_k = -p log p - (1 - p) log(1 - p), (K,) in nats, in [0, log 2]: the loss of the best constant predictor, for
     prevalences p (K,) in [0, 1]. NaN stays NaN."""
     p = prevalence
@@ -68,16 +70,14 @@ class Loss(nn.Module):
     positives: Tensor
     negatives: Tensor
 
-    def __init__(self, labels: Float[Tensor, "n k"] | Float[np.ndarray, "n k"]):
+    def __init__(self, labels: Labels):
         super().__init__()
         labels = torch.as_tensor(labels)
         _check_labels(labels)
         for name, value in (("positives", 1), ("negatives", 0)):
             self.register_buffer(name, (labels == value).sum(0).double())
 
-    def __call__(
-        self, logits: Float[Tensor, "b k"], labels: Float[Tensor, "b k"], counts: Int[Tensor, " k"] | None = None
-    ) -> Float[Tensor, " k"]:
+    def __call__(self, logits: PerLabel, labels: PerLabel, counts: Counts = None) -> PerTask:
         shape = (len(logits), *self.positives.shape)
         if not labels.is_floating_point() or not logits.shape == labels.shape == shape:  # they would be broadcast
             found = f"Found logits {tuple(logits.shape)}, and labels {tuple(labels.shape)} of {labels.dtype}."
@@ -86,16 +86,14 @@ class Loss(nn.Module):
             _check_labels(labels)  # elsewhere a step would wait for it, and whoever has the counts knows the labels
         return cast(Tensor, super().__call__(logits, labels, counts))
 
-    def terms(self, z: Float[Tensor, "n k"]) -> Terms:
+    def terms(self, z: PerLabel) -> Terms:
         """The cost of each logit where the finding is present, and where it is absent; both (n, K), at least 0."""
         raise NotImplementedError
 
-    def forward(
-        self, logits: Float[Tensor, "b k"], labels: Float[Tensor, "b k"], counts: Int[Tensor, " k"] | None = None
-    ) -> Float[Tensor, " k"]:
+    def forward(self, logits: PerLabel, labels: PerLabel, counts: Counts = None) -> PerTask:
         return self.mean(self.terms(logits.float()), labels, counts)
 
-    def mean(self, terms: Terms, labels: Float[Tensor, "b k"], counts: Int[Tensor, " k"] | None) -> Float[Tensor, " k"]:
+    def mean(self, terms: Terms, labels: PerLabel, counts: Counts) -> PerTask:
         """Over the known labels of all processes."""
         counts, costs = count_known(labels) if counts is None else counts, torch.where(labels == 1, *terms)
         return sum_over_ranks((costs.float().where(~labels.isnan(), 0.0) / counts.clamp(min=1)).sum(0))
@@ -104,7 +102,7 @@ class Loss(nn.Module):
         """Called before each epoch, the first has number 1. It depends on nothing else, so there is no state to keep."""
 
     @torch.no_grad()
-    def best_constant(self, prevalence: Float[Tensor, " k"]) -> tuple[Float[Tensor, " k"], Float[Tensor, " k"]]:
+    def best_constant(self, prevalence: PerTask) -> tuple[PerTask, PerTask]:
         """The sigmoid of the constant logit with the least expected loss, and that loss, both (K,), at these shares of
         positives. Heads start there (`prior_bias`), and a relative loss is measured by it. By search, to 1e-7; the loss is
         0 where there is one class, and NaN where the share is.
@@ -122,12 +120,10 @@ class Loss(nn.Module):
 class BCE(Loss):
     """Binary cross-entropy: `masked_bce`."""
 
-    def forward(
-        self, logits: Float[Tensor, "b k"], labels: Float[Tensor, "b k"], counts: Int[Tensor, " k"] | None = None
-    ) -> Float[Tensor, " k"]:
+    def forward(self, logits: PerLabel, labels: PerLabel, counts: Counts = None) -> PerTask:
         return masked_bce(logits, labels, counts)
 
-    def best_constant(self, prevalence: Float[Tensor, " k"]) -> tuple[Float[Tensor, " k"], Float[Tensor, " k"]]:
+    def best_constant(self, prevalence: PerTask) -> tuple[PerTask, PerTask]:
         return prevalence, prevalence_entropy(prevalence)
 
 
@@ -140,24 +136,22 @@ class Balanced(Loss):
             the finding's own in training ("finding"), in CheXNet's ratio (Rajpurkar et al. 2017, arXiv 1711.05225).
     """
 
-    def __init__(self, labels: Float[Tensor, "n k"] | Float[np.ndarray, "n k"], over: str = "batch"):
+    def __init__(self, labels: Labels, over: str = "batch"):
         super().__init__(labels)
         check_choice("over", over, ("batch", "finding"))
         self.over = over
 
-    def terms(self, z: Float[Tensor, "n k"]) -> Terms:
+    def terms(self, z: PerLabel) -> Terms:
         ones, zeros = self.positives, self.negatives
         if self.over == "batch":  # in the mean over batches
             ones, zeros = ones.sum(), zeros.sum()
         return self._weighed(z, ones, zeros)
 
-    def _weighed(self, z: Float[Tensor, "n k"], ones: Tensor, zeros: Tensor) -> Terms:
+    def _weighed(self, z: PerLabel, ones: Tensor, zeros: Tensor) -> Terms:
         beta_p, beta_n = ((ones + zeros) / count.clamp(min=1) for count in (ones, zeros))
         return -logsigmoid(z) * beta_p.to(z), -logsigmoid(-z) * beta_n.to(z)
 
-    def forward(
-        self, logits: Float[Tensor, "b k"], labels: Float[Tensor, "b k"], counts: Int[Tensor, " k"] | None = None
-    ) -> Float[Tensor, " k"]:
+    def forward(self, logits: PerLabel, labels: PerLabel, counts: Counts = None) -> PerTask:
         if self.over == "finding":
             return super().forward(logits, labels, counts)
         ones, zeros = all_reduce_sum(torch.stack([(labels == 1).sum(), (labels == 0).sum()]))
@@ -173,15 +167,13 @@ class Focal(Loss):
         alpha: In (0, 1), or None for no such factor (equation 4).
     """
 
-    def __init__(
-        self, labels: Float[Tensor, "n k"] | Float[np.ndarray, "n k"], gamma: float = 2.0, alpha: float | None = 0.25
-    ):
+    def __init__(self, labels: Labels, gamma: float = 2.0, alpha: float | None = 0.25):
         super().__init__(labels)
         _check("gamma", gamma, 0 <= gamma < math.inf, "be at least 0")
         _check("alpha", alpha, alpha is None or 0 < alpha < 1, "lie between 0 and 1, or be None")
         self.gamma, self.alpha = gamma, (1.0, 1.0) if alpha is None else (alpha, 1 - alpha)
 
-    def terms(self, z: Float[Tensor, "n k"]) -> Terms:
+    def terms(self, z: PerLabel) -> Terms:
         log_p, log_q = logsigmoid(z), logsigmoid(-z)  # exp(gamma log q) has a gradient where q^gamma has none
         return (
             -self.alpha[0] * (self.gamma * log_q).exp() * log_p,
@@ -201,13 +193,7 @@ class Asymmetric(Loss):
 
     log_margin: Tensor
 
-    def __init__(
-        self,
-        labels: Float[Tensor, "n k"] | Float[np.ndarray, "n k"],
-        gamma_neg: float = 4.0,
-        gamma_pos: float = 0.0,
-        margin: float = 0.05,
-    ):
+    def __init__(self, labels: Labels, gamma_neg: float = 4.0, gamma_pos: float = 0.0, margin: float = 0.05):
         super().__init__(labels)
         _check("gamma_neg", gamma_neg, 0 <= gamma_neg < math.inf, "be at least 0")
         _check("gamma_pos", gamma_pos, 0 <= gamma_pos < math.inf, "be at least 0")
@@ -215,7 +201,7 @@ class Asymmetric(Loss):
         self.gamma_neg, self.gamma_pos = gamma_neg, gamma_pos
         self.register_buffer("log_margin", torch.tensor(margin, dtype=torch.float64).log().float())
 
-    def terms(self, z: Float[Tensor, "n k"]) -> Terms:
+    def terms(self, z: PerLabel) -> Terms:
         log_p, log_q = logsigmoid(z), logsigmoid(-z)
         log_q_m = torch.logaddexp(log_q, self.log_margin.to(z)).clamp(max=0)  # log(1 - p_m)
         p_m = -torch.expm1(log_q_m)
@@ -237,17 +223,17 @@ class LogitAdjusted(Loss):
 
     offset: Tensor
 
-    def __init__(self, labels: Float[Tensor, "n k"] | Float[np.ndarray, "n k"], tau: float = 1.0):
+    def __init__(self, labels: Labels, tau: float = 1.0):
         super().__init__(labels)
         _check("tau", tau, 0 <= tau < math.inf, "be at least 0")
         prevalence = self.positives / (self.positives + self.negatives)
         self.register_buffer("offset", tau * prevalence.nan_to_num(0.5).logit(eps=MIN_SHARE))
 
-    def terms(self, z: Float[Tensor, "n k"]) -> Terms:
+    def terms(self, z: PerLabel) -> Terms:
         adjusted = z + self.offset.to(z)
         return -logsigmoid(adjusted), -logsigmoid(-adjusted)
 
-    def best_constant(self, prevalence: Float[Tensor, " k"]) -> tuple[Float[Tensor, " k"], Float[Tensor, " k"]]:
+    def best_constant(self, prevalence: PerTask) -> tuple[PerTask, PerTask]:
         """As `Loss.best_constant`, exactly: binary cross-entropy's, its logit shifted."""
         p = prevalence.double()
         return (p.nan_to_num(0.5).logit() - self.offset.to(p)).sigmoid(), prevalence_entropy(p)
@@ -273,12 +259,7 @@ class LDAM(Loss):
     class_weights: Tensor
 
     def __init__(
-        self,
-        labels: Float[Tensor, "n k"] | Float[np.ndarray, "n k"],
-        max_margin: float = 0.5,
-        scale: float = 30.0,
-        defer: float = 0.8,
-        beta: float = 0.9999,
+        self, labels: Labels, max_margin: float = 0.5, scale: float = 30.0, defer: float = 0.8, beta: float = 0.9999
     ):
         super().__init__(labels)
         _check("max_margin", max_margin, 0 < max_margin < math.inf, "be greater than 0")
@@ -298,7 +279,7 @@ class LDAM(Loss):
     def begin_epoch(self, epoch: int, epochs: int) -> None:
         self.is_reweighted = epoch > self.defer * epochs
 
-    def terms(self, z: Float[Tensor, "n k"]) -> Terms:
+    def terms(self, z: PerLabel) -> Terms:
         margins = self.margins.to(z)
         present, absent = -logsigmoid(z - margins[0]), -logsigmoid(-z - margins[1])
         if self.is_reweighted:
@@ -312,7 +293,7 @@ _CLASSES: dict[str, Callable[..., Loss]] = dict(
 )
 
 
-def make_loss(name: str, labels: Float[Tensor, "n k"] | Float[np.ndarray, "n k"], **options: Any) -> Loss:
+def make_loss(name: str, labels: Labels, **options: Any) -> Loss:
     """A loss by name, for `loss(logits, labels)` -> (K,) in any loop; its class here has its equation and its options.
     Collective: with several processes it is the loss of all their images, whose gradients are to be summed, not averaged.
 

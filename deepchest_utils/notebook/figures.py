@@ -124,6 +124,8 @@ def show_heat_map(
 
 def draw_maps(trained: Trained, path: Path, out: Path, findings: Sequence[str], cam: str = "layercam") -> None:
     """Draw the image file `path` and the heat map of each finding over it into `out`, a .png, .svg or .pdf."""
+    if out.exists() and out.samefile(path):
+        raise ValueError(f"out should be another file than the image. Found {out}.")
     tasks = [trained.findings.index(name) for name in findings]
     heat = heat_maps(trained.net, decode(path, trained.image_size)[None], tasks, cam)
     image = decode(path, 1024)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 from scipy.optimize import minimize
+from scipy.special import expit, log_expit, logsumexp
 
 from deepchest_utils.files import FileError, one_line
 
@@ -92,10 +93,6 @@ def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return np.where(b > 0, a / b, np.nan)
 
 
-def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    return np.asarray(1 / (1 + np.exp(-logits.clip(-700, 700))))
-
-
 def rank_tasks(labels: PerLabel, scores: PerLabel) -> list[Ranking]:
     """The ranking of each of the K tasks."""
     return [Ranking(t, s) for t, s in zip(labels.T, scores.T, strict=True)]
@@ -121,7 +118,7 @@ def adjusted_average_precision(labels: PerLabel, scores: PerLabel, prevalence: f
 def score_tasks(labels: PerLabel, logits: PerLabel, thresholds: dict[str, PerTask] | None = None) -> dict[str, PerTask]:
     """Every metric of METRICS for each of the K tasks; "f1" and "balanced_accuracy" need `choose_thresholds`."""
     logits = logits.astype(np.float64)
-    p = _sigmoid(logits)
+    p = expit(logits)
     has_label = ~np.isnan(labels)
     y = np.nan_to_num(labels)
     count = has_label.sum(0)
@@ -150,9 +147,8 @@ def score_tasks(labels: PerLabel, logits: PerLabel, thresholds: dict[str, PerTas
 
 def ensemble(logits: Sequence[PerLabel]) -> PerLabel:
     """Logits of the mean probability of several runs on the same images: a network of many, to be scored as one."""
-    p = np.mean([_sigmoid(np.asarray(run, dtype=np.float64)) for run in logits], axis=0)
-    q = np.mean([_sigmoid(-np.asarray(run, dtype=np.float64)) for run in logits], axis=0)  # 1 - p would lose digits
-    return np.asarray(np.log(p) - np.log(q))
+    z = np.asarray(logits, dtype=np.float64)
+    return np.asarray(logsumexp(log_expit(z), axis=0) - logsumexp(log_expit(-z), axis=0))
 
 
 def calibration_error(labels: Float[np.ndarray, " n"], probabilities: Float[np.ndarray, " n"]) -> float:
@@ -188,7 +184,7 @@ def fit_calibration(labels: PerLabel, logits: PerLabel) -> Float[np.ndarray, "k 
 
             def loss(at: np.ndarray, x: np.ndarray = x, target: np.ndarray = target) -> tuple[np.floating, np.ndarray]:
                 z = at[0] * x + at[1]
-                error = _sigmoid(z) - target
+                error = expit(z) - target
                 return np.mean(np.logaddexp(0, z) - target * z), np.array([np.mean(error * x), np.mean(error)])
 
             out[k] = minimize(loss, [1.0, 0.0], jac=True, bounds=[(0, None), (None, None)]).x
@@ -197,7 +193,7 @@ def fit_calibration(labels: PerLabel, logits: PerLabel) -> Float[np.ndarray, "k 
 
 def calibrate(logits: PerLabel, calibration: Float[np.ndarray, "k 2"]) -> PerLabel:
     """Probabilities from logits and the slope and offset of each task."""
-    return _sigmoid(logits * calibration[:, 0] + calibration[:, 1])
+    return np.asarray(expit(logits * calibration[:, 0] + calibration[:, 1]))
 
 
 def read_calibration(path: Path, findings: Sequence[str]) -> Float[np.ndarray, "k 2"]:

@@ -90,7 +90,7 @@ def report(folder: str | Path = "runs", out: str | Path | None = None) -> RunCol
     """
     if out is not None and not _is_new(Path(out)):
         raise ValueError(
-            f"out should be the name of a .csv, and not that of a sweep or a run's own. Found {str(out)!r}."
+            f"out should be the name of a .csv, and neither it nor its .png anything but a report's. Found {str(out)!r}."
         )
     if not Path(folder).is_dir():
         raise ValueError(f"folder should hold runs. Found no folder {str(folder)!r}.")
@@ -127,7 +127,7 @@ def _is_new(out: Path) -> bool:
     if out.suffix != ".csv" or out.name in (HISTORY, SECONDS, TEST) or out.with_name(f"{out.stem}_cells.csv").exists():
         return False
     if not out.exists():
-        return True
+        return not out.with_suffix(".png").exists()
     with suppress(FileError):
         return len(read_results(out, ["run", "group", *COLUMNS], "report", missing_ok=False)) > 0
     return False

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
-from scipy import stats
+from scipy import special, stats
 
 from deepchest_utils.config import check_choice
 from deepchest_utils.results.metrics import rank_tasks
@@ -273,14 +273,7 @@ def smallest_difference(
     error: Float[np.ndarray, " n"], df: Float[np.ndarray, " n"], alpha: float = ALPHA, power: float = 0.8
 ) -> Float[np.ndarray, " n"]:
     """The true difference that a two-sided t-test with this standard error finds with the given power."""
-    kinds, kind_of = np.unique(df, return_inverse=True)
-    critical = stats.t.ppf(1 - alpha / 2, kinds)
-    low, high = np.zeros_like(critical), 2 * critical + 10  # in standard errors
-    for _ in range(60):  # bisection: the power grows with the difference
-        middle = (low + high) / 2
-        too_small = stats.nct.sf(critical, kinds, middle) < power
-        low, high = np.where(too_small, middle, low), np.where(too_small, high, middle)
-    return np.asarray(high[kind_of] * error)
+    return np.asarray(special.nctdtrinc(df, 1 - power, stats.t.ppf(1 - alpha / 2, df)) * error)
 
 
 ITSELF = "itself"

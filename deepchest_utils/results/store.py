@@ -128,6 +128,15 @@ def write_json(path: str | Path, value: object) -> None:
     write_file(path, json.dumps(value, indent=1, default=to_plain) + "\n")
 
 
+def check_place(folder: Path) -> None:
+    """FileError if a file in the folder is not of a run, and `write_run` would write over it."""
+    for name in (HISTORY, SECONDS, TEST):
+        read_results(folder / name, COLUMNS, "run", name="run_dir")
+    with suppress(FileNotFoundError):
+        if '"backbone"' not in (folder / CONFIG).read_text(encoding="utf-8", errors="replace"):
+            raise FileError(f"{folder / CONFIG}: no configuration of a run. Choose another run_dir.")
+
+
 def write_run(
     folder: str, config: TrainConfig, data: str, history: pd.DataFrame, test: pd.DataFrame, calibration: dict[str, Any]
 ) -> None:

@@ -4,7 +4,6 @@ data/results/study.sh calls `main`; data/results/PROTOCOL_REAL.md says what is c
 again: a finished cell is not run twice.
 """
 
-import argparse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import cycle
@@ -22,7 +21,7 @@ from deepchest_utils.results import store
 from deepchest_utils.results.metrics import ensemble, score_tasks
 from deepchest_utils.results.statistics import BOOTSTRAP_METRICS, judge_differences, paired_differences
 from deepchest_utils.results.store import RunTable
-from deepchest_utils.studies import real
+from deepchest_utils.studies import real, replication
 from deepchest_utils.studies.replication import ENDPOINT, MAIN, PHANTOMS, TUNING, Replicate, replicate, run_rounds
 from deepchest_utils.sweep import Trial, draw_settings
 from deepchest_utils.training import Run, train
@@ -294,11 +293,7 @@ def loss_weight_table(out: Path, study: str) -> pd.DataFrame:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """embeddings --features FOLDER, or phantom: --out FOLDER [--jobs N] [--plan]."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("stage", choices=STAGES)
+    parser = replication.stage_parser(main.__doc__, STAGES)
     parser.add_argument("--features", type=Path, default=Path("data/processed/real"))
-    parser.add_argument("--out", type=Path, default=Path("data/results"))
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--plan", action="store_true", help="run nothing, print the number of cells and their hours")
     given = parser.parse_args(arguments)
     run_rounds(STAGES[given.stage](given.out, given.features), given.out, given.jobs, given.plan)

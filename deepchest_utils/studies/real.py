@@ -4,7 +4,6 @@ data/results/study.sh calls `main`. A stage may be stopped and called again: a f
 follows from results (rates, the methods that go on) follows from the tables alone.
 """
 
-import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -22,6 +21,7 @@ from deepchest_utils.datasets.findings import FINDINGS
 from deepchest_utils.files import FileError
 from deepchest_utils.results import store
 from deepchest_utils.results.statistics import judge_differences, paired_differences
+from deepchest_utils.studies import replication
 from deepchest_utils.studies.better_rule import expected_best
 from deepchest_utils.studies.replication import DEARER, ENDPOINT, METHODS, VAL_POSITIVES, run_rounds, with_settings
 from deepchest_utils.sweep import Setting, Trial, draw_settings
@@ -369,14 +369,10 @@ ON_IMAGES = ("features", "finetune", "ladder")
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """features, finetune or ladder --root NIH, or main or blind --features FOLDER: --out FOLDER [--jobs N] [--methods M ...] [--plan]."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("stage", choices=["features", *STAGES])
+    parser = replication.stage_parser(main.__doc__, ["features", *STAGES])
     parser.add_argument("--root", type=Path, help="of NIH ChestX-ray14 or a part of it, for stages on images")
     parser.add_argument("--features", type=Path, default=Path("data/processed/real"))
-    parser.add_argument("--out", type=Path, default=Path("data/results"))
-    parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--methods", nargs="+", default=METHODS)
-    parser.add_argument("--plan", action="store_true", help="run nothing; what is not known yet is counted at its most")
     given = parser.parse_args(arguments)
     if given.stage in ON_IMAGES and given.root is None and not given.plan:
         parser.error(f"{given.stage} needs --root, the folder of NIH ChestX-ray14.")

@@ -6,7 +6,7 @@ follows from results (the settings that go on, the methods that are far behind) 
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -290,14 +290,20 @@ def run_rounds(rounds: Iterator[tuple[str, list[Any]]], out: Path, jobs: int, pl
                 raise SystemExit(f"{table}: every cell has failed.")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """STAGE --out FOLDER [--jobs N] [--methods M ...] [--plan]: run a stage, or print its cells and hours."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("stage", choices=STAGES)
+def stage_parser(description: str | None, stages: Iterable[str]) -> argparse.ArgumentParser:
+    """Of the arguments that every study has."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("stage", choices=[*stages])
     parser.add_argument("--out", type=Path, default=Path("data/results"))
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--plan", action="store_true", help="run nothing; what is not known yet is counted at its most")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """STAGE --out FOLDER [--jobs N] [--methods M ...] [--plan]: run a stage, or print its cells and hours."""
+    parser = stage_parser(main.__doc__, STAGES)
+    parser.add_argument("--methods", nargs="+", default=METHODS)
     given = parser.parse_args(arguments)
     if given.stage != "tune" and not given.plan:
         for name, trials in tune(given.out, METHODS):

@@ -4,7 +4,6 @@ data/results/study.sh calls `main`; data/results/PROTOCOL_SHARING.md says what i
 called again: a finished cell is not run twice.
 """
 
-import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import combinations
@@ -24,6 +23,7 @@ from deepchest_utils.models.trunks import BACKBONES, thin_resnet18
 from deepchest_utils.results import store
 from deepchest_utils.results.statistics import BOOTSTRAP_METRICS, holm, judge_differences, paired_differences
 from deepchest_utils.results.store import RunTable
+from deepchest_utils.studies import replication
 from deepchest_utils.studies.gradients import GradientStatistics, gradient_statistics
 from deepchest_utils.studies.levers import Rounds, Timed
 from deepchest_utils.studies.replication import ENDPOINT, PHANTOMS, endpoint_findings, replicate, run_rounds, study_rows
@@ -262,10 +262,5 @@ def judge_predictors(transfer: Float[np.ndarray, "r k k"], named: dict[str, Matr
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """sizes or transfer: --out FOLDER [--jobs N] [--plan]."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("stage", choices=STAGES)
-    parser.add_argument("--out", type=Path, default=Path("data/results"))
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--plan", action="store_true", help="run nothing, print the number of cells and their hours")
-    given = parser.parse_args(arguments)
+    given = replication.stage_parser(main.__doc__, STAGES).parse_args(arguments)
     run_rounds(STAGES[given.stage](given.out), given.out, given.jobs, given.plan)

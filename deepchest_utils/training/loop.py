@@ -84,6 +84,8 @@ def train(config: TrainConfig, data: Splits | None = None) -> Run:
                     state = checkpoint.load_checkpoint(folder, loop.identity)
                 if state:
                     loop.load_state_dict(state)
+                else:
+                    store.check_place(folder)
             saved = loop.epoch
             try:
                 while loop.epoch < config.epochs:

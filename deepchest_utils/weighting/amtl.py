@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from deepchest_utils.config import check_choice
-from deepchest_utils.weighting.base import EpochReport, Mask, Scalarization, check_options, present_tasks
+from deepchest_utils.weighting.base import EpochReport, Scalarization, check_options
 from deepchest_utils.weighting.dtp import RunningScore
 from deepchest_utils.weighting.scalarization import EPSILON
 from deepchest_utils.weighting.static import as_weights, clamped_prevalence
@@ -79,8 +79,7 @@ class AMTL(Scalarization):
         raw = present * (left + 1e-12)  # all have achieved their potential: equal weights
         return raw / raw.sum().clamp(min=1e-12)
 
-    def forward(self, losses: Float[Tensor, " k"], mask: Mask = None) -> Float[Tensor, ""]:
-        present = present_tasks(losses, mask)
+    def forward(self, losses: Float[Tensor, " k"], present: Bool[Tensor, " k"]) -> Float[Tensor, ""]:
         w = self.shares(present).to(losses)
         if self.mean == "arithmetic":
             return present.sum() * (losses * w).sum()

@@ -167,7 +167,7 @@ class Method(Stateful):
     @property
     def weights(self) -> Float[Tensor, " k"]:
         """(K,) task weights in force, for the log; by default the mean of those recorded in this epoch, or ones. Where they
-        change in each step `backward` records them; a plain call does not."""
+        change in each step a backward pass records them, except under torch.compile."""
         return torch.where(self._steps > 0, self._used / self._steps.clamp(min=1), 1.0)
 
     @property
@@ -181,7 +181,9 @@ class Method(Stateful):
         self._steps += 1
 
     def begin(self, prevalence: Float[Tensor, " k"]) -> None:
-        """Called before the first step, with the share of positives among the known training labels."""
+        """Called before the first step, with the share of positives among the known training labels, (K,)."""
+        if len(check_prevalence(prevalence)) != self.num_tasks:
+            raise ValueError(f"prevalence should have shape ({self.num_tasks},). Found {tuple(prevalence.shape)}.")
 
     def backward(self, losses: Losses, features: Features = None, mask: Mask = None) -> None:
         """Add to `.grad` of trunk and heads.
@@ -194,29 +196,36 @@ class Method(Stateful):
         """
         raise NotImplementedError
 
-    def checked(self, losses: Losses, mask: Mask) -> Float[Tensor, " k"]:
-        """The losses as one tensor (K,), 0 where the mask is False, float32 if they were of less; with their gradient.
-        ValueError for another shape."""
+    def checked(self, losses: Losses, mask: Mask) -> tuple[Float[Tensor, " k"], Bool[Tensor, " k"]]:
+        """The losses as one tensor (K,), 0 where the mask is False, float32 if they were of less; with their gradient,
+        and the mask, True everywhere for None. ValueError for another shape."""
         if not isinstance(losses, Tensor):
-            if isinstance(losses, Mapping | Set) or not isinstance(losses, Iterable):
+            if isinstance(losses, Mapping | Set | str) or not isinstance(losses, Iterable):
                 kind = type(losses).__name__
                 raise ValueError(f"losses should be a tensor or a list, one loss a task in order. Found a {kind}.")
-            losses = torch.stack([torch.as_tensor(loss) for loss in losses]) if len(losses) else torch.empty(0)
+            each = [torch.as_tensor(loss) for loss in losses]
+            if len({loss.shape for loss in each}) > 1:
+                raise ValueError(
+                    f"losses should be one number a task. Found shapes {[tuple(loss.shape) for loss in each]}."
+                )
+            losses = torch.stack(each) if each else torch.empty(0)
         shape = (self.num_tasks,)
         if losses.shape != shape:
             of_images = losses.ndim == 0 or (losses.ndim == 2 and losses.shape[1:] == shape)
             hint = ": take reduction='none' and the mean over images, losses.mean(0)" if of_images else ""
             found = f"Found shape {tuple(losses.shape)}{hint}."
             raise ValueError(f"losses should have shape {shape}, one loss a task. {found}")
+        if not losses.is_floating_point():
+            raise ValueError(f"losses should be of a floating type. Found {losses.dtype}.")
         if losses.dtype in (torch.float16, torch.bfloat16):
             losses = losses.float()
         if mask is None:
-            return losses
+            return losses, torch.ones_like(losses, dtype=torch.bool)
         mask = torch.as_tensor(mask, device=losses.device)
         if mask.shape != shape or mask.dtype != torch.bool:
             found = f"{tuple(mask.shape)} and {mask.dtype}"
             raise ValueError(f"mask should have shape {shape} and type torch.bool. Found {found}.")
-        return losses.where(mask, 0.0)
+        return losses.where(mask, 0.0), mask
 
     def check_positive(self, losses: Float[Tensor, " k"]) -> None:
         """ValueError for a loss below 0, for a method whose formula has no sense there. Not on an accelerator, where a
@@ -240,6 +249,10 @@ class Method(Stateful):
     def end_epoch(self, report: EpochReport) -> None:
         """Learn from the epoch. An override calls this one too, which starts the log of the next epoch. ValueError for a
         report of another number of tasks."""
+        if not isinstance(report, EpochReport):
+            raise ValueError(
+                f"end_epoch takes an EpochReport; a score a task goes to update. Found {type(report).__name__}."
+            )
         if (found := len(report.prevalence)) != self.num_tasks:
             raise ValueError(f"the report should be of {self.num_tasks} tasks. Found {found}.")
         self._used.zero_()
@@ -251,30 +264,36 @@ class LossWeighting(Method):
     under which a dot product of float32 would be one of bfloat16. Called in `no_grad`, for validation, it learns nothing."""
 
     def __call__(self, losses: Losses, mask: Mask = None) -> Float[Tensor, ""]:
-        losses = self.checked(losses, mask)
+        return self.scalar(*self.checked(losses, mask))
+
+    def scalar(self, losses: Float[Tensor, " k"], present: Bool[Tensor, " k"]) -> Float[Tensor, ""]:
+        """The loss to differentiate, of losses that are checked."""
         rule = self if torch.is_grad_enabled() else copy.deepcopy(self)
         with without_autocast(losses):
-            return cast(Tensor, super(LossWeighting, rule).__call__(losses, mask))
+            return cast(Tensor, super(LossWeighting, rule).__call__(losses, present))
 
-    def forward(self, losses: Float[Tensor, " k"], mask: Bool[Tensor, " k"] | None = None) -> Float[Tensor, ""]:
-        """sum_k w_k L_k, differentiable, for losses (K,), 0 where the mask, (K,), is False."""
+    def forward(self, losses: Float[Tensor, " k"], present: Bool[Tensor, " k"]) -> Float[Tensor, ""]:
+        """sum_k w_k L_k, differentiable; losses: (K,), 0 where `present`, (K,), is False: no label in the batch."""
         return losses @ self.weights.to(losses)
 
     def backward(self, losses: Losses, features: Features = None, mask: Mask = None) -> None:
-        self(losses, mask).backward()
+        losses, present = self.checked(losses, mask)
+        check_gradient(losses, features)
+        self.scalar(losses, present).backward()
 
 
 class Scalarization(LossWeighting):
     """A loss weighting whose scalar changes from step to step. Its weights are the scalar's derivatives by each loss,
     averaged over the epoch's steps."""
 
-    def backward(self, losses: Losses, features: Features = None, mask: Mask = None) -> None:
-        losses = self.checked(losses, mask)
-        losses = losses.view_as(losses)  # a tensor of our own, so that the caller's keeps no gradient
-        losses.retain_grad()
-        with without_autocast(losses):  # not by calling, which would check the losses again
-            self.forward(losses, mask).backward()
-        self.record(cast(Tensor, losses.grad))
+    def scalar(self, losses: Float[Tensor, " k"], present: Bool[Tensor, " k"]) -> Float[Tensor, ""]:
+        losses = losses.view_as(losses)  # a tensor of our own, so that the caller's keeps no hook
+        loss = super().scalar(losses, present)
+        if loss.requires_grad and losses.requires_grad and not torch.compiler.is_compiling():
+            above: list[Tensor] = []  # what the scalar is multiplied with before its backward pass
+            loss.register_hook(above.append)
+            losses.register_hook(lambda gradient: self.record(gradient / above.pop()))
+        return loss
 
 
 class Composed(Method):
@@ -302,7 +321,7 @@ class Composed(Method):
         return self.outer.raw_weights * self.inner.raw_weights.to(self.outer.raw_weights)
 
     def backward(self, losses: Losses, features: Features = None, mask: Mask = None) -> None:
-        losses = self.checked(losses, mask)
+        losses, mask = self.checked(losses, mask)
         self.inner.backward(losses * self.outer.weights.to(losses), features, mask)
 
     def begin(self, prevalence: Float[Tensor, " k"]) -> None:
@@ -326,9 +345,14 @@ def check_prevalence(prevalence: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
     return prevalence
 
 
-def present_tasks(losses: Float[Tensor, " k"], mask: Mask) -> Bool[Tensor, " k"]:
-    """(K,) which tasks have a known label in the batch: the mask, or all."""
-    return torch.ones_like(losses, dtype=torch.bool) if mask is None else mask
+def check_gradient(losses: Float[Tensor, " k"], features: Any) -> None:
+    """ValueError for losses that are detached, or made in `no_grad`, and for features that are no tensor."""
+    if features is not None and not isinstance(features, Tensor):
+        raise ValueError(
+            f"features should be one tensor, (B, F). Found a {type(features).__name__}: take its last part."
+        )
+    if not losses.requires_grad:
+        raise ValueError("losses should have a gradient. Found none: they are detached, or made in no_grad.")
 
 
 def without_autocast(losses: Float[Tensor, " k"]) -> AbstractContextManager[Any]:

@@ -1,11 +1,11 @@
 """Rules that notebook 07 derives and judges: Hedge, the validation discount and Anneal."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from deepchest_utils.models.losses import prevalence_entropy
-from deepchest_utils.weighting.base import EpochReport, LossWeighting, Mask, Scalarization, check_options, present_tasks
+from deepchest_utils.weighting.base import EpochReport, LossWeighting, Scalarization, check_options
 from deepchest_utils.weighting.static import clamped_prevalence
 
 MIN_RELATIVE_LOSS = 0.01  # no running loss counts as less than this share of its start: weights stay bounded
@@ -107,11 +107,11 @@ class Anneal(Scalarization):
         raw = (relative_loss if self.relative else relative_loss * self.start) ** -power
         return (raw / raw.nanmean()).nan_to_num(1.0)
 
-    def forward(self, losses: Float[Tensor, " k"], mask: Mask = None) -> Float[Tensor, ""]:
+    def forward(self, losses: Float[Tensor, " k"], present: Bool[Tensor, " k"]) -> Float[Tensor, ""]:
         self.check_positive(losses)
         weights = self.current().to(losses)  # before this batch is looked at: no weight depends on its own batch
         with torch.no_grad():
-            loss, present = losses.detach().to(self.running), present_tasks(losses, mask)
+            loss = losses.detach().to(self.running)
             present = present & ((loss > 0) | ~self.start.isnan())  # a loss of 0 is no start
             self.start.copy_(torch.where(present & self.start.isnan(), loss, self.start))
             followed = torch.where(self.running.isnan(), loss, torch.lerp(self.running, loss, 1 / self.window))

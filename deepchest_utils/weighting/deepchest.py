@@ -23,7 +23,8 @@ class DeepChest(LossWeighting):
         s_k < tau:  w_k <- min(step_up * w_k, cap)        otherwise:  w_k <- max(w_k / step_down, floor)
     The loss of a step is sum_k w_k L_k. The defaults are the published rule exactly: the training accuracy as the
     signal, no floor, no normalisation. In your own loop: `loss = w(losses)` in a step, `w.update(scores)` per epoch.
-    State (`raw_weights`, `previous_loss`) is float64; keep the module on a device that has it.
+    With one task, or equal scores, none is behind: all weights fall, unless normalize=True. `eval()` changes nothing; in
+    `no_grad` nothing is learned. The state is float64; keep the module on a device that has it (Apple's mps has not).
 
     Args:
         signal: What `end_epoch` takes as the score of task k in epoch t; `update` is given the scores.
@@ -33,7 +34,7 @@ class DeepChest(LossWeighting):
             of the prevalence). L_k is the loss that is trained, also where it is another one.
             "prevalence": one minus the training prevalence, the accuracy of always saying "absent", without a network.
         step_up: At least 1, as is `step_down`.
-        cap: Upper bound of the raw weights, greater than 0; `floor` is the lower one, 0 <= floor <= cap.
+        cap: Upper bound of the raw weights, finite, greater than 0; `floor` is the lower one, 0 <= floor <= cap.
         normalize: Scale the weights in force to mean 1; the raw ones go on by the rule.
         initial: (K,) raw weights in [floor, cap], or the name of those published for the 14 findings ("resnet",
             "cnnmodel1"); by default ones, cut to the bounds.
@@ -111,7 +112,7 @@ class DeepChest(LossWeighting):
     def _numbers(self, name: str, values: Any) -> Float[Tensor, " k"]:
         """(K,) float64 of any sequence of K numbers, NaN for None; ValueError for anything else."""
         try:
-            if isinstance(values, Mapping | Set):  # its keys, or in any order
+            if isinstance(values, Mapping | Set | str):  # its keys, in any order, or its digits
                 raise TypeError
             if not isinstance(values, Tensor):
                 values = [math.nan if value is None else float(value) for value in values]

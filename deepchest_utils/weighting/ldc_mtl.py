@@ -1,10 +1,10 @@
 """LDC-MTL, loss discrepancy control: learned weights that bring neighbouring weighted losses together."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from deepchest_utils.weighting.base import Mask, Scalarization, check_options, present_tasks
+from deepchest_utils.weighting.base import Scalarization, check_options
 
 
 class LDCMTL(Scalarization):
@@ -23,8 +23,7 @@ class LDCMTL(Scalarization):
         self.penalty = penalty
         self.v = nn.Parameter(torch.ones(num_tasks))
 
-    def forward(self, losses: Float[Tensor, " k"], mask: Mask = None) -> Float[Tensor, ""]:
-        present = present_tasks(losses, mask)
+    def forward(self, losses: Float[Tensor, " k"], present: Bool[Tensor, " k"]) -> Float[Tensor, ""]:
         w = self.v.to(losses).sigmoid() * present
         weighted = w * losses
         # the place of the last task with a label at or before each, -1 if none: no number leaves the device

@@ -1,12 +1,12 @@
 """LBTW and IGB: how far a task's loss has come from where it started."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from deepchest_utils.config import check_choice
 from deepchest_utils.models.losses import prevalence_entropy
-from deepchest_utils.weighting.base import EpochReport, Mask, Scalarization, check_options, present_tasks
+from deepchest_utils.weighting.base import EpochReport, Scalarization, check_options
 from deepchest_utils.weighting.scalarization import EPSILON
 from deepchest_utils.weighting.static import clamped_prevalence
 
@@ -34,9 +34,9 @@ class LBTW(Scalarization):
         if self.initial_loss == "entropy":
             self.first_loss.copy_(prevalence_entropy(clamped_prevalence(prevalence, self.first_loss)))
 
-    def forward(self, losses: Float[Tensor, " k"], mask: Mask = None) -> Float[Tensor, ""]:
+    def forward(self, losses: Float[Tensor, " k"], present: Bool[Tensor, " k"]) -> Float[Tensor, ""]:
         self.check_positive(losses)
-        present, now = present_tasks(losses, mask), losses.detach().to(self.first_loss) + EPSILON
+        now = losses.detach().to(self.first_loss) + EPSILON
         self.first_loss.copy_(torch.where(self.first_loss.isnan() & present, now, self.first_loss))
         raw = ((now / self.first_loss) ** self.alpha).where(present, 0.0)
         return (losses * (raw * present.sum() / raw.sum().clamp(min=EPSILON)).to(losses)).sum()
@@ -61,9 +61,8 @@ class IGB(Scalarization):
         self.base_epoch = base_epoch
         self.register_buffer("base", torch.full((num_tasks,), torch.nan, dtype=torch.float64))
 
-    def forward(self, losses: Float[Tensor, " k"], mask: Mask = None) -> Float[Tensor, ""]:
+    def forward(self, losses: Float[Tensor, " k"], present: Bool[Tensor, " k"]) -> Float[Tensor, ""]:
         self.check_positive(losses)
-        present = present_tasks(losses, mask)
         gap = torch.where(self.base > 0, losses.detach() / self.base, 1.0)
         w = torch.softmax(gap.where(present, -torch.inf), dim=0).where(present, 0.0) * present.sum()
         return (w.to(losses) * (losses.where(present, 1.0) + EPSILON).log()).sum()

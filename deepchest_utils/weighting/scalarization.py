@@ -17,8 +17,8 @@ from deepchest_utils.weighting.base import (
     Method,
     Scalarization,
     Stateful,
+    check_gradient,
     check_options,
-    present_tasks,
     without_autocast,
 )
 from deepchest_utils.weighting.static import clamped_prevalence
@@ -68,10 +68,10 @@ class Uncertainty(Scalarization):
         super().__init__(num_tasks)
         self.log_variance = nn.Parameter(torch.zeros(num_tasks))
 
-    def forward(self, losses: Float[Tensor, " k"], mask: Mask = None) -> Float[Tensor, ""]:
+    def forward(self, losses: Float[Tensor, " k"], present: Bool[Tensor, " k"]) -> Float[Tensor, ""]:
         self.check_positive(losses)
         s = self.log_variance
-        return (s.neg().exp() * losses + present_tasks(losses, mask) * s / 2).sum()
+        return (s.neg().exp() * losses + present * s / 2).sum()
 
 
 class IMTLL(Scalarization):
@@ -83,19 +83,18 @@ class IMTLL(Scalarization):
         super().__init__(num_tasks)
         self.log_scale = nn.Parameter(torch.zeros(num_tasks))
 
-    def forward(self, losses: Float[Tensor, " k"], mask: Mask = None) -> Float[Tensor, ""]:
+    def forward(self, losses: Float[Tensor, " k"], present: Bool[Tensor, " k"]) -> Float[Tensor, ""]:
         self.check_positive(losses)
         s = self.log_scale
-        return (s.exp() * losses - present_tasks(losses, mask) * s).sum()
+        return (s.exp() * losses - present * s).sum()
 
 
 class GLS(Scalarization):
     """Geometric loss strategy (Chennupati et al. 2019, MultiNet++, arXiv 1904.08492, equation 2): the geometric mean of
     the losses of the tasks with a label in the batch. Each task's gradient is divided by its own loss."""
 
-    def forward(self, losses: Float[Tensor, " k"], mask: Mask = None) -> Float[Tensor, ""]:
+    def forward(self, losses: Float[Tensor, " k"], present: Bool[Tensor, " k"]) -> Float[Tensor, ""]:
         self.check_positive(losses)
-        present = present_tasks(losses, mask)
         logs = finite_log(losses, present)
         return (logs.sum() / present.sum().clamp(min=1)).exp()
 
@@ -104,16 +103,16 @@ class DBMTLL(Scalarization):
     """The loss half of DB-MTL, dual-balancing for multi-task learning (Lin et al. 2023, arXiv 2308.12029, section 3.1):
     sum_k log(L_k + 1e-8), which brings all losses to one scale. The paper's other half normalises gradients."""
 
-    def forward(self, losses: Float[Tensor, " k"], mask: Mask = None) -> Float[Tensor, ""]:
+    def forward(self, losses: Float[Tensor, " k"], present: Bool[Tensor, " k"]) -> Float[Tensor, ""]:
         self.check_positive(losses)
-        return (losses.where(present_tasks(losses, mask), 1.0) + EPSILON).log().sum()
+        return (losses.where(present, 1.0) + EPSILON).log().sum()
 
 
 class RLW(Scalarization):
     """Random loss weighting (Lin et al. 2022, arXiv 2111.10603), the litmus test for every clever rule. In each step
     w = K softmax(z), of mean 1. z is standard normal (the paper's default), from torch's random state."""
 
-    def forward(self, losses: Float[Tensor, " k"], mask: Mask = None) -> Float[Tensor, ""]:
+    def forward(self, losses: Float[Tensor, " k"], present: Bool[Tensor, " k"]) -> Float[Tensor, ""]:
         z = torch.randn(self.num_tasks)  # on the CPU: the same weights on every device
         return losses @ (self.num_tasks * torch.softmax(z, dim=0)).to(losses)
 
@@ -135,9 +134,8 @@ class STCH(Scalarization):
         self.register_buffer("nadir", torch.full((num_tasks,), torch.nan, dtype=torch.float64))
         self.register_buffer("warm", torch.tensor(False))
 
-    def forward(self, losses: Float[Tensor, " k"], mask: Mask = None) -> Float[Tensor, ""]:
+    def forward(self, losses: Float[Tensor, " k"], present: Bool[Tensor, " k"]) -> Float[Tensor, ""]:
         self.check_positive(losses)
-        present = present_tasks(losses, mask)
         # a task that the warm-up never saw, or only at 0, has no nadir: its loss counts as it is
         nadir = self.nadir.where(self.nadir > 0, 1.0).to(losses).where(self.warm, 1.0)
         logs = finite_log(losses / nadir.where(present, 1.0), present)
@@ -181,8 +179,8 @@ class FAMO(Scalarization):
 
     Lowers all losses at one rate without a task's gradient. The loss of a step is c sum_k z_k log L_k with
     z = softmax(xi) and c = 1 / sum_k (z_k / L_k). After it, xi takes an Adam step along how much less each task's
-    log-loss has fallen on the same batch. A task without a label in it keeps its xi. The rate lr and
-    the decay gamma of xi are not negative; the defaults are the paper's."""
+    log-loss has fallen on the same batch: `after_step` wants these losses. A task without a label in it keeps its xi. The
+    rate lr and the decay gamma of xi are not negative; the defaults are the paper's."""
 
     needs_losses_after_step = True
     signed = (*Method.signed, "xi")
@@ -195,9 +193,8 @@ class FAMO(Scalarization):
         self.adam = Adam(num_tasks)
         self._before: tuple[Tensor, Tensor] | None = None  # the losses of the step, and which tasks have one
 
-    def forward(self, losses: Float[Tensor, " k"], mask: Mask = None) -> Float[Tensor, ""]:
+    def forward(self, losses: Float[Tensor, " k"], present: Bool[Tensor, " k"]) -> Float[Tensor, ""]:
         self.check_positive(losses)
-        present = present_tasks(losses, mask)
         self._before = losses.detach(), present
         z = torch.softmax(self.xi, dim=0).to(losses) * present
         shifted = losses.where(present, 1.0) + EPSILON
@@ -209,7 +206,7 @@ class FAMO(Scalarization):
         if self._before is None:
             raise ValueError("after_step should come after backward: there are no losses to compare with.")
         before, present = self._before
-        losses = self.checked(losses, present)
+        losses, _ = self.checked(losses, present)
         self.check_positive(losses)
         fall = ((before + EPSILON).log() - (losses + EPSILON).log()).double() * present
         z = torch.softmax(self.xi, dim=0) * present
@@ -217,6 +214,13 @@ class FAMO(Scalarization):
         # the derivative of sum_k z_k fall_k by xi, and the decay
         self.xi -= self.lr * self.adam(z * (fall - z @ fall) + self.gamma * self.xi) * present
         self._before = None
+
+    def end_epoch(self, report: EpochReport) -> None:
+        if self._steps > 0 and self.adam.count == 0:
+            raise ValueError(
+                "FAMO learns in after_step(losses), with the batch's losses after each step. Found no call."
+            )
+        super().end_epoch(report)
 
 
 class GradNorm(Method):
@@ -252,29 +256,31 @@ class GradNorm(Method):
         return self.current.clone()  # what was read stays what it was
 
     def begin(self, prevalence: Float[Tensor, " k"]) -> None:
+        super().begin(prevalence)
         if self.initial_loss == "entropy":
             self.first_loss.copy_(prevalence_entropy(clamped_prevalence(prevalence, self.first_loss)))
 
     def backward(self, losses: Losses, features: Features = None, mask: Mask = None) -> None:
-        losses = self.checked(losses, mask)
+        losses, present = self.checked(losses, mask)
+        check_gradient(losses, features)
         self.check_positive(losses)
         if features is None:
             raise ValueError("features should be the trunk's output: GradNorm works on the last shared layer.")
         if features.ndim != 2:  # with a row a task, the last layer belongs to one of them
-            raise ValueError(f"features should be shared by all tasks, (B, F). Found shape {tuple(features.shape)}.")
+            found = f"Found shape {tuple(features.shape)}: pool maps first."
+            raise ValueError(f"features should be shared by all tasks, (B, F). {found}")
         layer = last_shared_layer(features)
         with without_autocast(losses):
             pulls = (torch.autograd.grad(loss, layer, retain_graph=True)[0] for loss in losses)
             norms = [all_reduce_sum(pull).norm() for pull in pulls]
             (losses @ self.current.to(losses)).backward()
-        self.learn(losses.detach().double(), torch.stack(norms).double() / self.gradient_scale, mask)
+        self.learn(losses.detach().double(), torch.stack(norms).double() / self.gradient_scale, present)
 
     @torch.no_grad()
-    def learn(self, losses: Float[Tensor, " k"], norms: Float[Tensor, " k"], mask: Mask = None) -> None:
+    def learn(self, losses: Float[Tensor, " k"], norms: Float[Tensor, " k"], present: Bool[Tensor, " k"]) -> None:
         """One step of the weights; norms: (K,), of the unweighted losses' gradients by W."""
-        if isinstance(self.gradient_scale, Tensor) and not norms.isfinite().all():  # of fp16: the scaler skips the step
-            return
-        present = present_tasks(losses, mask)
+        # a step that is not finite is skipped by whoever trains, as fp16's scaler does; nothing is learned from it
+        present = present & (losses.isfinite() & norms.isfinite()).all()
         first = self.first_loss.isnan() & present & (losses > 0)  # a loss of 0 has nothing to fall from
         self.first_loss.copy_(torch.where(first, losses, self.first_loss))
         present = present & ~self.first_loss.isnan()

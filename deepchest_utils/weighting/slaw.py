@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from deepchest_utils.weighting.base import Mask, Scalarization, present_tasks
+from deepchest_utils.weighting.base import Scalarization
 
 SMALLEST = 1e-5  # the authors' lower bound of s_k
 
@@ -31,6 +31,7 @@ class SLAW(Scalarization):
     @torch.no_grad()
     def learn(self, losses: Float[Tensor, " k"], present: Bool[Tensor, " k"]) -> Float[Tensor, " k"]:
         """Take a batch's losses in; the weights with them, (K,) float64."""
+        present = present & losses.isfinite()  # one bad batch would stay in the means for good
         self.count += present
         rate = (1 / self.count.clamp(min=1)).clamp(min=1 - self.beta) * present
         apart = (losses.to(self.mean) - self.mean).where(present, 0.0)
@@ -40,5 +41,5 @@ class SLAW(Scalarization):
         inverse = inverse.where(self.count > 1, torch.nan)
         return (inverse / inverse.nanmean()).nan_to_num(1.0)
 
-    def forward(self, losses: Float[Tensor, " k"], mask: Mask = None) -> Float[Tensor, ""]:
-        return (losses * self.learn(losses.detach(), present_tasks(losses, mask)).to(losses)).sum()
+    def forward(self, losses: Float[Tensor, " k"], present: Bool[Tensor, " k"]) -> Float[Tensor, ""]:
+        return (losses * self.learn(losses.detach(), present).to(losses)).sum()

@@ -45,7 +45,10 @@ def clamped_prevalence(prevalence: Float[Tensor, " k"], like: Float[Tensor, " k"
 
 def as_weights(name: str, values: Sequence[float] | Tensor, num_tasks: int) -> Float[Tensor, " k"]:
     """(K,) float64, a copy; ValueError naming the argument unless the values are finite, and none is negative."""
-    weights = torch.as_tensor(values, dtype=torch.float64).detach().clone()
+    try:
+        weights = torch.as_tensor(values, dtype=torch.float64).detach().clone()
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"{name} should be {num_tasks} numbers, one a task in order. Found {values!r}.") from None
     if weights.shape != (num_tasks,):
         raise ValueError(f"{name} should have shape ({num_tasks},). Found {tuple(weights.shape)}.")
     if not (weights.isfinite() & (weights >= 0)).all():

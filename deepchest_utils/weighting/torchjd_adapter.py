@@ -18,9 +18,9 @@ from deepchest_utils.weighting.base import (
     Losses,
     Mask,
     Method,
+    check_gradient,
     check_options,
     check_state,
-    present_tasks,
     without_autocast,
 )
 
@@ -51,7 +51,7 @@ class GradientBalancing(Method):
         except ImportError as error:
             what, extra = ("TorchJD", "train") if "torchjd" in (error.name or "") else ("a solver", "solvers")
             raise ValueError(
-                f"{self.aggregator} needs {what}, which is not installed ({error}). Install the extra `{extra}`: "
+                f"{type(self).__name__} needs {what}, which is not installed ({error}). Install the extra `{extra}`: "
                 f"pip install 'deepchest-utils[{extra}]', in a checkout: pip install -e '.[{extra}]'."
             ) from None
         # in a list, so that torch does not take it for a submodule: its buffers come and go, and a state_dict that
@@ -92,13 +92,13 @@ class GradientBalancing(Method):
         return cast(Tensor, self._aggregator[0].weighting(rows))
 
     def backward(self, losses: Losses, features: Features = None, mask: Mask = None) -> None:
-        losses = self.checked(losses, mask)
+        losses, present = self.checked(losses, mask)
+        check_gradient(losses, features)
         if features is None:
             raise ValueError("features should be the trunk's output: there is where the tasks part.")
         if not features.requires_grad:
             raise ValueError("features should come from a trunk that is trained. Found it frozen.")
         check_apart(features, losses)
-        present = present_tasks(losses, mask)
         with without_autocast(losses):
             if not present.any():
                 losses.sum().backward()  # zeros, as for any method

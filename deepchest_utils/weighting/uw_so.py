@@ -1,10 +1,10 @@
 """UW-SO, soft optimal uncertainty weighting: a softmax over inverse losses."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from deepchest_utils.weighting.base import Mask, Scalarization, check_options, present_tasks
+from deepchest_utils.weighting.base import Scalarization, check_options
 from deepchest_utils.weighting.scalarization import EPSILON
 
 
@@ -23,9 +23,8 @@ class UWSO(Scalarization):
         check_options("be greater than 0", temperature=temperature)
         self.temperature = temperature
 
-    def forward(self, losses: Float[Tensor, " k"], mask: Mask = None) -> Float[Tensor, ""]:
+    def forward(self, losses: Float[Tensor, " k"], present: Bool[Tensor, " k"]) -> Float[Tensor, ""]:
         self.check_positive(losses)
-        present = present_tasks(losses, mask)
         logits = 1 / (losses.detach() + EPSILON) / self.temperature
         # NaN without a label in the whole batch: nothing to learn
         share = torch.softmax(logits.where(present, -torch.inf), dim=0).where(present, 0.0)
