@@ -249,7 +249,7 @@ def test_data_stand_beside_weights_and_what_is_lost_without_tuning():
     assert set(dots(left)) == {(-2.0, -0.03), (0.0, 0.0)}  # powers of two
     assert dots(right) == [(0, -0.02), (1, -0.002), (2, 0.0), (3, 0.001)]
     names = [[label.get_text() for label in ax.get_xticklabels()] for ax in (left, right)]
-    assert names == [["0.25 ×", "1 ×"], ["rate and decay\nnot tuned", "DeepChest", "Uncertainty", "Hedge (L/H)"]]
+    assert names == [["0.25 ×", "1 ×"], ["not tuned", "DeepChest", "Uncertainty", "Hedge (L/H)"]]
     assert left.get_ylim() == right.get_ylim()
 
 

@@ -150,8 +150,8 @@ def data_and_weights(found: pd.DataFrame) -> Figure:
                 ax.vlines(x, part.low[name], part.high[name], color=color, linewidth=2, alpha=0.75)
                 ax.plot(x, part["mean"][name], marker, color=color)
         left.set_xticks([*shares.values()], [f"{SHARES[name]:g} ×" for name in shares])
-        words = {"tuning": "rate and decay\nnot tuned"}
-        right.set_xticks(range(len(beside)), [words.get(m, method_label(m)) for m in beside], rotation=30, fontsize=8)
+        words = ["not tuned" if m == "tuning" else method_label(m) for m in beside]
+        right.set_xticks(range(len(beside)), words, rotation=30, fontsize=8, ha="right")
         left.set(title=place, xlabel="training images", ylabel="macro AUROC minus tuned Equal's")
         right.set(title="all images", xlim=(-0.5, len(beside) - 0.5))
         right.sharey(left)
