@@ -306,7 +306,7 @@ def test_max_images():
     [
         ({"label_noise": -0.1}, "label_noise should be a share between 0 and 1. Found -0.1"),
         ({"unknown": 1.5}, "unknown should be a share between 0 and 1. Found 1.5"),
-        ({"unknown": float("nan")}, "unknown should be of type float. Found nan"),
+        ({"unknown": float("nan")}, "unknown should be a finite number. Found nan"),
         ({"image_size": 27}, "between 28 and 256 px for the phantom. Found 27"),
         ({"image_size": 512}, "Found 512"),
         ({"image_size": 8}, "image_size should be at least 16"),

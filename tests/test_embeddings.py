@@ -240,7 +240,8 @@ def test_a_table_in_another_order_is_matched_by_name(tmp_path):
 def test_split_and_patients_of_a_file_count_with_a_table_too(tmp_path):
     arrays = made(tmp_path / "f.npz", labels=np.full((600, 2), "none"))  # labels are the table's
     frame = table_of(tmp_path / "films.csv", arrays, part=np.repeat(["test", "train", "val"], 200))
-    data = load_dataset("embeddings", tmp_path / "f.npz", table="films.csv")
+    with pytest.warns(DataWarning, match="column 'part' says train, val or test and is not used"):
+        data = load_dataset("embeddings", tmp_path / "f.npz", table="films.csv")
     assert data.split == "official"
     assert set(data.test.ids) == set(arrays["ids"][arrays["split"] == 2])
     data = load_dataset("embeddings", tmp_path / "f.npz", table="films.csv", split_column="part")
