@@ -294,8 +294,8 @@ def find_images(
                 if len(same) > 1:  # one may be a mask
                     raise DataError(f"{source}: image {name!r} has several files: {', '.join(same)}. Keep one of them.")
                 found[i] = files[same[0]]
-    near = {_key(other): other for other in files} if None in found else {}
-    for row, name, entry in zip(names.index, listed, found, strict=True):
+    near = {_key(other): other for other in files.keys() - {*listed}} if None in found else {}
+    for row, name, entry in zip(names.index, listed, found, strict=True) if near else ():
         if entry is None and (other := near.get(_key(name))):
             warn(
                 f"{source}: image {name!r} in row {row} is not on disk, but {other!r} is. Names should be those of the files."

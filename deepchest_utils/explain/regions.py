@@ -1,7 +1,6 @@
 """The true regions of findings: the masks of the phantom, or the boxes of NIH ChestX-ray14."""
 
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -29,13 +28,15 @@ class Regions:
         return Regions(self.rows[pairs], self.tasks[pairs], self.patients[pairs], self.masks[pairs])
 
 
-def check_has_regions(config: TrainConfig) -> None:
-    """ValueError for a data set without regions; DataError for an NIH folder without a table of boxes."""
+def find_boxes(config: TrainConfig) -> pd.DataFrame | None:
+    """The boxes of NIH, None for the phantom, whose regions are drawn. ValueError for a data set without regions; DataError for
+    an NIH folder without a table of boxes."""
     if config.dataset == "nih":
-        load_boxes(config.data_root or "", config.image_size)
-    elif config.dataset != "phantom" or config.split not in (None, "patient"):
+        return load_boxes(config.data_root or "", config.image_size)
+    if config.dataset != "phantom" or config.split not in (None, "patient"):
         wanted = 'dataset should be "phantom", split by patient, or "nih": no other has regions'
         raise ValueError(f"{wanted}. Found {config.dataset!r}, split={config.split!r}.")
+    return None
 
 
 def load_regions(config: TrainConfig, data: Splits, part: str = "test", per_finding: int = 60) -> Regions:
@@ -45,10 +46,10 @@ def load_regions(config: TrainConfig, data: Splits, part: str = "test", per_find
     `config` is what `data` was loaded with; `part` is "test", or "val" to choose a map method or a layer. Raises
     ValueError if the data set has no regions, or no image of the split has one.
     """
-    check_has_regions(config)
+    boxes = find_boxes(config)
     images = data.parts[part]
     size = images.images.shape[-1]
-    if config.dataset == "phantom":
+    if boxes is None:
         phantom = phantom_of(config.data_seed, part, len(images), **data.population)
         rows, tasks = _first_positives(phantom.labels == 1, per_finding)
         masks = np.empty((len(rows), size, size), bool)
@@ -56,7 +57,6 @@ def load_regions(config: TrainConfig, data: Splits, part: str = "test", per_find
             block = slice(start, start + 64)
             masks[block] = phantom.masks(size, rows[block])[np.arange(len(rows[block])), tasks[block]]
     else:
-        boxes = load_boxes(cast(str, config.data_root), size)
         has_box = [np.isin(images.ids, boxes.image[boxes.finding == name]) for name in data.findings]
         rows, tasks = _first_positives(np.stack(has_box, axis=1), per_finding)
         ids = [images.ids[rows[tasks == k]] for k in range(len(data.findings))]

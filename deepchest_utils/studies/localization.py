@@ -14,7 +14,7 @@ from torch import nn
 from deepchest_utils.config import check_choice
 from deepchest_utils.datasets import ChestXrays, Splits
 from deepchest_utils.explain.cam import CAM_METHODS, default_layers, heat_maps
-from deepchest_utils.explain.regions import Regions, check_has_regions, load_regions
+from deepchest_utils.explain.regions import Regions, find_boxes, load_regions
 from deepchest_utils.files import csv_path, exclusive_lock, write_file
 from deepchest_utils.results.metrics import Ranking
 from deepchest_utils.results.statistics import interval, paired_differences, patient_weights
@@ -181,7 +181,7 @@ def localize_runs(
             if trial.id not in set(records.cell)
         ]
         for trial in waiting:
-            check_has_regions(trial.config)
+            find_boxes(trial.config)
         try:
             if waiting:
                 run_sweep(waiting, runs, jobs)
